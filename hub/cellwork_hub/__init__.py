@@ -1,0 +1,1 @@
+"""What runs beside JupyterHub: its configuration, the supervisor, and the platform's services."""

@@ -1,0 +1,323 @@
+"""From HTTP to functions and back: routes with scopes, limits, request ids, metrics; the only place where errors become responses.
+
+A handler is a plain function `(call) -> Struct | bytes | None`; it runs on a thread unless it is async. What it raises
+that is no `CellworkError` is a bug: 500, the traceback in the log, nothing of it in the answer.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio.to_thread
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from cellwork import __version__, errors, ids
+from cellwork.wire import Problem
+from cellwork.wire.origin import HEADER, Origin
+from cellwork.wire.records import Principal
+
+log = logging.getLogger("cellwork")
+
+STATUS: dict[type[errors.CellworkError], int] = {
+    errors.BadInput: 422, errors.NotFound: 404, errors.Refused: 403, errors.Conflict: 409,
+    errors.TooLarge: 413, errors.TooBusy: 429, errors.Unavailable: 503,
+}  # fmt: skip
+
+
+class Malformed(errors.BadInput):
+    """The body or a parameter can't even be read: 400."""
+
+
+@dataclass
+class Call:
+    """One request, decoded and authorised."""
+
+    principal: Principal
+    request_id: str
+    origin: Origin
+    path: dict[str, str]
+    query: dict[str, str]
+    body: Any
+    headers: dict[str, str]
+    answer_headers: dict[str, str] = field(default_factory=dict)
+    media_type: str = "application/json"
+
+    def required(self, name: str) -> str:
+        if not self.query.get(name):
+            raise errors.BadInput("query parameter", name, "is missing", f"add ?{name}=…")
+        return self.query[name]
+
+    def limit(self, default: int = 100, most: int = 10_000) -> int:
+        return max(1, min(self.number("limit", default), most))
+
+    def number(self, name: str, default: int) -> int:
+        text = self.query.get(name, "")
+        if not re.fullmatch(r"-?\d{1,18}|", text):
+            raise errors.BadInput(f"query parameter {name}", text, "is not a whole number", "write digits only")
+        return int(text) if text else default
+
+    def next_page(self, cursor: str | int) -> None:
+        """Tell the caller where the list goes on."""
+        self.answer_headers["x-next-cursor"] = str(cursor)
+
+
+Handler = Callable[[Call], Any] | Callable[[Call], Awaitable[Any]]
+
+
+@dataclass(frozen=True)
+class Route:
+    """`path` holds `{name}` for a segment; `scope` is what the caller needs, `None` opens it to everyone."""
+
+    method: str
+    path: str
+    handler: Handler
+    scope: str | None
+    body: Any = None
+    """Type of a JSON body; `bytes` hands the raw body on; None takes none."""
+    answer: Any = None
+    doc: str = ""
+    status: int = 200
+
+    @functools.cached_property
+    def pattern(self) -> re.Pattern[str]:
+        escaped = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(self.path))
+        return re.compile(escaped)
+
+
+Lifespan = Callable[[], AbstractAsyncContextManager[None]]
+
+
+class Service:
+    """An ASGI app of routes. `ready` says whether requests make sense yet; `authorise` makes a Principal of a request."""
+
+    def __init__(
+        self,
+        name: str,
+        routes: Sequence[Route],
+        *,
+        authorise: Callable[[Scope], Awaitable[Principal]],
+        lifespan: Lifespan | None = None,
+        ready: Callable[[], bool] = lambda: True,
+        most_bytes: int = 256 * 1024 * 1024,
+    ) -> None:
+        self.name, self.authorise, self.lifespan, self.ready, self.most_bytes = name, authorise, lifespan, ready, most_bytes
+        self.prefix = f"/services/{name}"
+        self.counts: Counter[tuple[str, str, int]] = Counter()
+        self.seconds: Counter[tuple[str, str]] = Counter()
+        self.routes = [*routes, *self._own_routes()]
+
+    def _own_routes(self) -> list[Route]:
+        def live(call: Call) -> dict[str, str]:
+            return {"status": "live", "service": self.name, "version": __version__}
+
+        def readiness(call: Call) -> dict[str, str]:
+            if not self.ready():
+                raise errors.Unavailable("service", self.name, "is not ready yet", "ask again in a second")
+            return {"status": "ready", "service": self.name}
+
+        def metrics(call: Call) -> bytes:
+            call.media_type = "text/plain; version=0.0.4"
+            return self._metrics().encode()
+
+        def openapi(call: Call) -> dict[str, Any]:
+            return describe(self.name, self.routes)
+
+        return [
+            Route("GET", "/health/live", live, scope=None, doc="The process answers."),
+            Route("GET", "/health/ready", readiness, scope=None, doc="Requests make sense."),
+            Route("GET", "/metrics", metrics, scope="monitors:read", doc="Prometheus metrics."),
+            Route("GET", "/openapi.json", openapi, scope="data:read", doc="This description."),
+        ]
+
+    def _metrics(self) -> str:
+        lines = ["# TYPE cellwork_requests_total counter"]
+        lines += [f'cellwork_requests_total{{service="{self.name}",method="{m}",path="{p}",status="{s}"}} {n}' for (m, p, s), n in sorted(self.counts.items())]
+        lines.append("# TYPE cellwork_request_seconds_total counter")
+        lines += [f'cellwork_request_seconds_total{{service="{self.name}",method="{m}",path="{p}"}} {n:.6f}' for (m, p), n in sorted(self.seconds.items())]
+        return "\n".join(lines) + "\n"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._run_lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 4404})
+
+    async def _run_lifespan(self, receive: Receive, send: Send) -> None:
+        @asynccontextmanager
+        async def nothing() -> AsyncIterator[None]:
+            yield
+
+        await receive()
+        try:
+            async with (self.lifespan or nothing)():
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+        except Exception as error:
+            log.exception("%s failed to start or stop", self.name)
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started, request_id, path = time.perf_counter(), ids.new("req"), "(none)"
+        try:
+            route, parameters = self._find(scope)
+            path = route.path
+            principal = await self._authorised(scope, route)
+            call = await self._decode(Request(scope, receive), route, parameters, principal, request_id)
+            result = await self._run(route, call)
+            status, body, kind, headers = route.status, _encode(result), call.media_type, call.answer_headers
+        except ClientDisconnect:
+            return
+        except errors.CellworkError as error:
+            status, body, kind, headers = problem_response(error, request_id, anonymous=scope.get("cellwork.anonymous", False))
+        except Exception:
+            log.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
+            problem = Problem(type="Bug", subject="request", value=request_id, verdict="failed inside the platform", way_out=f"look for {request_id} in the service's log")
+            status, body, kind, headers = 500, msgspec.json.encode(problem), "application/problem+json", {}
+        self.counts[scope["method"], path, status] += 1
+        self.seconds[scope["method"], path] += time.perf_counter() - started
+        await respond(send, status, body, kind, {**headers, "x-request-id": request_id})
+
+    def _find(self, scope: Scope) -> tuple[Route, dict[str, str]]:
+        path = canonical_path(scope, self.prefix)
+        others = []
+        for route in self.routes:
+            match = route.pattern.fullmatch(path)
+            if match and route.method == scope["method"]:
+                return route, match.groupdict()
+            if match:
+                others.append(route.method)
+        if others:
+            raise errors.NotFound("method", scope["method"], f"does not exist on {path}", f"use {' or '.join(sorted(others))}")
+        raise errors.NotFound("path", path, f"is not one of the service {self.name!r}", "look at /openapi.json")
+
+    async def _authorised(self, scope: Scope, route: Route) -> Principal:
+        if route.scope is None:
+            return Principal(kind="nobody", name="anonymous")
+        principal = await self.authorise(scope)
+        if principal.kind == "nobody":
+            scope["cellwork.anonymous"] = True
+            raise errors.Refused("request", "", "carries no valid credential", "send 'Authorization: Bearer <token>' with a token of the hub")
+        if route.scope not in principal.scopes:
+            raise errors.Refused(f"{principal.kind} {principal.name!r}", route.scope, "is a scope it does not have", "ask an admin for a role with that scope")
+        return principal
+
+    async def _decode(self, request: Request, route: Route, parameters: dict[str, str], principal: Principal, request_id: str) -> Call:
+        content = await self._read(request)
+        body: Any = None
+        if route.body is bytes:
+            body = content
+        elif route.body is not None:
+            try:
+                body = msgspec.json.decode(content, type=route.body)
+            except msgspec.ValidationError as error:
+                raise errors.BadInput("body", "", str(error), "look at /openapi.json for its form") from None
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise Malformed("body", "", f"is not JSON: {error}", "send a JSON document") from None
+        headers = {key.lower(): value for key, value in request.headers.items()}
+        return Call(principal, request_id, _origin(headers, principal), parameters, dict(request.query_params), body, headers)
+
+    async def _read(self, request: Request) -> bytes:
+        """Read the body, never more than the limit, whatever length the header claims."""
+        chunks: list[bytes] = []
+        size = 0
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > self.most_bytes:
+                raise errors.TooLarge("body", f"{size} bytes", f"is over the limit of {self.most_bytes} bytes", "send it in parts")
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    @staticmethod
+    async def _run(route: Route, call: Call) -> Any:
+        if inspect.iscoroutinefunction(route.handler):
+            return await route.handler(call)
+        return await anyio.to_thread.run_sync(route.handler, call)
+
+
+def canonical_path(scope: Scope, prefix: str) -> str:
+    """Return the path below `prefix`; a path that can be read in two ways is refused before any rule looks at it."""
+    raw = scope.get("raw_path", b"").decode("latin-1").partition("?")[0] or scope["path"]
+    if "//" in raw or "\\" in raw or re.search(r"%(2f|5c|25|00|2e)", raw, re.IGNORECASE) or any(part in (".", "..") for part in raw.split("/")):
+        raise Malformed("path", raw, "is not canonical", "write it without //, .. or encoded separators")
+    path: str = scope["path"]
+    return path.removeprefix(prefix) or "/"
+
+
+def problem_response(error: errors.CellworkError, request_id: str, *, anonymous: bool = False) -> tuple[int, bytes, str, dict[str, str]]:
+    status = 400 if isinstance(error, Malformed) else 401 if anonymous else next(code for kind, code in STATUS.items() if isinstance(error, kind))
+    kind = "BadInput" if isinstance(error, Malformed) else type(error).__name__
+    problem = Problem(type=kind, subject=error.subject, value=error.value, verdict=error.verdict, way_out=error.way_out, request_id=request_id)
+    headers = {"www-authenticate": "Bearer"} if status == 401 else {"retry-after": "1"} if status in (429, 503) else {}
+    return status, msgspec.json.encode(problem), "application/problem+json", headers
+
+
+async def respond(send: Send, status: int, body: bytes, kind: str, headers: dict[str, str]) -> None:
+    pairs = [("content-type", kind), ("content-length", str(len(body))), ("cache-control", "no-store"), ("x-content-type-options", "nosniff"), *headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": [(k.encode("latin-1"), v.encode("latin-1")) for k, v in pairs]})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _encode(result: Any) -> bytes:
+    return result if isinstance(result, bytes) else msgspec.json.encode(result)
+
+
+def _origin(headers: dict[str, str], principal: Principal) -> Origin:
+    """Return the caller's word on its origin; the user is ours to say."""
+    try:
+        origin = msgspec.json.decode(headers.get(HEADER, "{}").encode(), type=Origin)
+    except msgspec.MsgspecError:
+        origin = Origin()
+    return msgspec.structs.replace(origin, user=principal.name)
+
+
+def describe(name: str, routes: Sequence[Route]) -> dict[str, Any]:
+    """Return the OpenAPI 3.1 description of `routes`."""
+    types = [t for r in routes for t in (r.body, r.answer) if t not in (None, bytes)]
+    schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    by_type = {repr(t): schema for t, schema in zip(types, schemas, strict=True)}
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        operation: dict[str, Any] = {
+            "summary": route.doc,
+            "parameters": [{"name": p, "in": "path", "required": True, "schema": {"type": "string"}} for p in re.findall(r"{(\w+)}", route.path)],
+            "responses": {str(route.status): {"description": "ok"}, "default": {"description": "a problem", "content": {"application/problem+json": {}}}},
+        }
+        if route.scope:
+            operation["security"] = [{"hub": [route.scope]}]
+        if route.body is bytes:
+            operation["requestBody"] = {"required": True, "content": {"application/octet-stream": {}}}
+        elif route.body is not None:
+            operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": by_type[repr(route.body)]}}}
+        if route.answer not in (None, bytes):
+            operation["responses"][str(route.status)]["content"] = {"application/json": {"schema": by_type[repr(route.answer)]}}
+        paths.setdefault(route.path, {})[route.method.lower()] = operation
+    security = {"hub": {"type": "http", "scheme": "bearer"}}
+    return {
+        "openapi": "3.1.0", "info": {"title": f"Cellwork {name}", "version": __version__}, "servers": [{"url": f"/services/{name}"}],
+        "paths": paths, "components": {"schemas": json.loads(msgspec.json.encode(components)), "securitySchemes": security},
+    }  # fmt: skip
+
+
+def serve(app: ASGIApp, host: str, port: int) -> None:
+    """Run `app` until SIGTERM or SIGINT; in-flight requests are finished first."""
+    import uvicorn
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=10, ws="websockets-sansio", lifespan="on", server_header=False)

@@ -1,0 +1,101 @@
+"""Events, audit and lineage: three tables that every service keeps, written in the transaction of what they are about."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Engine, text
+
+from cellwork import clock, ids
+from cellwork.wire.records import AuditRow, Edge, Event
+from cellwork_hub.edge import Call, Route
+
+MIGRATION = (
+    "CREATE TABLE events (seq {serial}, id TEXT UNIQUE NOT NULL, name TEXT NOT NULL, project TEXT NOT NULL, subject TEXT NOT NULL, at BIGINT NOT NULL, data {json} NOT NULL)",
+    "CREATE INDEX events_name ON events (name, seq)",
+    "CREATE TABLE edges (source TEXT NOT NULL, relation TEXT NOT NULL, target TEXT NOT NULL, at BIGINT NOT NULL, PRIMARY KEY (source, relation, target))",
+    "CREATE INDEX edges_target ON edges (target)",
+    "CREATE TABLE audit (seq {serial}, at BIGINT NOT NULL, principal TEXT NOT NULL, action TEXT NOT NULL, subject TEXT NOT NULL, before TEXT NOT NULL, after TEXT NOT NULL, "
+    "reason TEXT NOT NULL, request_id TEXT NOT NULL, chain TEXT NOT NULL)",
+)
+"""The first migration of every service's database."""
+
+
+def micros(at: datetime) -> int:
+    """Return microseconds since 1970, the one form in which databases keep times."""
+    return round(at.timestamp() * 1_000_000)
+
+
+def moment(value: int) -> datetime:
+    return datetime.fromtimestamp(value / 1_000_000, UTC)
+
+
+def event(db: Connection, name: str, project: str, subject: str, **data: Any) -> None:
+    db.execute(
+        text("INSERT INTO events (id, name, project, subject, at, data) VALUES (:id, :name, :project, :subject, :at, :data)"),
+        {"id": ids.new("evt"), "name": name, "project": project, "subject": subject, "at": micros(clock.now()), "data": msgspec.json.encode(data).decode()},
+    )
+
+
+def edge(db: Connection, source: str, relation: str, target: str) -> None:
+    """Say that `source` stands to `target` in `relation`; saying it twice changes nothing."""
+    db.execute(
+        text("INSERT INTO edges VALUES (:s, :r, :t, :at) ON CONFLICT DO NOTHING"),
+        {"s": source, "r": relation, "t": target, "at": micros(clock.now())},
+    )
+
+
+def audit(db: Connection, call: Call, action: str, subject: str, *, before: Any = "", after: Any = "", reason: str = "") -> None:
+    """Append a row to the audit, chained to the one before by SHA-256."""
+    row = {
+        "at": micros(clock.now()), "principal": f"{call.principal.kind}:{call.principal.name}", "action": action, "subject": subject,
+        "before": _text(before), "after": _text(after), "reason": reason, "request_id": call.request_id,
+    }  # fmt: skip
+    previous = db.execute(text("SELECT chain FROM audit ORDER BY seq DESC LIMIT 1")).scalar() or ""
+    row["chain"] = chain(previous, row)
+    columns = ", ".join(row)
+    db.execute(text(f"INSERT INTO audit ({columns}) VALUES ({', '.join(':' + c for c in row)})"), row)
+
+
+def chain(previous: str, row: dict[str, Any]) -> str:
+    fields = [row[key] for key in ("at", "principal", "action", "subject", "before", "after", "reason", "request_id")]
+    return hashlib.sha256(previous.encode() + msgspec.json.encode(fields)).hexdigest()
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def events(engine: Engine, after: int, name: str = "", limit: int = 1000) -> list[Event]:
+    with engine.connect() as db:
+        rows = db.execute(
+            text("SELECT * FROM events WHERE seq > :after AND (:name = '' OR name = :name) ORDER BY seq LIMIT :limit"),
+            {"after": after, "name": name, "limit": min(limit, 10_000)},
+        ).mappings()
+        return [Event(**{**row, "at": moment(row["at"]), "data": msgspec.json.decode(row["data"])}) for row in rows]
+
+
+def routes(engine: Engine) -> list[Route]:
+    """Return the routes that read these tables; every service has them."""
+
+    def read_events(call: Call) -> list[Event]:
+        return events(engine, int(call.query.get("after", "0")), call.query.get("name", ""), call.limit(1000))
+
+    def read_audit(call: Call) -> list[AuditRow]:
+        with engine.connect() as db:
+            rows = db.execute(text("SELECT * FROM audit WHERE seq > :after ORDER BY seq LIMIT :limit"), {"after": int(call.query.get("after", "0")), "limit": call.limit(1000)}).mappings()
+            return [AuditRow(**{**row, "at": moment(row["at"])}) for row in rows]
+
+    def read_edges(call: Call) -> list[Edge]:
+        with engine.connect() as db:
+            rows = db.execute(text("SELECT * FROM edges WHERE source = :s OR target = :s ORDER BY at LIMIT 1000"), {"s": call.required("subject")}).mappings()
+            return [Edge(from_=row["source"], relation=row["relation"], to=row["target"], at=moment(row["at"])) for row in rows]
+
+    return [
+        Route("GET", "/api/v1/events", read_events, scope="data:read", answer=list[Event], doc="Events after a sequence number, in order."),
+        Route("GET", "/api/v1/audit", read_audit, scope="data:read", answer=list[AuditRow], doc="The append-only audit."),
+        Route("GET", "/api/v1/lineage", read_edges, scope="data:read", answer=list[Edge], doc="Edges from or to a subject."),
+    ]

@@ -1,0 +1,103 @@
+"""One connection: authorisation, origin, bounded retries, problems back into errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from cellwork import errors, files, settings
+from cellwork import origin as origins
+from cellwork.wire import PREFIX, Problem
+from cellwork.wire.origin import HEADER
+
+if TYPE_CHECKING:
+    import httpx
+
+T = TypeVar("T")
+ERRORS = {kind.__name__: kind for kind in (errors.BadInput, errors.NotFound, errors.Refused, errors.Conflict, errors.TooLarge, errors.TooBusy, errors.Unavailable)}
+BY_STATUS = {
+    400: errors.BadInput, 401: errors.Refused, 403: errors.Refused, 404: errors.NotFound, 409: errors.Conflict,
+    413: errors.TooLarge, 422: errors.BadInput, 429: errors.TooBusy, 502: errors.Unavailable, 503: errors.Unavailable, 504: errors.Unavailable,
+}  # fmt: skip
+IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE"})
+
+
+def address() -> tuple[str, str]:
+    """Return (url, token) for this process; see `cellwork.client.connect`."""
+    url, token = os.environ.get("CELLWORK_URL", ""), os.environ.get("CELLWORK_TOKEN", "")
+    if url and token:
+        return url.rstrip("/"), token
+    home = settings.load()[0].folder
+    try:
+        ports = json.loads(home.ports().read_text())
+        return f"http://{ports.get('host', '127.0.0.1')}:{ports['public']}", files.read_secret(home.secret("cli-token"))
+    except (OSError, KeyError, ValueError):
+        raise errors.Unavailable("platform", home.root, "does not run from here", "start it with: cellwork up (or set CELLWORK_URL and CELLWORK_TOKEN)") from None
+
+
+class Connection:
+    def __init__(self, url: str, token: str, *, timeout: float = 600.0, attempts: int = 5) -> None:
+        import httpx
+
+        self.url, self.attempts = url.rstrip("/"), attempts
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        self.http: httpx.Client = httpx.Client(base_url=self.url, headers=headers, timeout=httpx.Timeout(timeout, connect=10), trust_env=False)
+
+    def close(self) -> None:
+        self.http.close()
+
+    def call(self, service: str, method: str, path: str, answer: type[T], body: Any = None, **query: Any) -> T:
+        """Send `body` as JSON and return the answer decoded as `answer`."""
+        content = None if body is None else msgspec.json.encode(body)
+        return msgspec.json.decode(self.raw(service, method, path, content, **query).content, type=answer)
+
+    def raw(self, service: str, method: str, path: str, content: bytes | None = None, kind: str = "application/json", **query: Any) -> httpx.Response:
+        """Send bytes and return the answer; what is safe to repeat is repeated while the service is unavailable."""
+        import httpx
+
+        headers = {HEADER: msgspec.json.encode(origins.gather()).decode()}
+        if content is not None:
+            headers["content-type"] = kind
+        parameters = {key: value for key, value in query.items() if value not in (None, "")}
+        for attempt in range(self.attempts):
+            last = attempt == self.attempts - 1
+            try:
+                response = self.http.request(method, PREFIX[service] + path, content=content, params=parameters, headers=headers)
+            except httpx.ConnectError as error:
+                if last:
+                    raise errors.Unavailable("service", service, f"does not answer at {self.url} ({error})", "look at: cellwork status") from None
+            except httpx.TransportError as error:
+                if last or method not in IDEMPOTENT:
+                    raise errors.Unavailable("service", service, f"broke off the answer ({error})", "look at: cellwork status") from None
+            else:
+                if response.is_success:
+                    return response
+                if last or response.status_code not in (502, 503, 504) or (method not in IDEMPOTENT and response.status_code != 502):
+                    raise problem(response, service)
+            time.sleep(0.2 * 2**attempt)
+        raise AssertionError("unreachable")
+
+    def listing(self, service: str, path: str, row: type[T], *, pages: int = 1000, **query: Any) -> Iterator[T]:
+        """Yield the rows of a paged list: each answer is a JSON array, the next cursor a header."""
+        cursor = ""
+        for _ in range(pages):
+            response = self.raw(service, "GET", path, cursor=cursor, **query)
+            yield from msgspec.json.decode(response.content, type=list[row])  # type: ignore[valid-type]
+            cursor = response.headers.get("x-next-cursor", "")
+            if not cursor:
+                return
+
+
+def problem(response: httpx.Response, service: str) -> errors.CellworkError:
+    """Return the error that an answer describes."""
+    try:
+        body = msgspec.json.decode(response.content, type=Problem)
+        return ERRORS.get(body.type, BY_STATUS.get(response.status_code, errors.Unavailable))(body.subject, body.value, body.verdict, body.way_out)
+    except msgspec.MsgspecError:
+        kind = BY_STATUS.get(response.status_code, errors.Unavailable)
+        return kind("service", service, f"answered {response.status_code}", "look at: cellwork status")

@@ -1,0 +1,33 @@
+"""Datasets over HTTP."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from cellwork.client.base import Connection
+from cellwork.wire.datasets import Dataset, DatasetRequest
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+class Datasets:
+    def __init__(self, connection: Connection) -> None:
+        self._to = connection
+
+    def build(self, request: DatasetRequest) -> Dataset:
+        """Build it, or return the one that the same request on the same batches made before."""
+        return self._to.call("cellwork", "POST", "/api/v1/datasets", Dataset, request)
+
+    def list(self, project: str) -> Iterator[Dataset]:
+        return self._to.listing("cellwork", "/api/v1/datasets", Dataset, project=project)
+
+    def get(self, dataset: str) -> Dataset:
+        return self._to.call("cellwork", "GET", f"/api/v1/datasets/{dataset}", Dataset)
+
+    def frame(self, dataset: str) -> pl.DataFrame:
+        import polars as pl
+
+        return pl.read_parquet(io.BytesIO(self._to.raw("cellwork", "GET", f"/api/v1/datasets/{dataset}/data").content))

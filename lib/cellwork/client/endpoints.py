@@ -1,0 +1,38 @@
+"""Endpoints and predictions over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cellwork.client.base import Connection
+from cellwork.wire.endpoints import Answer, Deploy, Deployment, EndpointStatus, Prediction, Request, RouteTable
+
+
+class Endpoints:
+    def __init__(self, connection: Connection) -> None:
+        self._to = connection
+
+    def deploy(self, endpoint: str, deploy: Deploy) -> RouteTable:
+        return self._to.call("inference", "PUT", f"/api/v1/endpoints/{endpoint}", RouteTable, deploy)
+
+    def rollback(self, endpoint: str, reason: str = "") -> RouteTable:
+        return self._to.call("inference", "POST", f"/api/v1/endpoints/{endpoint}/rollback", RouteTable, {"reason": reason})
+
+    def list(self) -> Iterator[EndpointStatus]:
+        return self._to.listing("inference", "/api/v1/endpoints", EndpointStatus)
+
+    def get(self, endpoint: str) -> EndpointStatus:
+        return self._to.call("inference", "GET", f"/api/v1/endpoints/{endpoint}", EndpointStatus)
+
+    def predict(self, endpoint: str, request: Request) -> Answer:
+        return self._to.call("inference", "POST", f"/predict/{endpoint}", Answer, request)
+
+    def prediction(self, prediction: str) -> Prediction:
+        return self._to.call("inference", "GET", f"/predictions/{prediction}", Prediction)
+
+    def predictions(self, endpoint: str = "", *, after: int = 0, limit: int = 1000) -> list[Prediction]:
+        """Predictions with `seq` > `after`, in order."""
+        return self._to.call("inference", "GET", "/api/v1/predictions", list[Prediction], endpoint=endpoint, after=after, limit=limit)
+
+    def deployment(self, deployment: str) -> Deployment:
+        return self._to.call("inference", "GET", f"/api/v1/deployments/{deployment}", Deployment)

@@ -1,0 +1,30 @@
+"""Evaluations, the gate and promotion over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cellwork.client.base import Connection
+from cellwork.wire.evaluations import Evaluation, EvaluationRequest, Gate, Promoted, Promotion
+
+
+class Evaluations:
+    def __init__(self, connection: Connection) -> None:
+        self._to = connection
+
+    def evaluate(self, request: EvaluationRequest) -> Evaluation:
+        return self._to.call("cellwork", "POST", "/api/v1/evaluations", Evaluation, request)
+
+    def list(self, name: str, version: int | None = None) -> Iterator[Evaluation]:
+        """Evaluations of the model `project/name`, newest first."""
+        return self._to.listing("cellwork", "/api/v1/evaluations", Evaluation, name=name, version=version)
+
+    def get(self, evaluation: str) -> Evaluation:
+        return self._to.call("cellwork", "GET", f"/api/v1/evaluations/{evaluation}", Evaluation)
+
+    def gate(self, name: str, version: int) -> Gate:
+        return self._to.call("cellwork", "GET", f"/api/v1/gate/{name}/{version}", Gate)
+
+    def promote(self, name: str, version: int, reason: str = "") -> Promoted:
+        """Move `champion` to `version` if the gate passes; the old champion becomes `previous`."""
+        return self._to.call("cellwork", "POST", "/api/v1/gate", Promoted, Promotion(name=name, version=version, reason=reason))

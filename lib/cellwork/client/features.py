@@ -1,0 +1,67 @@
+"""Features over HTTP."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from cellwork import errors
+from cellwork.client.base import Connection
+from cellwork.wire.features import Applied, Definitions, OnlineAnswer, OnlineRequest, PipelineRun, PushRequest
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+class Features:
+    def __init__(self, connection: Connection) -> None:
+        self._to = connection
+
+    def apply(self, definitions: Definitions) -> Applied:
+        return self._to.call("cellwork", "PUT", f"/api/v1/features/{definitions.project}", Applied, definitions)
+
+    def definitions(self, project: str, revision: int | None = None) -> Definitions:
+        return self._to.call("cellwork", "GET", f"/api/v1/features/{project}", Definitions, revision=revision)
+
+    def runs(self, project: str, *, view: str = "", batch: str = "", state: str = "") -> Iterator[PipelineRun]:
+        return self._to.listing("cellwork", f"/api/v1/features/{project}/runs", PipelineRun, view=view, batch=batch, state=state)
+
+    def wait(self, project: str, *, timeout: float = 300, progress: Callable[[int], None] | None = None) -> None:
+        """Return when no pipeline run of `project` is queued or running.
+
+        Raises
+        ------
+        Unavailable
+            It took longer than `timeout` seconds.
+        Conflict
+            A pipeline run failed; the message is its own.
+        """
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            pending = sum(1 for state in ("queued", "running") for _ in self.runs(project, state=state))
+            if progress:
+                progress(pending)
+            if not pending:
+                break
+            time.sleep(0.2)
+        else:
+            raise errors.Unavailable("feature pipelines", project, f"did not finish in {timeout:.0f} s", "look at: cellwork feature runs")
+        failed = list(self.runs(project, state="failed"))
+        if failed:
+            raise errors.Conflict(f"feature pipeline of view {failed[0].view!r}", failed[0].batch, failed[0].error, "mend the definition and apply it again")
+
+    def rows(self, project: str, view: str, *, batch: str = "", limit: int | None = None) -> pl.DataFrame:
+        import polars as pl
+
+        answer = self._to.raw("cellwork", "GET", f"/api/v1/features/{project}/views/{view}/rows", batch=batch, limit=limit)
+        return pl.read_parquet(io.BytesIO(answer.content))
+
+    def push(self, view: str, request: PushRequest) -> int:
+        """Return the number of rows taken."""
+        return self._to.call("cellwork", "POST", f"/api/v1/push/{view}", int, request)
+
+    def online(self, project: str, features: list[str], entities: dict[str, list[Any]]) -> OnlineAnswer:
+        request = OnlineRequest(project=project, features=features, entities=entities)
+        return self._to.call("cellwork", "POST", "/api/v1/online/read", OnlineAnswer, request)

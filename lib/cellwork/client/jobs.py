@@ -1,0 +1,67 @@
+"""Jobs and runs over HTTP."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from cellwork import errors
+from cellwork.client.base import Connection
+from cellwork.wire.jobs import Claim, Job, JobRequest, Progress, Run, RunRequest
+
+ENDED = frozenset({"succeeded", "failed", "stopped"})
+
+
+class Jobs:
+    def __init__(self, connection: Connection) -> None:
+        self._to = connection
+
+    def ensure(self, job: JobRequest) -> Job:
+        return self._to.call("jobs", "PUT", f"/api/v1/jobs/{job.project}/{job.name}", Job, job)
+
+    def list(self, project: str = "") -> Iterator[Job]:
+        return self._to.listing("jobs", "/api/v1/jobs", Job, project=project)
+
+    def get(self, job: str) -> Job:
+        return self._to.call("jobs", "GET", f"/api/v1/jobs/{job}", Job)
+
+    def pause(self, job: str, *, paused: bool = True) -> Job:
+        return self._to.call("jobs", "POST", f"/api/v1/jobs/{job}/{'pause' if paused else 'resume'}", Job)
+
+    def remove(self, job: str) -> None:
+        self._to.raw("jobs", "DELETE", f"/api/v1/jobs/{job}")
+
+    def start(self, request: RunRequest) -> Run:
+        return self._to.call("jobs", "POST", "/api/v1/runs", Run, request)
+
+    def runs(self, *, job: str = "", project: str = "", state: str = "") -> Iterator[Run]:
+        """Runs, newest first."""
+        return self._to.listing("jobs", "/api/v1/runs", Run, job=job, project=project, state=state)
+
+    def run(self, run: str) -> Run:
+        return self._to.call("jobs", "GET", f"/api/v1/runs/{run}", Run)
+
+    def notebook(self, run: str) -> str:
+        """Return the executed notebook (so far) as JSON text."""
+        return self._to.raw("jobs", "GET", f"/api/v1/runs/{run}/notebook").text
+
+    def stop(self, run: str) -> Run:
+        return self._to.call("jobs", "POST", f"/api/v1/runs/{run}/stop", Run)
+
+    def wait(self, run: str, *, timeout: float = 3600, progress: Callable[[Run], None] | None = None) -> Run:
+        """Return the run when it has ended; raises Unavailable after `timeout` seconds."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            current = self.run(run)
+            if progress:
+                progress(current)
+            if current.state in ENDED:
+                return current
+            time.sleep(0.1)
+        raise errors.Unavailable("run", run, f"did not end in {timeout:.0f} s", f"look at: cellwork run show {run}")
+
+    def claim(self, runner: str) -> Claim | None:
+        return self._to.call("jobs", "POST", "/api/v1/claims", Claim | None, {"runner": runner})  # type: ignore[arg-type]
+
+    def report(self, run: str, progress: Progress) -> Run:
+        return self._to.call("jobs", "POST", f"/api/v1/runs/{run}/progress", Run, progress)

@@ -1,0 +1,55 @@
+"""Time: UTC, microseconds, everywhere. A time without a zone is refused, never guessed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from cellwork.errors import BadInput
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def utc(at: datetime | str) -> datetime:
+    """Return `at` in UTC; text is read as ISO 8601. Raises BadInput for a time without a zone."""
+    if isinstance(at, str):
+        try:
+            at = datetime.fromisoformat(at)
+        except ValueError:
+            raise BadInput("time", at, "is not ISO 8601", "write it as 2013-11-01T00:00:00Z") from None
+    if at.tzinfo is None:
+        raise BadInput("time", at.isoformat(), "has no time zone", "append 'Z' for UTC or an offset such as '-05:00'")
+    return at.astimezone(UTC)
+
+
+def duration(text: str) -> timedelta:
+    """Return the duration of ``90s``, ``15m``, ``36h``, ``7d`` or ``2w``; it must be positive."""
+    match = re.fullmatch(r"(\d+)([smhdw])", text)
+    if match is None or int(match[1]) == 0:
+        raise BadInput("duration", text, "is not a positive number with a unit", "write 90s, 15m, 36h, 7d or 2w")
+    return timedelta(seconds=int(match[1]) * UNITS[match[2]])
+
+
+def zone(name: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError):
+        raise BadInput("time zone", name, "is not known", "use a name such as Europe/Berlin or UTC") from None
+
+
+def fires(cron: str, after: datetime, timezone: str = "UTC") -> Iterator[datetime]:
+    """Yield the times, in UTC, at which the five-field `cron` is due after `after`, read on the clocks of `timezone`."""
+    from cronsim import CronSim, CronSimError
+
+    try:
+        simulation = CronSim(cron, after.astimezone(zone(timezone)))
+    except CronSimError as error:
+        raise BadInput("cron", cron, str(error), "write five fields: minute hour day month weekday") from None
+    for due in simulation:
+        yield due.astimezone(UTC)

@@ -1,0 +1,68 @@
+"""Open SQLite or PostgreSQL the one way: WAL, busy timeout, write transactions that lock at once, numbered migrations.
+
+One process owns each database; only it calls `open_database`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from cellwork.errors import Conflict, Unavailable
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+
+Migration = Sequence[str]
+"""Statements of one step; `{serial}`, `{json}` and `{blob}` in them become the dialect's own words."""
+
+WORDS = {
+    "sqlite": {"serial": "INTEGER PRIMARY KEY AUTOINCREMENT", "json": "TEXT", "blob": "BLOB"},
+    "postgresql": {"serial": "BIGSERIAL PRIMARY KEY", "json": "TEXT", "blob": "BYTEA"},
+}
+
+
+def open_database(url: str, migrations: Sequence[Migration]) -> Engine:
+    """Return an engine on `url` with every migration applied, each once, in order.
+
+    Raises
+    ------
+    Conflict
+        The database was made by a newer version of the platform.
+    Unavailable
+        It can't be opened.
+    """
+    import sqlalchemy as sa
+
+    engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "connect", _prepare_sqlite)
+        sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    try:
+        with engine.begin() as connection:
+            _migrate(connection, migrations)
+    except sa.exc.OperationalError as error:
+        raise Unavailable("database", engine.url.render_as_string(), str(error.orig), "check that it can be written and reached") from None
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _: Any) -> None:
+    connection.isolation_level = None
+    connection.execute("PRAGMA busy_timeout = 10000")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _migrate(connection: Connection, migrations: Sequence[Migration]) -> None:
+    connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS migrations (number INTEGER PRIMARY KEY)")
+    done = connection.exec_driver_sql("SELECT coalesce(max(number), 0) FROM migrations").scalar_one()
+    if done > len(migrations):
+        raise Conflict("database", done, f"was migrated further than this version knows ({len(migrations)})", "update cellwork")
+    for number, statements in enumerate(migrations[done:], start=done + 1):
+        for statement in statements:
+            words = WORDS[connection.dialect.name]
+            for word, replacement in words.items():
+                statement = statement.replace("{" + word + "}", replacement)
+            connection.exec_driver_sql(statement)
+        connection.exec_driver_sql(f"INSERT INTO migrations VALUES ({number})")

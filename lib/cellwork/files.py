@@ -1,0 +1,54 @@
+"""Files appear whole: write beside, fsync, rename. Locks are the kernel's, so a killed holder frees them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cellwork.errors import Conflict, Refused
+
+
+def write(path: Path, data: bytes | str, *, mode: int = 0o644) -> None:
+    """Replace `path` by `data` atomically; a reader sees the old or the new content, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(mode)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_secret(path: Path) -> str:
+    """Return the secret in `path`; a file that others may read is refused."""
+    mode = path.stat().st_mode & 0o777
+    if mode & 0o077:
+        raise Refused("secret file", path, f"is open to others (mode {mode:o})", f"run: chmod 600 {path}")
+    return path.read_text().strip()
+
+
+@contextmanager
+def locked(path: Path, holder: str) -> Iterator[None]:
+    """Hold the lock `path`, or raise Conflict at once; `holder` says for whom in the other's message."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            other = file.read().strip() or "another process"
+            raise Conflict("lock", path, f"is held by {other}", "wait for it, or stop it with: cellwork down") from None
+        file.seek(0)
+        file.truncate()
+        file.write(f"{holder} (pid {os.getpid()})")
+        file.flush()
+        yield

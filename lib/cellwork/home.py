@@ -1,0 +1,94 @@
+"""Every path under CELLWORK_HOME, one function each, with its mode. Nothing else builds such a path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cellwork import ids
+from cellwork.errors import Refused
+
+
+class Home:
+    """The platform's folder. It belongs to the platform's account; notebooks never open it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def ensure(self) -> Home:
+        """Make the folder and its fixed parts; raises Refused if it can't be written."""
+        try:
+            for folder, mode in ((self.root, 0o700), (self.secrets, 0o700), (self.db, 0o700), (self.logs, 0o700), (self.run, 0o700)):
+                folder.mkdir(parents=True, exist_ok=True)
+                folder.chmod(mode)
+            probe = self.run / ".writable"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise Refused("CELLWORK_HOME", self.root, f"can't be written ({error.strerror})", "set CELLWORK_HOME to a folder of yours") from None
+        return self
+
+    @property
+    def secrets(self) -> Path:
+        return self.root / "secrets"
+
+    @property
+    def db(self) -> Path:
+        return self.root / "db"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run"
+
+    def secret(self, name: str) -> Path:
+        return self.secrets / ids.name(name, "secret")
+
+    def database(self, service: str) -> Path:
+        return self.db / f"{ids.name(service, 'service')}.sqlite"
+
+    def log(self, service: str) -> Path:
+        return self.logs / f"{ids.name(service, 'service')}.log"
+
+    def ports(self) -> Path:
+        return self.run / "ports.json"
+
+    def pids(self) -> Path:
+        return self.run / "pids.json"
+
+    def lock(self) -> Path:
+        return self.run / "up.lock"
+
+    def raw_table(self, project: str, dataset: str) -> Path:
+        return self.root / "data" / "raw" / ids.name(project) / ids.name(dataset)
+
+    def prepared(self, project: str, name: str) -> Path:
+        return self.root / "data" / "prepared" / ids.name(project) / ids.name(name)
+
+    def feature_table(self, project: str, view: str) -> Path:
+        return self.root / "data" / "features" / ids.name(project) / ids.name(view)
+
+    def dataset(self, dataset_id: str) -> Path:
+        return self.root / "data" / "datasets" / ids.check(dataset_id, "ds")
+
+    def sealed(self, project: str) -> Path:
+        """What only the platform service reads: sealed label columns and the feature rows made from them."""
+        return self.root / "data" / "sealed" / ids.name(project)
+
+    def feast_registry(self, project: str) -> Path:
+        return self.root / "data" / "feast" / f"{ids.name(project)}.pb"
+
+    def online(self, project: str) -> Path:
+        return self.root / "online" / f"{ids.name(project)}.sqlite"
+
+    def artifacts(self) -> Path:
+        return self.root / "mlflow" / "artifacts"
+
+    def models(self) -> Path:
+        """Copies of registered model folders, by content digest; made and checked by the platform's services."""
+        return self.root / "models"
+
+    def attempt(self, run: str, number: int) -> Path:
+        return self.root / "runs" / ids.check(run, "run") / str(int(number))

@@ -1,0 +1,139 @@
+"""Ids `<kind>_<26 characters>`, names, and the canonical content hash of a frame.
+
+A content id is the same for the same content on every machine and with every library version; a ULID sorts by time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from typing import TYPE_CHECKING
+
+from cellwork.errors import BadInput
+
+if TYPE_CHECKING:
+    import polars as pl
+
+ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32
+CONTENT_KINDS = frozenset({"bat", "fset", "ds", "env", "tf"})
+TIME_KINDS = frozenset({"run", "pred", "evt", "alr", "dep", "eval", "fire", "job", "prun", "req"})
+NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+
+
+def _base32(number: int) -> str:
+    return "".join(ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
+
+
+def new(kind: str) -> str:
+    """Return a fresh ULID of `kind`: 48 bits of milliseconds, 80 random bits."""
+    if kind not in TIME_KINDS:
+        raise BadInput("id kind", kind, "is not made from time", f"use one of {', '.join(sorted(TIME_KINDS))}")
+    return f"{kind}_{_base32(time.time_ns() // 1_000_000 << 80 | int.from_bytes(os.urandom(10), 'big'))}"
+
+
+def of_content(kind: str, *parts: bytes | str) -> str:
+    """Return the id of the content `parts`; their boundaries count."""
+    if kind not in CONTENT_KINDS:
+        raise BadInput("id kind", kind, "is not made from content", f"use one of {', '.join(sorted(CONTENT_KINDS))}")
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return f"{kind}_{_base32(int.from_bytes(digest.digest()[:16], 'big'))}"
+
+
+def check(text: str, kind: str) -> str:
+    """Return `text` if it is an id of `kind`, else raise BadInput."""
+    if not re.fullmatch(rf"{kind}_[{ALPHABET}]{{26}}", text):
+        raise BadInput(f"{kind} id", text, "is not an id", f"ids look like {kind}_ and 26 characters")
+    return text
+
+
+def name(text: str, subject: str = "name") -> str:
+    """Return `text` if it is a name (lower case, digits, ``_`` and ``-``, at most 63), else raise BadInput."""
+    if not NAME.fullmatch(text):
+        raise BadInput(subject, text, "is not a name", "use a-z first, then a-z, 0-9, _ and -, at most 63 characters")
+    return text
+
+
+def split_name(full: str) -> tuple[str, str]:
+    """Return project and name of a full name ``project/name``."""
+    project, slash, rest = full.partition("/")
+    if not slash:
+        raise BadInput("full name", full, "has no project", "write project/name")
+    return name(project, "project"), name(rest)
+
+
+def frame_sha256(frame: pl.DataFrame) -> str:
+    """Return the content hash of `frame` as 64 hex digits: column names, types and rows; the order of either does not count.
+
+    Each value gets a 64-bit hash computed here (not by a library whose hash may change), each row two sums of them under
+    different multipliers, and the sorted rows are hashed with SHA-256. Equal rows count as often as they occur.
+    """
+    import numpy as np
+
+    digest = hashlib.sha256()
+    columns = sorted(frame.columns)
+    rows = np.zeros((frame.height, 2), dtype=np.uint64)
+    for column in columns:
+        series = frame.get_column(column)
+        digest.update(f"{len(column)}:{column}:{_type_name(series)}\n".encode())
+        seed = int.from_bytes(hashlib.sha256(column.encode()).digest()[:8], "big") | 1
+        values = _value_hashes(series)
+        rows[:, 0] += _mix(values ^ np.uint64(seed))
+        rows[:, 1] += _mix(values * np.uint64(seed) + np.uint64(seed >> 7))
+    order = np.lexsort((rows[:, 1], rows[:, 0]))
+    digest.update(np.ascontiguousarray(rows[order]).astype(">u8").tobytes())
+    return digest.hexdigest()
+
+
+def _type_name(series: pl.Series) -> str:
+    import polars as pl
+
+    dtype = series.dtype
+    for family, text in ((dtype.is_integer(), "int"), (dtype.is_float(), "float"), (dtype == pl.Boolean, "bool")):
+        if family:
+            return text
+    if isinstance(dtype, pl.Datetime):
+        return "datetime"
+    return "date" if dtype == pl.Date else "text" if dtype in (pl.String, pl.Categorical) else str(dtype).lower()
+
+
+def _value_hashes(series: pl.Series):  # type: ignore[no-untyped-def]  # a NumPy array (n,) of uint64
+    """Return one uint64 per value; null is 0, and -0.0 equals 0.0, and every NaN equals every other."""
+    import numpy as np
+    import polars as pl
+
+    nulls = series.is_null().to_numpy()
+    dtype = series.dtype
+    if isinstance(dtype, pl.Datetime):
+        bits = series.cast(pl.Datetime("us")).to_physical().fill_null(0).to_numpy().astype(np.int64)
+    elif dtype.is_float():
+        floats = series.cast(pl.Float64).fill_null(0.0).to_numpy() + 0.0
+        bits = np.where(np.isnan(floats), np.nan, floats).view(np.int64)
+    elif dtype.is_integer() or dtype in (pl.Boolean, pl.Date):
+        bits = series.to_physical().cast(pl.Int64).fill_null(0).to_numpy().astype(np.int64)
+    else:
+        return _text_hashes(series.cast(pl.String) if dtype != pl.String else series)
+    return np.where(nulls, np.uint64(0), _mix(bits.astype(np.int64).view(np.uint64) + np.uint64(1)))
+
+
+def _text_hashes(series: pl.Series):  # type: ignore[no-untyped-def]
+    import numpy as np
+    import polars as pl
+
+    unique = series.unique()
+    table = {text: int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") for text in unique if text is not None}
+    hashed = series.replace_strict(table, default=0, return_dtype=pl.UInt64) if table else series.is_null().cast(pl.UInt64) * 0
+    return hashed.fill_null(0).to_numpy().astype(np.uint64)
+
+
+def _mix(values):  # type: ignore[no-untyped-def]
+    """The finaliser of splitmix64 (Steele, Lea, Flood 2014), elementwise on uint64."""
+    import numpy as np
+
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

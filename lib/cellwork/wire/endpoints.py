@@ -1,0 +1,122 @@
+"""Endpoints: route table, predictions, their log."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from cellwork.wire import Struct
+from cellwork.wire.evaluations import VersionRef
+from cellwork.wire.origin import Origin
+
+RouteKind = Literal["live", "canary", "shadow", "fallback", "precomputed", "pinned"]
+
+
+class Deploy(Struct):
+    """Give the endpoint this version. `revision` is what the caller saw (0 for a new endpoint); None takes what is there."""
+
+    version: int
+    model: str = ""
+    """Full name; empty: the endpoint's own name."""
+    revision: int | None = None
+    reason: str = ""
+
+
+class RouteTable(Struct):
+    endpoint: str
+    revision: int
+    live: VersionRef
+    previous: VersionRef | None = None
+    service: list[str] = []
+    """The feature references that requests by entity id are filled from."""
+    deployment: str = ""
+    at: datetime | None = None
+    by: str = ""
+
+
+class EndpointStatus(Struct):
+    routes: RouteTable
+    ready: bool
+    predictor: str = ""
+    """How the live version computes, e.g. ``scikit-learn in a child process``."""
+    requests: int = 0
+    errors: int = 0
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+
+
+class Deployment(Struct):
+    id: str
+    endpoint: str
+    revision: int
+    version: VersionRef
+    checks: list[str]
+    by: str
+    at: datetime
+    origin: Origin
+
+
+class Row(Struct):
+    entities: dict[str, Any] = {}
+    features: dict[str, Any] = {}
+    observation: str = ""
+    """The observation's own id, under which its outcome will arrive."""
+    at: datetime | None = None
+    """The time the prediction is for; default now."""
+    feature_events: dict[str, datetime | None] = {}
+    """View -> event time of the values given in `features` (a batch-scored row brings its own)."""
+    feature_batches: dict[str, str] = {}
+
+
+class Request(Struct):
+    """One or many rows to score. Per row: `entities` (join key -> id) are looked up online, `features` add or override."""
+
+    rows: list[Row]
+    id: str = ""
+    """The idempotency key; row k of a repeated id returns the logged answer."""
+    batch_run: str = ""
+    """The run that scores a batch; its predictions carry it and the times in the rows."""
+
+
+class Output(Struct):
+    id: str
+    score: float
+    defaults: list[str] = []
+    """Features that had no value."""
+    feature_age_s: float | None = None
+    """Age of the oldest feature value used."""
+
+
+class Answer(Struct):
+    outputs: list[Output]
+    model: VersionRef
+    revision: int
+    route: RouteKind = "live"
+    reason: str = ""
+    latency_ms: float = 0.0
+
+
+class Prediction(Struct):
+    """A row of the prediction log."""
+
+    id: str
+    seq: int
+    at: datetime
+    logged_at: datetime
+    endpoint: str
+    revision: int
+    version: VersionRef
+    deployment: str
+    route: RouteKind
+    reason: str
+    entities: dict[str, Any]
+    features: dict[str, Any]
+    feature_events: dict[str, datetime | None]
+    feature_batches: dict[str, str]
+    defaults: list[str]
+    score: float
+    latency_us: int
+    caller: str
+    observation: str = ""
+    batch_run: str = ""
+    request_id: str = ""

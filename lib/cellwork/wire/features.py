@@ -1,0 +1,172 @@
+"""Feature definitions as data: what an author's Feast objects and pipelines say, without their code."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from cellwork.wire import Struct
+from cellwork.wire.origin import Origin
+
+
+class Prepared(Struct):
+    """Rows made from raw rows by one read-only SELECT (DuckDB's SQL): at most one output row per row of `sources[0]`.
+
+    It runs batch by batch of `sources[0]`; the other sources are whole (their current batches).
+    """
+
+    name: str
+    sources: list[str]
+    sql: str
+    description: str = ""
+
+
+class Select(Struct, tag="select"):
+    """One feature row per prepared row."""
+
+    rows: str
+    """Name of the Prepared it reads."""
+    event: str
+    """Column (UTC) from when on the values are true."""
+    known: str
+    """Column (UTC) of when they arrived; never before that are they seen."""
+
+
+class Aggregate(Struct):
+    function: Literal["count", "sum", "mean"]
+    column: str = ""
+    """The numeric column; null values are left out. Empty for `count`."""
+
+
+class Rolling(Struct, tag="rolling"):
+    """Aggregates over the rows of a key whose `event` lies in (g - window, g] and which are `known` by g, at each grid time g.
+
+    Grid times are multiples of `every` since 1970 (UTC). A row is written where a value changes, and at the first grid
+    time of a batch. So a value asked for at t is exact for the last grid time at or before t.
+    """
+
+    rows: str
+    event: str
+    known: str
+    window: str
+    every: str
+    aggregates: dict[str, Aggregate]
+
+
+class Entity(Struct):
+    name: str
+    join_keys: list[str]
+    description: str = ""
+
+
+class Field(Struct):
+    name: str
+    type: str
+    """Feast's value type name, e.g. ``Float32``, ``Int64``, ``String``."""
+    description: str = ""
+    default: Any = None
+
+
+class View(Struct):
+    name: str
+    entities: list[str]
+    fields: list[Field]
+    pipeline: Select | Rolling
+    ttl: str = ""
+    """After this long a value is too old to be used; empty: never."""
+    owner: str = ""
+    description: str = ""
+    tags: dict[str, str] = {}
+    online: bool = True
+
+
+class FeatureService(Struct):
+    name: str
+    features: list[str]
+    """``view:feature`` each, or ``view`` for all of its features."""
+    description: str = ""
+    owner: str = ""
+
+
+class Observations(Struct):
+    """What is predicted: one row an observation, with the time at which the prediction is made and, later, its truth."""
+
+    name: str
+    rows: str
+    """Name of the Prepared it reads."""
+    id: str
+    """Column that identifies an observation for people and outcomes (not a feature)."""
+    at: str
+    """Column (UTC): the time of the prediction; no later knowledge is joined."""
+    keys: dict[str, str]
+    """Join key -> column."""
+    inputs: list[str]
+    """Columns known at that time that come with the request: features without a store."""
+    label: str = ""
+    label_known: str = ""
+    """Column (UTC) of when the label was known."""
+    description: str = ""
+
+
+class Definitions(Struct):
+    project: str
+    prepared: list[Prepared] = []
+    entities: list[Entity] = []
+    views: list[View] = []
+    services: list[FeatureService] = []
+    observations: list[Observations] = []
+    feast_registry: str = ""
+    """Feast's own registry of the same objects, base64 of its protobuf."""
+
+
+class Applied(Struct):
+    project: str
+    revision: int
+    changed: list[str]
+    """Names made new or changed, ``view:weather`` and so on; empty if nothing changed."""
+    removed: list[str] = []
+
+
+class PipelineRun(Struct):
+    id: str
+    project: str
+    view: str
+    batch: str
+    """The batch that caused it."""
+    state: Literal["queued", "running", "succeeded", "failed"]
+    feature_set: str = ""
+    """``fset_…``: content id of definition and input batches."""
+    inputs: list[str] = []
+    rows: int = 0
+    seconds: float = 0.0
+    error: str = ""
+    at: datetime | None = None
+
+
+class OnlineRequest(Struct):
+    project: str
+    features: list[str]
+    entities: dict[str, list[Any]]
+    """Join key -> one value an entity row, all of one length."""
+
+
+class OnlineValue(Struct):
+    """The newest values of one view for one entity; all None if there is none."""
+
+    values: dict[str, Any]
+    event: datetime | None = None
+    created: datetime | None = None
+    batch: str = ""
+
+
+class OnlineAnswer(Struct):
+    views: dict[str, list[OnlineValue]]
+    """View -> one value an entity row, in the order asked."""
+
+
+class PushRequest(Struct):
+    """Rows for a view, past its pipeline: join keys, features, event_timestamp and (default now) created_timestamp."""
+
+    project: str
+    rows: list[dict[str, Any]]
+    origin: Origin = Origin()

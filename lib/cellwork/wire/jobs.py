@@ -1,0 +1,122 @@
+"""Jobs and runs of notebooks."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from cellwork.wire import Struct
+from cellwork.wire.origin import Origin
+
+RunState = Literal["queued", "running", "succeeded", "failed", "stopped"]
+
+
+class Schedule(Struct):
+    """When a job is due: `cron` read on the clocks of `timezone`, or each event of the name (with equal fields in `match`)."""
+
+    cron: str = ""
+    timezone: str = "UTC"
+    event: str = ""
+    match: dict[str, str] = {}
+
+
+class Job(Struct):
+    id: str
+    project: str
+    name: str
+    notebook: str
+    """The notebook's name; its content is kept with the job, by hash."""
+    notebook_sha256: str
+    parameters: dict[str, Any] = {}
+    schedule: Schedule = Schedule()
+    timeout_seconds: int = 3600
+    retries: int = 0
+    concurrency: int = 1
+    paused: bool = False
+    owner: str = ""
+    revision: int = 1
+    next_due: datetime | None = None
+
+
+class JobRequest(Struct):
+    """Make or change the job `project/name`; saying it twice changes nothing."""
+
+    project: str
+    name: str
+    notebook: str
+    content: str
+    """The notebook as JSON text."""
+    files: dict[str, str] = {}
+    """Text files that belong beside it (``cellwork.toml``, helper modules), by relative path."""
+    parameters: dict[str, Any] = {}
+    schedule: Schedule = Schedule()
+    timeout_seconds: int = 3600
+    retries: int = 0
+    concurrency: int = 1
+
+
+class RunRequest(Struct):
+    """Run a job now (`job`), or a notebook once (`notebook`, `content`)."""
+
+    job: str = ""
+    """Full name ``project/name``."""
+    project: str = ""
+    notebook: str = ""
+    content: str = ""
+    files: dict[str, str] = {}
+    parameters: dict[str, Any] = {}
+    timeout_seconds: int = 3600
+    origin: Origin = Origin()
+
+
+class Attempt(Struct):
+    n: int
+    fence: int
+    runner: str
+    state: RunState
+    started: datetime
+    ended: datetime | None = None
+    cell: int = 0
+    cells: int = 0
+    error: str = ""
+
+
+class Run(Struct):
+    id: str
+    project: str
+    notebook: str
+    notebook_sha256: str
+    parameters: dict[str, Any]
+    principal: str
+    state: RunState
+    created: datetime
+    job: str = ""
+    due: datetime | None = None
+    cause: str = ""
+    """``schedule``, ``event <id>`` or ``manual``."""
+    attempts: list[Attempt] = []
+
+
+class Claim(Struct):
+    """What a runner gets: the run, all it needs to execute it, and the fence its results must carry."""
+
+    run: Run
+    attempt: int
+    fence: int
+    content: str
+    files: dict[str, str]
+    token: str
+    """The run's own token: its author's scopes, its life."""
+    timeout_seconds: int
+    lease_seconds: int
+
+
+class Progress(Struct):
+    """A runner's word about its attempt; a stale fence is refused. `notebook` is the executed notebook so far."""
+
+    fence: int
+    state: RunState = "running"
+    cell: int = 0
+    cells: int = 0
+    error: str = ""
+    notebook: str = ""

@@ -1,0 +1,57 @@
+"""Outcomes: the truth that arrives later for a prediction."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from cellwork.wire import Struct
+from cellwork.wire.evaluations import Metric
+
+
+class Outcome(Struct):
+    """By prediction id, or by the observation's id at an endpoint. Corrections append; the newest `arrived_at` holds."""
+
+    value: float
+    observed_at: datetime
+    prediction: str = ""
+    endpoint: str = ""
+    observation: str = ""
+    arrived_at: datetime | None = None
+    source: str = ""
+
+
+class OutcomesRequest(Struct):
+    project: str
+    outcomes: list[Outcome]
+
+
+class OutcomesAnswer(Struct):
+    taken: int
+    matched: int
+    """Those whose prediction is in the log already; the others are kept and match when it appears."""
+    repeated: int
+
+
+class QualityRequest(Struct):
+    endpoint: str
+    by: str = "day"
+
+
+class QualityPoint(Struct):
+    """Quality of the predictions for one day (UTC) and version; metrics are None where they can't be computed."""
+
+    day: str
+    version: int
+    predictions: int
+    outcomes: int
+    mean_score: float
+    rate: float | None
+    auc: float | None
+
+
+class Quality(Struct):
+    endpoint: str
+    predictions: int
+    outcomes: int
+    auc: Metric | None
+    points: list[QualityPoint]
