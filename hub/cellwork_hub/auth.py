@@ -10,10 +10,9 @@ import time
 from typing import Any
 
 import httpx
-from starlette.types import Scope
-
 from cellwork import errors, scopes
 from cellwork.wire.records import Principal
+from starlette.types import Scope
 
 NOBODY = Principal(kind="nobody", name="anonymous")
 
@@ -52,7 +51,9 @@ class HubTokens:
         try:
             answer = await self._http.get(f"{self.hub_api}/user", headers={"authorization": f"token {token}"})
         except httpx.TransportError as error:
-            raise errors.Unavailable("hub", self.hub_api, f"does not answer ({type(error).__name__})", "try again in some seconds") from None
+            raise errors.Unavailable(
+                "hub", self.hub_api, f"does not answer ({type(error).__name__})", "try again in some seconds"
+            ) from None
         if answer.status_code in (401, 403, 404):
             return NOBODY
         if answer.status_code != 200:

@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,13 +20,12 @@ from typing import Any
 
 import anyio.to_thread
 import msgspec
-from starlette.requests import ClientDisconnect, Request
-from starlette.types import ASGIApp, Receive, Scope, Send
-
 from cellwork import __version__, errors, ids
 from cellwork.wire import Problem
 from cellwork.wire.origin import HEADER, Origin
 from cellwork.wire.records import Principal
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 log = logging.getLogger("cellwork")
 
@@ -112,10 +111,16 @@ class Service:
         ready: Callable[[], bool] = lambda: True,
         most_bytes: int = 256 * 1024 * 1024,
     ) -> None:
-        self.name, self.authorise, self.lifespan, self.ready, self.most_bytes = name, authorise, lifespan, ready, most_bytes
+        self.name, self.authorise, self.lifespan, self.ready, self.most_bytes = (
+            name,
+            authorise,
+            lifespan,
+            ready,
+            most_bytes,
+        )
         self.prefix = f"/services/{name}"
         self.counts: Counter[tuple[str, str, int]] = Counter()
-        self.seconds: Counter[tuple[str, str]] = Counter()
+        self.seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
         self.routes = [*routes, *self._own_routes()]
 
     def _own_routes(self) -> list[Route]:
@@ -143,9 +148,15 @@ class Service:
 
     def _metrics(self) -> str:
         lines = ["# TYPE cellwork_requests_total counter"]
-        lines += [f'cellwork_requests_total{{service="{self.name}",method="{m}",path="{p}",status="{s}"}} {n}' for (m, p, s), n in sorted(self.counts.items())]
+        lines += [
+            f'cellwork_requests_total{{service="{self.name}",method="{m}",path="{p}",status="{s}"}} {n}'
+            for (m, p, s), n in sorted(self.counts.items())
+        ]
         lines.append("# TYPE cellwork_request_seconds_total counter")
-        lines += [f'cellwork_request_seconds_total{{service="{self.name}",method="{m}",path="{p}"}} {n:.6f}' for (m, p), n in sorted(self.seconds.items())]
+        lines += [
+            f'cellwork_request_seconds_total{{service="{self.name}",method="{m}",path="{p}"}} {n:.6f}'
+            for (m, p), n in sorted(self.seconds.items())
+        ]
         return "\n".join(lines) + "\n"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -184,10 +195,18 @@ class Service:
         except ClientDisconnect:
             return
         except errors.CellworkError as error:
-            status, body, kind, headers = problem_response(error, request_id, anonymous=scope.get("cellwork.anonymous", False))
+            status, body, kind, headers = problem_response(
+                error, request_id, anonymous=scope.get("cellwork.anonymous", False)
+            )
         except Exception:
             log.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
-            problem = Problem(type="Bug", subject="request", value=request_id, verdict="failed inside the platform", way_out=f"look for {request_id} in the service's log")
+            problem = Problem(
+                type="Bug",
+                subject="request",
+                value=request_id,
+                verdict="failed inside the platform",
+                way_out=f"look for {request_id} in the service's log",
+            )
             status, body, kind, headers = 500, msgspec.json.encode(problem), "application/problem+json", {}
         self.counts[scope["method"], path, status] += 1
         self.seconds[scope["method"], path] += time.perf_counter() - started
@@ -203,7 +222,9 @@ class Service:
             if match:
                 others.append(route.method)
         if others:
-            raise errors.NotFound("method", scope["method"], f"does not exist on {path}", f"use {' or '.join(sorted(others))}")
+            raise errors.NotFound(
+                "method", scope["method"], f"does not exist on {path}", f"use {' or '.join(sorted(others))}"
+            )
         raise errors.NotFound("path", path, f"is not one of the service {self.name!r}", "look at /openapi.json")
 
     async def _authorised(self, scope: Scope, route: Route) -> Principal:
@@ -212,12 +233,24 @@ class Service:
         principal = await self.authorise(scope)
         if principal.kind == "nobody":
             scope["cellwork.anonymous"] = True
-            raise errors.Refused("request", "", "carries no valid credential", "send 'Authorization: Bearer <token>' with a token of the hub")
+            raise errors.Refused(
+                "request",
+                "",
+                "carries no valid credential",
+                "send 'Authorization: Bearer <token>' with a token of the hub",
+            )
         if route.scope not in principal.scopes:
-            raise errors.Refused(f"{principal.kind} {principal.name!r}", route.scope, "is a scope it does not have", "ask an admin for a role with that scope")
+            raise errors.Refused(
+                f"{principal.kind} {principal.name!r}",
+                route.scope,
+                "is a scope it does not have",
+                "ask an admin for a role with that scope",
+            )
         return principal
 
-    async def _decode(self, request: Request, route: Route, parameters: dict[str, str], principal: Principal, request_id: str) -> Call:
+    async def _decode(
+        self, request: Request, route: Route, parameters: dict[str, str], principal: Principal, request_id: str
+    ) -> Call:
         content = await self._read(request)
         body: Any = None
         if route.body is bytes:
@@ -230,7 +263,9 @@ class Service:
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise Malformed("body", "", f"is not JSON: {error}", "send a JSON document") from None
         headers = {key.lower(): value for key, value in request.headers.items()}
-        return Call(principal, request_id, _origin(headers, principal), parameters, dict(request.query_params), body, headers)
+        return Call(
+            principal, request_id, _origin(headers, principal), parameters, dict(request.query_params), body, headers
+        )
 
     async def _read(self, request: Request) -> bytes:
         """Read the body, never more than the limit, whatever length the header claims."""
@@ -239,7 +274,9 @@ class Service:
         async for chunk in request.stream():
             size += len(chunk)
             if size > self.most_bytes:
-                raise errors.TooLarge("body", f"{size} bytes", f"is over the limit of {self.most_bytes} bytes", "send it in parts")
+                raise errors.TooLarge(
+                    "body", f"{size} bytes", f"is over the limit of {self.most_bytes} bytes", "send it in parts"
+                )
             chunks.append(chunk)
         return b"".join(chunks)
 
@@ -253,23 +290,55 @@ class Service:
 def canonical_path(scope: Scope, prefix: str) -> str:
     """Return the path below `prefix`; a path that can be read in two ways is refused before any rule looks at it."""
     raw = scope.get("raw_path", b"").decode("latin-1").partition("?")[0] or scope["path"]
-    if "//" in raw or "\\" in raw or re.search(r"%(2f|5c|25|00|2e)", raw, re.IGNORECASE) or any(part in (".", "..") for part in raw.split("/")):
+    if (
+        "//" in raw
+        or "\\" in raw
+        or re.search(r"%(2f|5c|25|00|2e)", raw, re.IGNORECASE)
+        or any(part in (".", "..") for part in raw.split("/"))
+    ):
         raise Malformed("path", raw, "is not canonical", "write it without //, .. or encoded separators")
     path: str = scope["path"]
     return path.removeprefix(prefix) or "/"
 
 
-def problem_response(error: errors.CellworkError, request_id: str, *, anonymous: bool = False) -> tuple[int, bytes, str, dict[str, str]]:
-    status = 400 if isinstance(error, Malformed) else 401 if anonymous else next(code for kind, code in STATUS.items() if isinstance(error, kind))
+def problem_response(
+    error: errors.CellworkError, request_id: str, *, anonymous: bool = False
+) -> tuple[int, bytes, str, dict[str, str]]:
+    status = (
+        400
+        if isinstance(error, Malformed)
+        else 401
+        if anonymous
+        else next(code for kind, code in STATUS.items() if isinstance(error, kind))
+    )
     kind = "BadInput" if isinstance(error, Malformed) else type(error).__name__
-    problem = Problem(type=kind, subject=error.subject, value=error.value, verdict=error.verdict, way_out=error.way_out, request_id=request_id)
+    problem = Problem(
+        type=kind,
+        subject=error.subject,
+        value=error.value,
+        verdict=error.verdict,
+        way_out=error.way_out,
+        request_id=request_id,
+    )
     headers = {"www-authenticate": "Bearer"} if status == 401 else {"retry-after": "1"} if status in (429, 503) else {}
     return status, msgspec.json.encode(problem), "application/problem+json", headers
 
 
 async def respond(send: Send, status: int, body: bytes, kind: str, headers: dict[str, str]) -> None:
-    pairs = [("content-type", kind), ("content-length", str(len(body))), ("cache-control", "no-store"), ("x-content-type-options", "nosniff"), *headers.items()]
-    await send({"type": "http.response.start", "status": status, "headers": [(k.encode("latin-1"), v.encode("latin-1")) for k, v in pairs]})
+    pairs = [
+        ("content-type", kind),
+        ("content-length", str(len(body))),
+        ("cache-control", "no-store"),
+        ("x-content-type-options", "nosniff"),
+        *headers.items(),
+    ]
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [(k.encode("latin-1"), v.encode("latin-1")) for k, v in pairs],
+        }
+    )
     await send({"type": "http.response.body", "body": body})
 
 
@@ -295,17 +364,28 @@ def describe(name: str, routes: Sequence[Route]) -> dict[str, Any]:
     for route in routes:
         operation: dict[str, Any] = {
             "summary": route.doc,
-            "parameters": [{"name": p, "in": "path", "required": True, "schema": {"type": "string"}} for p in re.findall(r"{(\w+)}", route.path)],
-            "responses": {str(route.status): {"description": "ok"}, "default": {"description": "a problem", "content": {"application/problem+json": {}}}},
+            "parameters": [
+                {"name": p, "in": "path", "required": True, "schema": {"type": "string"}}
+                for p in re.findall(r"{(\w+)}", route.path)
+            ],
+            "responses": {
+                str(route.status): {"description": "ok"},
+                "default": {"description": "a problem", "content": {"application/problem+json": {}}},
+            },
         }
         if route.scope:
             operation["security"] = [{"hub": [route.scope]}]
         if route.body is bytes:
             operation["requestBody"] = {"required": True, "content": {"application/octet-stream": {}}}
         elif route.body is not None:
-            operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": by_type[repr(route.body)]}}}
+            operation["requestBody"] = {
+                "required": True,
+                "content": {"application/json": {"schema": by_type[repr(route.body)]}},
+            }
         if route.answer not in (None, bytes):
-            operation["responses"][str(route.status)]["content"] = {"application/json": {"schema": by_type[repr(route.answer)]}}
+            operation["responses"][str(route.status)]["content"] = {
+                "application/json": {"schema": by_type[repr(route.answer)]}
+            }
         paths.setdefault(route.path, {})[route.method.lower()] = operation
     security = {"hub": {"type": "http", "scheme": "bearer"}}
     return {
@@ -320,4 +400,14 @@ def serve(app: ASGIApp, host: str, port: int) -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=10, ws="websockets-sansio", lifespan="on", server_header=False)
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=10,
+        ws="websockets-sansio",
+        lifespan="on",
+        server_header=False,
+    )

@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Engine, text
-
 from cellwork import clock, ids
 from cellwork.wire.records import AuditRow, Edge, Event
+from sqlalchemy import Connection, Engine, text
+
 from cellwork_hub.edge import Call, Route
 
 MIGRATION = (
@@ -35,8 +35,17 @@ def moment(value: int) -> datetime:
 
 def event(db: Connection, name: str, project: str, subject: str, **data: Any) -> None:
     db.execute(
-        text("INSERT INTO events (id, name, project, subject, at, data) VALUES (:id, :name, :project, :subject, :at, :data)"),
-        {"id": ids.new("evt"), "name": name, "project": project, "subject": subject, "at": micros(clock.now()), "data": msgspec.json.encode(data).decode()},
+        text(
+            "INSERT INTO events (id, name, project, subject, at, data) VALUES (:id, :name, :project, :subject, :at, :data)"
+        ),
+        {
+            "id": ids.new("evt"),
+            "name": name,
+            "project": project,
+            "subject": subject,
+            "at": micros(clock.now()),
+            "data": msgspec.json.encode(data).decode(),
+        },
     )
 
 
@@ -48,7 +57,9 @@ def edge(db: Connection, source: str, relation: str, target: str) -> None:
     )
 
 
-def audit(db: Connection, call: Call, action: str, subject: str, *, before: Any = "", after: Any = "", reason: str = "") -> None:
+def audit(
+    db: Connection, call: Call, action: str, subject: str, *, before: Any = "", after: Any = "", reason: str = ""
+) -> None:
     """Append a row to the audit, chained to the one before by SHA-256."""
     row = {
         "at": micros(clock.now()), "principal": f"{call.principal.kind}:{call.principal.name}", "action": action, "subject": subject,
@@ -86,16 +97,41 @@ def routes(engine: Engine) -> list[Route]:
 
     def read_audit(call: Call) -> list[AuditRow]:
         with engine.connect() as db:
-            rows = db.execute(text("SELECT * FROM audit WHERE seq > :after ORDER BY seq LIMIT :limit"), {"after": int(call.query.get("after", "0")), "limit": call.limit(1000)}).mappings()
+            rows = db.execute(
+                text("SELECT * FROM audit WHERE seq > :after ORDER BY seq LIMIT :limit"),
+                {"after": int(call.query.get("after", "0")), "limit": call.limit(1000)},
+            ).mappings()
             return [AuditRow(**{**row, "at": moment(row["at"])}) for row in rows]
 
     def read_edges(call: Call) -> list[Edge]:
         with engine.connect() as db:
-            rows = db.execute(text("SELECT * FROM edges WHERE source = :s OR target = :s ORDER BY at LIMIT 1000"), {"s": call.required("subject")}).mappings()
-            return [Edge(from_=row["source"], relation=row["relation"], to=row["target"], at=moment(row["at"])) for row in rows]
+            rows = db.execute(
+                text("SELECT * FROM edges WHERE source = :s OR target = :s ORDER BY at LIMIT 1000"),
+                {"s": call.required("subject")},
+            ).mappings()
+            return [
+                Edge(from_=row["source"], relation=row["relation"], to=row["target"], at=moment(row["at"]))
+                for row in rows
+            ]
 
     return [
-        Route("GET", "/api/v1/events", read_events, scope="data:read", answer=list[Event], doc="Events after a sequence number, in order."),
-        Route("GET", "/api/v1/audit", read_audit, scope="data:read", answer=list[AuditRow], doc="The append-only audit."),
-        Route("GET", "/api/v1/lineage", read_edges, scope="data:read", answer=list[Edge], doc="Edges from or to a subject."),
+        Route(
+            "GET",
+            "/api/v1/events",
+            read_events,
+            scope="data:read",
+            answer=list[Event],
+            doc="Events after a sequence number, in order.",
+        ),
+        Route(
+            "GET", "/api/v1/audit", read_audit, scope="data:read", answer=list[AuditRow], doc="The append-only audit."
+        ),
+        Route(
+            "GET",
+            "/api/v1/lineage",
+            read_edges,
+            scope="data:read",
+            answer=list[Edge],
+            doc="Edges from or to a subject.",
+        ),
     ]

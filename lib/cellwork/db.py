@@ -42,7 +42,9 @@ def open_database(url: str, migrations: Sequence[Migration]) -> Engine:
         with engine.begin() as connection:
             _migrate(connection, migrations)
     except sa.exc.OperationalError as error:
-        raise Unavailable("database", engine.url.render_as_string(), str(error.orig), "check that it can be written and reached") from None
+        raise Unavailable(
+            "database", engine.url.render_as_string(), str(error.orig), "check that it can be written and reached"
+        ) from None
     return engine
 
 
@@ -58,7 +60,9 @@ def _migrate(connection: Connection, migrations: Sequence[Migration]) -> None:
     connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS migrations (number INTEGER PRIMARY KEY)")
     done = connection.exec_driver_sql("SELECT coalesce(max(number), 0) FROM migrations").scalar_one()
     if done > len(migrations):
-        raise Conflict("database", done, f"was migrated further than this version knows ({len(migrations)})", "update cellwork")
+        raise Conflict(
+            "database", done, f"was migrated further than this version knows ({len(migrations)})", "update cellwork"
+        )
     for number, statements in enumerate(migrations[done:], start=done + 1):
         for statement in statements:
             words = WORDS[connection.dialect.name]

@@ -17,14 +17,25 @@ class Home:
     def ensure(self) -> Home:
         """Make the folder and its fixed parts; raises Refused if it can't be written."""
         try:
-            for folder, mode in ((self.root, 0o700), (self.secrets, 0o700), (self.db, 0o700), (self.logs, 0o700), (self.run, 0o700)):
+            for folder, mode in (
+                (self.root, 0o700),
+                (self.secrets, 0o700),
+                (self.db, 0o700),
+                (self.logs, 0o700),
+                (self.run, 0o700),
+            ):
                 folder.mkdir(parents=True, exist_ok=True)
                 folder.chmod(mode)
             probe = self.run / ".writable"
             probe.write_text("")
             probe.unlink()
         except OSError as error:
-            raise Refused("CELLWORK_HOME", self.root, f"can't be written ({error.strerror})", "set CELLWORK_HOME to a folder of yours") from None
+            raise Refused(
+                "CELLWORK_HOME",
+                self.root,
+                f"can't be written ({error.strerror})",
+                "set CELLWORK_HOME to a folder of yours",
+            ) from None
         return self
 
     @property

@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cellwork.errors import BadInput
 
@@ -101,7 +101,7 @@ def _type_name(series: pl.Series) -> str:
     return "date" if dtype == pl.Date else "text" if dtype in (pl.String, pl.Categorical) else str(dtype).lower()
 
 
-def _value_hashes(series: pl.Series):  # type: ignore[no-untyped-def]  # a NumPy array (n,) of uint64
+def _value_hashes(series: pl.Series) -> Any:
     """Return one uint64 per value; null is 0, and -0.0 equals 0.0, and every NaN equals every other."""
     import numpy as np
     import polars as pl
@@ -120,17 +120,23 @@ def _value_hashes(series: pl.Series):  # type: ignore[no-untyped-def]  # a NumPy
     return np.where(nulls, np.uint64(0), _mix(bits.astype(np.int64).view(np.uint64) + np.uint64(1)))
 
 
-def _text_hashes(series: pl.Series):  # type: ignore[no-untyped-def]
+def _text_hashes(series: pl.Series) -> Any:
     import numpy as np
     import polars as pl
 
     unique = series.unique()
-    table = {text: int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") for text in unique if text is not None}
-    hashed = series.replace_strict(table, default=0, return_dtype=pl.UInt64) if table else series.is_null().cast(pl.UInt64) * 0
+    table = {
+        text: int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") for text in unique if text is not None
+    }
+    hashed = (
+        series.replace_strict(table, default=0, return_dtype=pl.UInt64)
+        if table
+        else series.is_null().cast(pl.UInt64) * 0
+    )
     return hashed.fill_null(0).to_numpy().astype(np.uint64)
 
 
-def _mix(values):  # type: ignore[no-untyped-def]
+def _mix(values: Any) -> Any:
     """The finaliser of splitmix64 (Steele, Lea, Flood 2014), elementwise on uint64."""
     import numpy as np
 

@@ -5,7 +5,18 @@ from __future__ import annotations
 SUBJECTS = ("data", "features", "models", "endpoints", "jobs", "monitors")
 READ = frozenset(f"{subject}:read" for subject in SUBJECTS)
 WRITE = frozenset(f"{subject}:write" for subject in SUBJECTS)
-SPECIAL = frozenset({"features:apply", "models:promote", "endpoints:predict", "holdout:evaluate", "secrets:read", "events:write", "runs:execute", "admin"})
+SPECIAL = frozenset(
+    {
+        "features:apply",
+        "models:promote",
+        "endpoints:predict",
+        "holdout:evaluate",
+        "secrets:read",
+        "events:write",
+        "runs:execute",
+        "admin",
+    }
+)
 ALL = READ | WRITE | SPECIAL
 
 ROLES = {

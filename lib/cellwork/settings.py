@@ -26,8 +26,13 @@ def _setting(default: Any, text: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    home: Path = _setting(lambda: Path(platformdirs.user_data_dir("cellwork")), "The platform's folder; all its state lies there.")
-    trust: Trust = _setting("personal", "`personal`: one user, one account, no secrecy promised. `team`: users can't read the platform's home.")
+    home: Path = _setting(
+        lambda: Path(platformdirs.user_data_dir("cellwork")), "The platform's folder; all its state lies there."
+    )
+    trust: Trust = _setting(
+        "personal",
+        "`personal`: one user, one account, no secrecy promised. `team`: users can't read the platform's home.",
+    )
     host: str = _setting("127.0.0.1", "The address the platform listens on.")
     port: int = _setting(8000, "The one public port; 0 takes a free one.")
     user: str = _setting("", "The name of the one user in `personal` trust; empty takes the account's name.")
@@ -40,7 +45,9 @@ class Settings:
     culling_idle_seconds: int = _setting(0, "When an idle user server is stopped; 0 never.")
     token_cache_seconds: int = _setting(30, "How long a service trusts the hub's answer about a token.")
     request_bytes: int = _setting(256 * 1024 * 1024, "The largest request body a service takes.")
-    database_url: str = _setting("", "PostgreSQL for the services, `{service}` in it names each; empty is SQLite under home.")
+    database_url: str = _setting(
+        "", "PostgreSQL for the services, `{service}` in it names each; empty is SQLite under home."
+    )
 
     @property
     def folder(self) -> Home:
@@ -117,7 +124,9 @@ def save(home: Home, values: Mapping[str, str | int]) -> None:
     """Write `values` into CELLWORK_HOME/config.toml, keeping what stands there."""
     path = home.root / "config.toml"
     merged = {**_section(path), **values}
-    lines = [f"{key} = {value if isinstance(value, int) else _quoted(str(value))}" for key, value in sorted(merged.items())]
+    lines = [
+        f"{key} = {value if isinstance(value, int) else _quoted(str(value))}" for key, value in sorted(merged.items())
+    ]
     files.write(path, "\n".join(["[platform]", *lines, ""]), mode=0o600)
 
 

@@ -19,7 +19,18 @@ if TYPE_CHECKING:
     import httpx
 
 T = TypeVar("T")
-ERRORS = {kind.__name__: kind for kind in (errors.BadInput, errors.NotFound, errors.Refused, errors.Conflict, errors.TooLarge, errors.TooBusy, errors.Unavailable)}
+ERRORS = {
+    kind.__name__: kind
+    for kind in (
+        errors.BadInput,
+        errors.NotFound,
+        errors.Refused,
+        errors.Conflict,
+        errors.TooLarge,
+        errors.TooBusy,
+        errors.Unavailable,
+    )
+}
 BY_STATUS = {
     400: errors.BadInput, 401: errors.Refused, 403: errors.Refused, 404: errors.NotFound, 409: errors.Conflict,
     413: errors.TooLarge, 422: errors.BadInput, 429: errors.TooBusy, 502: errors.Unavailable, 503: errors.Unavailable, 504: errors.Unavailable,
@@ -37,7 +48,12 @@ def address() -> tuple[str, str]:
         ports = json.loads(home.ports().read_text())
         return f"http://{ports.get('host', '127.0.0.1')}:{ports['public']}", files.read_secret(home.secret("cli-token"))
     except (OSError, KeyError, ValueError):
-        raise errors.Unavailable("platform", home.root, "does not run from here", "start it with: cellwork up (or set CELLWORK_URL and CELLWORK_TOKEN)") from None
+        raise errors.Unavailable(
+            "platform",
+            home.root,
+            "does not run from here",
+            "start it with: cellwork up (or set CELLWORK_URL and CELLWORK_TOKEN)",
+        ) from None
 
 
 class Connection:
@@ -46,7 +62,9 @@ class Connection:
 
         self.url, self.attempts = url.rstrip("/"), attempts
         headers = {"authorization": f"Bearer {token}"} if token else {}
-        self.http: httpx.Client = httpx.Client(base_url=self.url, headers=headers, timeout=httpx.Timeout(timeout, connect=10), trust_env=False)
+        self.http: httpx.Client = httpx.Client(
+            base_url=self.url, headers=headers, timeout=httpx.Timeout(timeout, connect=10), trust_env=False
+        )
 
     def close(self) -> None:
         self.http.close()
@@ -56,7 +74,15 @@ class Connection:
         content = None if body is None else msgspec.json.encode(body)
         return msgspec.json.decode(self.raw(service, method, path, content, **query).content, type=answer)
 
-    def raw(self, service: str, method: str, path: str, content: bytes | None = None, kind: str = "application/json", **query: Any) -> httpx.Response:
+    def raw(
+        self,
+        service: str,
+        method: str,
+        path: str,
+        content: bytes | None = None,
+        kind: str = "application/json",
+        **query: Any,
+    ) -> httpx.Response:
         """Send bytes and return the answer; what is safe to repeat is repeated while the service is unavailable."""
         import httpx
 
@@ -67,17 +93,27 @@ class Connection:
         for attempt in range(self.attempts):
             last = attempt == self.attempts - 1
             try:
-                response = self.http.request(method, PREFIX[service] + path, content=content, params=parameters, headers=headers)
+                response = self.http.request(
+                    method, PREFIX[service] + path, content=content, params=parameters, headers=headers
+                )
             except httpx.ConnectError as error:
                 if last:
-                    raise errors.Unavailable("service", service, f"does not answer at {self.url} ({error})", "look at: cellwork status") from None
+                    raise errors.Unavailable(
+                        "service", service, f"does not answer at {self.url} ({error})", "look at: cellwork status"
+                    ) from None
             except httpx.TransportError as error:
                 if last or method not in IDEMPOTENT:
-                    raise errors.Unavailable("service", service, f"broke off the answer ({error})", "look at: cellwork status") from None
+                    raise errors.Unavailable(
+                        "service", service, f"broke off the answer ({error})", "look at: cellwork status"
+                    ) from None
             else:
                 if response.is_success:
                     return response
-                if last or response.status_code not in (502, 503, 504) or (method not in IDEMPOTENT and response.status_code != 502):
+                if (
+                    last
+                    or response.status_code not in (502, 503, 504)
+                    or (method not in IDEMPOTENT and response.status_code != 502)
+                ):
                     raise problem(response, service)
             time.sleep(0.2 * 2**attempt)
         raise AssertionError("unreachable")
@@ -97,7 +133,9 @@ def problem(response: httpx.Response, service: str) -> errors.CellworkError:
     """Return the error that an answer describes."""
     try:
         body = msgspec.json.decode(response.content, type=Problem)
-        return ERRORS.get(body.type, BY_STATUS.get(response.status_code, errors.Unavailable))(body.subject, body.value, body.verdict, body.way_out)
+        return ERRORS.get(body.type, BY_STATUS.get(response.status_code, errors.Unavailable))(
+            body.subject, body.value, body.verdict, body.way_out
+        )
     except msgspec.MsgspecError:
         kind = BY_STATUS.get(response.status_code, errors.Unavailable)
         return kind("service", service, f"answered {response.status_code}", "look at: cellwork status")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import io
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -22,8 +23,8 @@ class Batches:
     def declare(self, project: str, dataset: RawDataset) -> RawDataset:
         return self._to.call("cellwork", "PUT", f"/api/v1/raw/{project}/{dataset.name}", RawDataset, dataset)
 
-    def declared(self, project: str) -> list[RawDataset]:
-        return self._to.call("cellwork", "GET", f"/api/v1/raw/{project}", list[RawDataset])
+    def declared(self, project: str) -> builtins.list[RawDataset]:
+        return self._to.call("cellwork", "GET", f"/api/v1/raw/{project}", builtins.list[RawDataset])
 
     def ingest(self, project: str, dataset: str, frame: pl.DataFrame, partition: str) -> Ingested:
         """Send `frame` as the batch `partition`; the same content again is the same batch."""
@@ -31,18 +32,26 @@ class Batches:
 
         buffer = io.BytesIO()
         frame.write_parquet(buffer, compression="zstd")
-        answer = self._to.raw("cellwork", "PUT", f"/api/v1/batches/{project}/{dataset}/{partition}", buffer.getvalue(), PARQUET)
+        answer = self._to.raw(
+            "cellwork", "PUT", f"/api/v1/batches/{project}/{dataset}/{partition}", buffer.getvalue(), PARQUET
+        )
         return msgspec.json.decode(answer.content, type=Ingested)
 
     def list(self, project: str, dataset: str = "", *, current: bool = True) -> Iterator[Batch]:
-        return self._to.listing("cellwork", "/api/v1/batches", Batch, project=project, dataset=dataset, current=str(current).lower())
+        return self._to.listing(
+            "cellwork", "/api/v1/batches", Batch, project=project, dataset=dataset, current=str(current).lower()
+        )
 
     def get(self, batch: str) -> Batch:
         return self._to.call("cellwork", "GET", f"/api/v1/batches/{batch}", Batch)
 
-    def rows(self, project: str, dataset: str, *, batch: str = "", as_of: str = "", limit: int | None = None) -> pl.DataFrame:
+    def rows(
+        self, project: str, dataset: str, *, batch: str = "", as_of: str = "", limit: int | None = None
+    ) -> pl.DataFrame:
         """Return readable rows (sealed columns are null): of all current batches, of one, or as of a batch."""
         import polars as pl
 
-        answer = self._to.raw("cellwork", "GET", f"/api/v1/rows/{project}/{dataset}", batch=batch, as_of=as_of, limit=limit)
+        answer = self._to.raw(
+            "cellwork", "GET", f"/api/v1/rows/{project}/{dataset}", batch=batch, as_of=as_of, limit=limit
+        )
         return pl.read_parquet(io.BytesIO(answer.content))

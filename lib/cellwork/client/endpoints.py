@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Iterator
 
 from cellwork.client.base import Connection
@@ -16,7 +17,9 @@ class Endpoints:
         return self._to.call("inference", "PUT", f"/api/v1/endpoints/{endpoint}", RouteTable, deploy)
 
     def rollback(self, endpoint: str, reason: str = "") -> RouteTable:
-        return self._to.call("inference", "POST", f"/api/v1/endpoints/{endpoint}/rollback", RouteTable, {"reason": reason})
+        return self._to.call(
+            "inference", "POST", f"/api/v1/endpoints/{endpoint}/rollback", RouteTable, {"reason": reason}
+        )
 
     def list(self) -> Iterator[EndpointStatus]:
         return self._to.listing("inference", "/api/v1/endpoints", EndpointStatus)
@@ -30,9 +33,17 @@ class Endpoints:
     def prediction(self, prediction: str) -> Prediction:
         return self._to.call("inference", "GET", f"/predictions/{prediction}", Prediction)
 
-    def predictions(self, endpoint: str = "", *, after: int = 0, limit: int = 1000) -> list[Prediction]:
+    def predictions(self, endpoint: str = "", *, after: int = 0, limit: int = 1000) -> builtins.list[Prediction]:
         """Predictions with `seq` > `after`, in order."""
-        return self._to.call("inference", "GET", "/api/v1/predictions", list[Prediction], endpoint=endpoint, after=after, limit=limit)
+        return self._to.call(
+            "inference",
+            "GET",
+            "/api/v1/predictions",
+            builtins.list[Prediction],
+            endpoint=endpoint,
+            after=after,
+            limit=limit,
+        )
 
     def deployment(self, deployment: str) -> Deployment:
         return self._to.call("inference", "GET", f"/api/v1/deployments/{deployment}", Deployment)

@@ -27,4 +27,6 @@ class Evaluations:
 
     def promote(self, name: str, version: int, reason: str = "") -> Promoted:
         """Move `champion` to `version` if the gate passes; the old champion becomes `previous`."""
-        return self._to.call("cellwork", "POST", "/api/v1/gate", Promoted, Promotion(name=name, version=version, reason=reason))
+        return self._to.call(
+            "cellwork", "POST", "/api/v1/gate", Promoted, Promotion(name=name, version=version, reason=reason)
+        )

@@ -26,7 +26,9 @@ class Features:
         return self._to.call("cellwork", "GET", f"/api/v1/features/{project}", Definitions, revision=revision)
 
     def runs(self, project: str, *, view: str = "", batch: str = "", state: str = "") -> Iterator[PipelineRun]:
-        return self._to.listing("cellwork", f"/api/v1/features/{project}/runs", PipelineRun, view=view, batch=batch, state=state)
+        return self._to.listing(
+            "cellwork", f"/api/v1/features/{project}/runs", PipelineRun, view=view, batch=batch, state=state
+        )
 
     def wait(self, project: str, *, timeout: float = 300, progress: Callable[[int], None] | None = None) -> None:
         """Return when no pipeline run of `project` is queued or running.
@@ -47,15 +49,24 @@ class Features:
                 break
             time.sleep(0.2)
         else:
-            raise errors.Unavailable("feature pipelines", project, f"did not finish in {timeout:.0f} s", "look at: cellwork feature runs")
+            raise errors.Unavailable(
+                "feature pipelines", project, f"did not finish in {timeout:.0f} s", "look at: cellwork feature runs"
+            )
         failed = list(self.runs(project, state="failed"))
         if failed:
-            raise errors.Conflict(f"feature pipeline of view {failed[0].view!r}", failed[0].batch, failed[0].error, "mend the definition and apply it again")
+            raise errors.Conflict(
+                f"feature pipeline of view {failed[0].view!r}",
+                failed[0].batch,
+                failed[0].error,
+                "mend the definition and apply it again",
+            )
 
     def rows(self, project: str, view: str, *, batch: str = "", limit: int | None = None) -> pl.DataFrame:
         import polars as pl
 
-        answer = self._to.raw("cellwork", "GET", f"/api/v1/features/{project}/views/{view}/rows", batch=batch, limit=limit)
+        answer = self._to.raw(
+            "cellwork", "GET", f"/api/v1/features/{project}/views/{view}/rows", batch=batch, limit=limit
+        )
         return pl.read_parquet(io.BytesIO(answer.content))
 
     def push(self, view: str, request: PushRequest) -> int:

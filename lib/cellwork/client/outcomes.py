@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Iterator
 
 from cellwork.client.base import Connection
@@ -12,8 +13,10 @@ class Outcomes:
     def __init__(self, connection: Connection) -> None:
         self._to = connection
 
-    def send(self, project: str, outcomes: list[Outcome]) -> OutcomesAnswer:
-        return self._to.call("cellwork", "POST", "/api/v1/outcomes", OutcomesAnswer, OutcomesRequest(project=project, outcomes=outcomes))
+    def send(self, project: str, outcomes: builtins.list[Outcome]) -> OutcomesAnswer:
+        return self._to.call(
+            "cellwork", "POST", "/api/v1/outcomes", OutcomesAnswer, OutcomesRequest(project=project, outcomes=outcomes)
+        )
 
     def list(self, endpoint: str, *, prediction: str = "") -> Iterator[Outcome]:
         return self._to.listing("cellwork", "/api/v1/outcomes", Outcome, endpoint=endpoint, prediction=prediction)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
+import msgspec
+
 from cellwork.wire import Struct
 from cellwork.wire.origin import Origin
 
@@ -28,7 +30,7 @@ class Job(Struct):
     """The notebook's name; its content is kept with the job, by hash."""
     notebook_sha256: str
     parameters: dict[str, Any] = {}
-    schedule: Schedule = Schedule()
+    schedule: Schedule = msgspec.field(default_factory=Schedule)
     timeout_seconds: int = 3600
     retries: int = 0
     concurrency: int = 1
@@ -49,7 +51,7 @@ class JobRequest(Struct):
     files: dict[str, str] = {}
     """Text files that belong beside it (``cellwork.toml``, helper modules), by relative path."""
     parameters: dict[str, Any] = {}
-    schedule: Schedule = Schedule()
+    schedule: Schedule = msgspec.field(default_factory=Schedule)
     timeout_seconds: int = 3600
     retries: int = 0
     concurrency: int = 1

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from cellwork.wire import Struct
+import msgspec
 
 
-class Origin(Struct):
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
     user: str = ""
     project: str = ""
     notebook: str = ""

@@ -5,9 +5,21 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
+import msgspec
+
 from cellwork.wire import Struct
 
-RELATIONS = ("built_from", "trained_on", "evaluated_on", "registered_as", "deployed_as", "served_by", "observed_as", "made_by", "supersedes")
+RELATIONS = (
+    "built_from",
+    "trained_on",
+    "evaluated_on",
+    "registered_as",
+    "deployed_as",
+    "served_by",
+    "observed_as",
+    "made_by",
+    "supersedes",
+)
 
 
 class Event(Struct):
@@ -43,7 +55,7 @@ class AuditRow(Struct):
     """SHA-256 of the previous row's chain and this row."""
 
 
-class Principal(Struct, frozen=True):
+class Principal(msgspec.Struct, frozen=True, kw_only=True):
     kind: Literal["user", "service", "run", "nobody"]
     name: str
     scopes: frozenset[str] = frozenset()
