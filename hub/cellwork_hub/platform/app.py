@@ -1,0 +1,39 @@
+"""The platform service: one process, a router a module."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from cellwork import db
+from cellwork_hub import records
+from cellwork_hub.auth import HubTokens
+from cellwork_hub.context import Context
+from cellwork_hub.edge import Service
+from cellwork_hub.platform import batches, datasets, evaluations, features, outcomes
+from cellwork_hub.platform.state import State
+
+ROUTERS = (batches, features, datasets, evaluations, outcomes)
+MIGRATIONS = [records.MIGRATION, *(router.MIGRATION for router in ROUTERS)]
+"""Append only: a number, once used, keeps its meaning."""
+
+
+def build(context: Context) -> Service:
+    """Return the service on the database and folders of `context`."""
+    state = State(db.open_database(context.database_url("platform"), MIGRATIONS), context.home, context)
+    worker = features.Worker(state)
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        worker.start()
+        yield
+        worker.stop()
+        state.engine.dispose()
+
+    return Service(
+        "cellwork",
+        [*records.routes(state.engine), *(route for router in ROUTERS for route in router.routes(state))],
+        authorise=HubTokens(context.hub_api, context.token("cellwork"), cache_seconds=context.settings.token_cache_seconds),
+        lifespan=lifespan,
+        most_bytes=context.settings.request_bytes,
+    )
