@@ -6,16 +6,13 @@ that is no `CellworkError` is a bug: 500, the traceback in the log, nothing of i
 
 from __future__ import annotations
 
-import functools
 import inspect
-import json
 import logging
 import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import anyio.to_thread
@@ -24,6 +21,11 @@ from cellwork import __version__, errors, ids
 from cellwork.wire import Problem
 from cellwork.wire.origin import HEADER, Origin
 from cellwork.wire.records import Principal
+
+from cellwork_hub.openapi import describe
+from cellwork_hub.route import Call, Malformed, Route
+
+__all__ = ["Call", "Malformed", "Route", "Service", "canonical_path", "problem_response", "respond", "serve"]
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -33,66 +35,6 @@ STATUS: dict[type[errors.CellworkError], int] = {
     errors.BadInput: 422, errors.NotFound: 404, errors.Refused: 403, errors.Conflict: 409,
     errors.TooLarge: 413, errors.TooBusy: 429, errors.Unavailable: 503,
 }  # fmt: skip
-
-
-class Malformed(errors.BadInput):
-    """The body or a parameter can't even be read: 400."""
-
-
-@dataclass
-class Call:
-    """One request, decoded and authorised."""
-
-    principal: Principal
-    request_id: str
-    origin: Origin
-    path: dict[str, str]
-    query: dict[str, str]
-    body: Any
-    headers: dict[str, str]
-    answer_headers: dict[str, str] = field(default_factory=dict)
-    media_type: str = "application/json"
-
-    def required(self, name: str) -> str:
-        if not self.query.get(name):
-            raise errors.BadInput("query parameter", name, "is missing", f"add ?{name}=…")
-        return self.query[name]
-
-    def limit(self, default: int = 100, most: int = 10_000) -> int:
-        return max(1, min(self.number("limit", default), most))
-
-    def number(self, name: str, default: int) -> int:
-        text = self.query.get(name, "")
-        if not re.fullmatch(r"-?\d{1,18}|", text):
-            raise errors.BadInput(f"query parameter {name}", text, "is not a whole number", "write digits only")
-        return int(text) if text else default
-
-    def next_page(self, cursor: str | int) -> None:
-        """Tell the caller where the list goes on."""
-        self.answer_headers["x-next-cursor"] = str(cursor)
-
-
-Handler = Callable[[Call], Any] | Callable[[Call], Awaitable[Any]]
-
-
-@dataclass(frozen=True)
-class Route:
-    """`path` holds `{name}` for a segment; `scope` is what the caller needs, `None` opens it to everyone."""
-
-    method: str
-    path: str
-    handler: Handler
-    scope: str | None
-    body: Any = None
-    """Type of a JSON body; `bytes` hands the raw body on; None takes none."""
-    answer: Any = None
-    doc: str = ""
-    status: int = 200
-
-    @functools.cached_property
-    def pattern(self) -> re.Pattern[str]:
-        escaped = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(self.path))
-        return re.compile(escaped)
 
 
 Lifespan = Callable[[], AbstractAsyncContextManager[None]]
@@ -353,45 +295,6 @@ def _origin(headers: dict[str, str], principal: Principal) -> Origin:
     except msgspec.MsgspecError:
         origin = Origin()
     return msgspec.structs.replace(origin, user=principal.name)
-
-
-def describe(name: str, routes: Sequence[Route]) -> dict[str, Any]:
-    """Return the OpenAPI 3.1 description of `routes`."""
-    types = [t for r in routes for t in (r.body, r.answer) if t not in (None, bytes)]
-    schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
-    by_type = {repr(t): schema for t, schema in zip(types, schemas, strict=True)}
-    paths: dict[str, dict[str, Any]] = {}
-    for route in routes:
-        operation: dict[str, Any] = {
-            "summary": route.doc,
-            "parameters": [
-                {"name": p, "in": "path", "required": True, "schema": {"type": "string"}}
-                for p in re.findall(r"{(\w+)}", route.path)
-            ],
-            "responses": {
-                str(route.status): {"description": "ok"},
-                "default": {"description": "a problem", "content": {"application/problem+json": {}}},
-            },
-        }
-        if route.scope:
-            operation["security"] = [{"hub": [route.scope]}]
-        if route.body is bytes:
-            operation["requestBody"] = {"required": True, "content": {"application/octet-stream": {}}}
-        elif route.body is not None:
-            operation["requestBody"] = {
-                "required": True,
-                "content": {"application/json": {"schema": by_type[repr(route.body)]}},
-            }
-        if route.answer not in (None, bytes):
-            operation["responses"][str(route.status)]["content"] = {
-                "application/json": {"schema": by_type[repr(route.answer)]}
-            }
-        paths.setdefault(route.path, {})[route.method.lower()] = operation
-    security = {"hub": {"type": "http", "scheme": "bearer"}}
-    return {
-        "openapi": "3.1.0", "info": {"title": f"Cellwork {name}", "version": __version__}, "servers": [{"url": f"/services/{name}"}],
-        "paths": paths, "components": {"schemas": json.loads(msgspec.json.encode(components)), "securitySchemes": security},
-    }  # fmt: skip
 
 
 def serve(app: ASGIApp, host: str, port: int) -> None:

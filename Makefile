@@ -1,0 +1,52 @@
+# make up | test | down. Nothing else is needed on a machine with Python 3.11 or newer.
+PYTHON ?= python3
+REQUIRE ?=
+HOME_FOLDER := $(CURDIR)/.cellwork
+BIN := .venv/bin
+export CELLWORK_HOME ?= $(HOME_FOLDER)
+
+.PHONY: up down test check format soak bench docs clean
+
+up: .venv/installed
+	@$(BIN)/cellwork up --demo
+
+down:
+	@if [ -x $(BIN)/cellwork ]; then $(BIN)/cellwork down; else echo "nothing is installed here, so nothing runs"; fi
+
+test: .venv/installed-dev
+	@REQUIRE=$(REQUIRE) CELLWORK_HOME= $(BIN)/python -m pytest -m "not soak"
+
+soak: .venv/installed-dev
+	@REQUIRE=$(REQUIRE) CELLWORK_HOME= $(BIN)/python -m pytest -m soak --timeout 7200
+
+check: .venv/installed-dev
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: .venv/installed-dev
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench: .venv/installed-dev
+	@for subject in bench/*.py; do echo "== $$subject"; $(BIN)/python $$subject || exit 1; done
+
+docs: .venv/installed-dev
+	@$(BIN)/nbdev-export && $(BIN)/python nbs/reference/build.py
+
+clean: down
+	rm -rf .venv .cellwork
+
+# The stamps: a virtual environment with the tested versions, bytecode compiled (it halves every start).
+.venv/bin/uv: constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"cellwork: Python {v.major}.{v.minor} is too old, 3.11 or newer is needed; run: make up PYTHON=/path/to/python3.11")'
+	@echo "making .venv with $$($(PYTHON) --version)"
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	@touch $@
+
+.venv/installed: .venv/bin/uv pyproject.toml constraints.txt
+	@echo "installing the tested versions (constraints.txt), with bytecode"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -c constraints.txt -e '.[all]'
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -c constraints.txt -e '.[all,dev]'
+	@touch $@

@@ -1,0 +1,73 @@
+"""A route and a call of it: what routers are written in."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from cellwork import errors
+from cellwork.wire.origin import Origin
+from cellwork.wire.records import Principal
+
+
+class Malformed(errors.BadInput):
+    """The body or a parameter can't even be read: 400."""
+
+
+@dataclass
+class Call:
+    """One request, decoded and authorised."""
+
+    principal: Principal
+    request_id: str
+    origin: Origin
+    path: dict[str, str]
+    query: dict[str, str]
+    body: Any
+    headers: dict[str, str]
+    answer_headers: dict[str, str] = field(default_factory=dict)
+    media_type: str = "application/json"
+
+    def required(self, name: str) -> str:
+        if not self.query.get(name):
+            raise errors.BadInput("query parameter", name, "is missing", f"add ?{name}=…")
+        return self.query[name]
+
+    def limit(self, default: int = 100, most: int = 10_000) -> int:
+        return max(1, min(self.number("limit", default), most))
+
+    def number(self, name: str, default: int) -> int:
+        text = self.query.get(name, "")
+        if not re.fullmatch(r"-?\d{1,18}|", text):
+            raise errors.BadInput(f"query parameter {name}", text, "is not a whole number", "write digits only")
+        return int(text) if text else default
+
+    def next_page(self, cursor: str | int) -> None:
+        """Tell the caller where the list goes on."""
+        self.answer_headers["x-next-cursor"] = str(cursor)
+
+
+Handler = Callable[[Call], Any] | Callable[[Call], Awaitable[Any]]
+
+
+@dataclass(frozen=True)
+class Route:
+    """`path` holds `{name}` for a segment; `scope` is what the caller needs, `None` opens it to everyone."""
+
+    method: str
+    path: str
+    handler: Handler
+    scope: str | None
+    body: Any = None
+    """Type of a JSON body; `bytes` hands the raw body on; None takes none."""
+    answer: Any = None
+    doc: str = ""
+    status: int = 200
+
+    @functools.cached_property
+    def pattern(self) -> re.Pattern[str]:
+        escaped = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(self.path))
+        return re.compile(escaped)

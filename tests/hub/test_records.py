@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cellwork import db
+from cellwork.wire.origin import Origin
+from cellwork.wire.records import Principal
+from cellwork_hub import records
+from cellwork_hub.edge import Call
+from sqlalchemy import Engine, text
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    return db.open_database(f"sqlite:///{tmp_path}/x.sqlite", [records.MIGRATION])
+
+
+def call() -> Call:
+    return Call(Principal(kind="user", name="ada"), "req_1", Origin(), {}, {}, None, {})
+
+
+def test_an_event_of_a_transaction_that_fails_was_never_there(engine: Engine) -> None:
+    with engine.connect() as connection:
+        records.event(connection, "batch.ready", "flights", "bat_1")
+        connection.rollback()
+    with engine.begin() as connection:
+        records.event(connection, "batch.ready", "flights", "bat_2", rows=3)
+    (event,) = records.events(engine, 0)
+    assert (event.subject, event.data) == ("bat_2", {"rows": 3})
+
+
+def test_a_consumer_with_a_cursor_sees_each_event_once(engine: Engine) -> None:
+    with engine.begin() as connection:
+        for k in range(5):
+            records.event(connection, "even" if k % 2 == 0 else "odd", "p", str(k))
+    first = records.events(engine, 0, limit=2)
+    rest = records.events(engine, first[-1].seq)
+    assert [e.subject for e in first + rest] == list("01234")
+    assert [e.subject for e in records.events(engine, 0, "odd")] == ["1", "3"]
+
+
+def test_an_edge_said_twice_is_one(engine: Engine) -> None:
+    with engine.begin() as connection:
+        records.edge(connection, "ds_1", "built_from", "bat_1")
+        records.edge(connection, "ds_1", "built_from", "bat_1")
+        assert connection.execute(text("SELECT count(*) FROM edges")).scalar() == 1
+
+
+@pytest.mark.parametrize(
+    "tampering", ["UPDATE audit SET reason = 'other' WHERE seq = 2", "DELETE FROM audit WHERE seq = 2"]
+)
+def test_the_audits_chain_shows_a_row_that_was_changed_or_taken_out(engine: Engine, tampering: str) -> None:
+    with engine.begin() as connection:
+        for k in range(4):
+            records.audit(connection, call(), "promote", f"m@{k}", before={"v": k}, after={"v": k + 1})
+
+    def intact() -> bool:
+        previous = ""
+        with engine.connect() as connection:
+            for row in connection.execute(text("SELECT * FROM audit ORDER BY seq")).mappings():
+                previous = records.chain(previous, dict(row))
+                if previous != row["chain"]:
+                    return False
+        return True
+
+    assert intact()
+    with engine.begin() as connection:
+        connection.execute(text(tampering))
+    assert not intact()

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+
+import pytest
+from cellwork import clock
+from cellwork.errors import BadInput
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def test_a_time_without_a_zone_is_refused_and_never_guessed() -> None:
+    with pytest.raises(BadInput, match="no time zone"):
+        clock.utc("2013-11-01T00:00:00")
+
+
+@given(st.datetimes(timezones=st.timezones()))
+def test_utc_keeps_the_instant(at: datetime) -> None:
+    assert clock.utc(at).timestamp() == at.timestamp()
+    assert clock.utc(at).tzinfo is UTC
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("15m", 900), ("36h", 129_600), ("7d", 604_800), ("2w", 1_209_600)]
+)
+def test_durations(text: str, seconds: int) -> None:
+    assert clock.duration(text) == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("text", ["", "15", "0m", "-3h", "1.5h", "15 m", "1y"])
+def test_a_text_that_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(BadInput, match="write 90s"):
+        clock.duration(text)
+
+
+def test_a_daily_job_stays_at_its_local_hour_when_the_clocks_change() -> None:
+    """New York left daylight saving on 3 November 2013."""
+    dues = list(islice(clock.fires("0 6 * * *", datetime(2013, 11, 2, tzinfo=UTC), "America/New_York"), 3))
+    assert [due.hour for due in dues] == [10, 11, 11]
+
+
+def test_a_weekday_range_means_monday_to_friday() -> None:
+    dues = islice(clock.fires("0 6 * * 1-5", datetime(2026, 11, 20, 12, tzinfo=UTC)), 5)  # a Friday
+    assert [due.isoweekday() for due in dues] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("cron", ["", "61 * * * *", "* * *", "every day"])
+def test_cron_nonsense_is_refused(cron: str) -> None:
+    with pytest.raises(BadInput, match="five fields"):
+        next(clock.fires(cron, datetime(2026, 1, 1, tzinfo=UTC)))

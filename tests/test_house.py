@@ -1,0 +1,184 @@
+"""The rules of the house, read from the code: who may import whom, no cycles, light imports, sizes."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = {"cellwork": ROOT / "lib", "cellwork_hub": ROOT / "hub", "cellwork_jupyter": ROOT / "extensions"}
+MAY_IMPORT = {  # the table of the design: ours that each package may import
+    "cellwork": set(),
+    "cellwork.ui": {"cellwork"},
+    "cellwork_jupyter": {"cellwork"},
+    "cellwork_hub": {"cellwork"},
+}
+NEVER_IN_LIB = {"jupyterhub", "tornado", "IPython"}
+HEAVY = {
+    "pandas",
+    "sklearn",
+    "mlflow",
+    "feast",
+    "dask",
+    "distributed",
+    "papermill",
+    "polars",
+    "pyarrow",
+    "duckdb",
+    "sqlalchemy",
+    "matplotlib",
+    "ipywidgets",
+    "deltalake",
+    "scipy",
+}
+
+
+@cache
+def modules() -> dict[str, Path]:
+    found = {}
+    for package, root in SOURCES.items():
+        for path in sorted((root / package).rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+@cache
+def imports(module: str) -> frozenset[str]:
+    """Every module that `module` names in an import, in functions too, but not under TYPE_CHECKING."""
+    tree = ast.parse(modules()[module].read_text())
+    return frozenset(name for node in _runtime_nodes(tree) for name in _names(node, module))
+
+
+def _runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            continue
+        yield child
+        yield from _runtime_nodes(child)
+
+
+def _names(node: ast.AST, module: str) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0, f"{module} imports relatively"
+        known = modules()
+        for alias in node.names:
+            full = f"{node.module}.{alias.name}"
+            yield full if full in known else str(node.module)
+
+
+def package_of(module: str) -> str:
+    return "cellwork.ui" if module.startswith("cellwork.ui.") or module == "cellwork.ui" else module.split(".")[0]
+
+
+def test_each_package_imports_only_those_of_ours_that_the_table_allows() -> None:
+    wrong = [
+        f"{module} imports {name}"
+        for module in modules()
+        for name in imports(module)
+        if (other := package_of(name)) in MAY_IMPORT
+        and other != package_of(module)
+        and other not in MAY_IMPORT[package_of(module)]
+    ]
+    assert wrong == []
+
+
+def test_the_library_never_imports_the_hub_tornado_or_ipython_and_widgets_only_in_ui() -> None:
+    wrong = []
+    for module in modules():
+        if module.split(".")[0] != "cellwork":
+            continue
+        banned = NEVER_IN_LIB if package_of(module) == "cellwork.ui" else NEVER_IN_LIB | {"ipywidgets"}
+        wrong += [
+            f"{module} imports {name}"
+            for name in imports(module)
+            if name.split(".")[0] in banned - ({"IPython"} if package_of(module) == "cellwork.ui" else set())
+        ]
+    assert wrong == []
+
+
+def test_only_config_and_auth_know_jupyterhub() -> None:
+    wrong = [
+        module
+        for module in modules()
+        if module.startswith("cellwork_hub")
+        and not module.startswith(("cellwork_hub.config", "cellwork_hub.auth"))
+        and any(name.split(".")[0] == "jupyterhub" for name in imports(module))
+    ]
+    assert wrong == []
+
+
+def test_there_is_no_import_cycle_even_through_functions() -> None:
+    graph = {module: {name for name in imports(module) if name in modules() and name != module} for module in modules()}
+    assert _cycle(graph) is None
+
+
+def _cycle(graph: dict[str, set[str]]) -> list[str] | None:
+    done: set[str] = set()
+
+    def visit(node: str, path: list[str]) -> list[str] | None:
+        if node in path:
+            return [*path[path.index(node) :], node]
+        if node in done:
+            return None
+        for following in sorted(graph[node]):
+            if found := visit(following, [*path, node]):
+                return found
+        done.add(node)
+        return None
+
+    for start in sorted(graph):
+        if found := visit(start, []):
+            return found
+    return None
+
+
+def test_the_cycle_finder_finds_a_cycle() -> None:
+    assert _cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+
+
+def light_modules() -> list[str]:
+    return [
+        m
+        for m in modules()
+        if m.split(".")[0] == "cellwork" and package_of(m) != "cellwork.ui" and not m.endswith("__main__")
+    ]
+
+
+def test_importing_the_library_loads_nothing_heavy() -> None:
+    """Each module in one process: what is heavy is imported where it is used. Store classes of Feast are Feast's by nature."""
+    names = [m for m in light_modules() if not m.startswith("cellwork.features.feast")]
+    code = f"import importlib, sys\nfor name in {names!r}:\n    importlib.import_module(name)\nprint(sorted(set(sys.modules) & {HEAVY!r}))"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    assert answer.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("package", list(SOURCES))
+def test_modules_stay_small(package: str) -> None:
+    """Hardly ever over 400 lines; generated modules aside."""
+    long = {
+        module: lines
+        for module, path in modules().items()
+        if package_of(module) == package and (lines := len(path.read_text().splitlines())) > 400
+    }
+    assert long == {}
+
+
+def test_every_module_says_its_rules_in_a_docstring() -> None:
+    missing = [
+        m
+        for m, path in modules().items()
+        if package_of(m) != "cellwork.ui"
+        and not m.endswith("__main__")
+        and path.read_text().strip()
+        and ast.get_docstring(ast.parse(path.read_text())) is None
+    ]
+    assert missing == []
