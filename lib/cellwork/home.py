@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from cellwork import ids
-from cellwork.errors import Refused
+from cellwork.errors import BadInput, Refused
 
 
 class Home:
@@ -72,8 +73,15 @@ class Home:
     def lock(self) -> Path:
         return self.run / "up.lock"
 
+    def proxy(self) -> Path:
+        return self.run / "proxy"
+
     def raw_table(self, project: str, dataset: str) -> Path:
         return self.root / "data" / "raw" / ids.name(project) / ids.name(dataset)
+
+    def quarantine(self, project: str, dataset: str) -> Path:
+        """Rows that were refused, with the reason; a Delta table like the raw one."""
+        return self.root / "data" / "quarantine" / ids.name(project) / ids.name(dataset)
 
     def prepared(self, project: str, name: str) -> Path:
         return self.root / "data" / "prepared" / ids.name(project) / ids.name(name)
@@ -100,6 +108,12 @@ class Home:
     def models(self) -> Path:
         """Copies of registered model folders, by content digest; made and checked by the platform's services."""
         return self.root / "models"
+
+    def source(self, sha256: str) -> Path:
+        """Notebooks and files of jobs and runs, by content."""
+        if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+            raise BadInput("content hash", sha256[:80], "is not SHA-256 in hex", "ask the jobs service for the run")
+        return self.root / "runs" / "sources" / sha256[:2] / sha256
 
     def attempt(self, run: str, number: int) -> Path:
         return self.root / "runs" / ids.check(run, "run") / str(int(number))

@@ -44,6 +44,14 @@ def of_content(kind: str, *parts: bytes | str) -> str:
     return f"{kind}_{_base32(int.from_bytes(digest.digest()[:16], 'big'))}"
 
 
+def of_key(kind: str, *parts: str) -> str:
+    """Return the id of `kind` that belongs to the idempotency key `parts`: the same key, the same id; it does not sort by time."""
+    if kind not in TIME_KINDS:
+        raise BadInput("id kind", kind, "has no idempotency key", f"use one of {', '.join(sorted(TIME_KINDS))}")
+    data = b"".join(len(part.encode()).to_bytes(8, "big") + part.encode() for part in parts)
+    return f"{kind}_{_base32(int.from_bytes(hashlib.sha256(data).digest()[:16], 'big'))}"
+
+
 def check(text: str, kind: str) -> str:
     """Return `text` if it is an id of `kind`, else raise BadInput."""
     if not re.fullmatch(rf"{kind}_[{ALPHABET}]{{26}}", text):
@@ -84,6 +92,7 @@ def frame_sha256(frame: pl.DataFrame) -> str:
         values = _value_hashes(series)
         rows[:, 0] += _mix(values ^ np.uint64(seed))
         rows[:, 1] += _mix(values * np.uint64(seed) + np.uint64(seed >> 7))
+        rows[series.is_null().to_numpy(), 1] += np.uint64(seed >> 1)  # some value hashes to 0 as null does; not here
     order = np.lexsort((rows[:, 1], rows[:, 0]))
     digest.update(np.ascontiguousarray(rows[order]).astype(">u8").tobytes())
     return digest.hexdigest()

@@ -33,8 +33,10 @@ class Endpoints:
     def prediction(self, prediction: str) -> Prediction:
         return self._to.call("inference", "GET", f"/predictions/{prediction}", Prediction)
 
-    def predictions(self, endpoint: str = "", *, after: int = 0, limit: int = 1000) -> builtins.list[Prediction]:
-        """Predictions with `seq` > `after`, in order."""
+    def predictions(
+        self, endpoint: str = "", *, after: int = 0, limit: int = 1000, brief: bool = False
+    ) -> builtins.list[Prediction]:
+        """Predictions with `seq` > `after`, in order; `brief` ones come without entities and features."""
         return self._to.call(
             "inference",
             "GET",
@@ -43,6 +45,7 @@ class Endpoints:
             endpoint=endpoint,
             after=after,
             limit=limit,
+            brief="true" if brief else "",
         )
 
     def deployment(self, deployment: str) -> Deployment:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from cellwork import errors
 from cellwork.client.base import Connection
-from cellwork.wire.jobs import Claim, Job, JobRequest, Progress, Run, RunRequest
+from cellwork.wire.jobs import Claim, ClaimRequest, Job, JobRequest, Progress, Run, RunRequest
 
 ENDED = frozenset({"succeeded", "failed", "stopped"})
 
@@ -60,8 +60,10 @@ class Jobs:
             time.sleep(0.1)
         raise errors.Unavailable("run", run, f"did not end in {timeout:.0f} s", f"look at: cellwork run show {run}")
 
-    def claim(self, runner: str) -> Claim | None:
-        return self._to.call("jobs", "POST", "/api/v1/claims", Claim | None, {"runner": runner})  # type: ignore[arg-type]
+    def claim(self, runner: str, *, wait_seconds: float = 0.0) -> Claim | None:
+        """Return a run to execute, or None if there is none within `wait_seconds`."""
+        asked = ClaimRequest(runner=runner, wait_seconds=wait_seconds)
+        return self._to.call("jobs", "POST", "/api/v1/claims", Claim | None, asked)  # type: ignore[arg-type]
 
     def report(self, run: str, progress: Progress) -> Run:
         return self._to.call("jobs", "POST", f"/api/v1/runs/{run}/progress", Run, progress)

@@ -66,6 +66,8 @@ class Row(Struct):
     feature_events: dict[str, datetime | None] = {}
     """View -> event time of the values given in `features` (a batch-scored row brings its own)."""
     feature_batches: dict[str, str] = {}
+    key: str = ""
+    """The row's own idempotency key; without one it is the request's id and the row's place in it."""
 
 
 class Request(Struct):
@@ -85,6 +87,8 @@ class Output(Struct):
     """Features that had no value."""
     feature_age_s: float | None = None
     """Age of the oldest feature value used."""
+    repeated: bool = False
+    """It was in the log already: this is what was answered then."""
 
 
 class Answer(Struct):

@@ -99,6 +99,13 @@ class Run(Struct):
     attempts: list[Attempt] = []
 
 
+class ClaimRequest(Struct):
+    """A runner asks for work; the answer waits for up to `wait_seconds` until there is some."""
+
+    runner: str
+    wait_seconds: float = 0.0
+
+
 class Claim(Struct):
     """What a runner gets: the run, all it needs to execute it, and the fence its results must carry."""
 
@@ -114,7 +121,10 @@ class Claim(Struct):
 
 
 class Progress(Struct):
-    """A runner's word about its attempt; a stale fence is refused. `notebook` is the executed notebook so far."""
+    """A runner's word about its attempt; a stale fence is refused. `notebook` is the executed notebook so far.
+
+    State ``queued`` hands the run back unfinished, because the runner stops. The answer's state ``stopped`` tells the runner to end it.
+    """
 
     fence: int
     state: RunState = "running"

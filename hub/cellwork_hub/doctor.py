@@ -1,0 +1,124 @@
+"""What a machine and an installation need, each with its way out. Looks only; changes nothing but a probe file."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from typing import Literal
+
+import psutil
+from cellwork.errors import CellworkError, Refused, Unavailable
+from cellwork.settings import Settings
+from cellwork.wire import Struct
+
+from cellwork_hub import preparation, supervisor
+from cellwork_hub.units import program
+
+EXTRAS = {
+    "hub": ("jupyterhub", "jupyterhub_traefik_proxy", "mlflow", "voila", "uvicorn", "starlette", "sqlalchemy", "duckdb", "websockets"),
+    "jupyter": ("jupyterlab", "ipykernel", "ipywidgets", "dask", "feast", "sklearn", "skops"),
+    "jobs": ("papermill",),
+}
+MEMORY_GB, DISK_GB = 2.5, 2.0
+
+
+class Check(Struct):
+    name: str
+    verdict: Literal["ok", "optional", "missing"]
+    found: str
+    way_out: str = ""
+
+
+def can_start(chosen: Settings) -> None:
+    """Raise what forbids a start: a missing extra, a folder that can't be written, a taken port, a trust without a login."""
+    for extra, modules in EXTRAS.items():
+        for module in modules:
+            if importlib.util.find_spec(module) is None:
+                raise Unavailable("extra", extra, f"is not installed (no module {module})", "run: pip install 'cellwork[all]'")
+    program("traefik")
+    if chosen.trust == "team":
+        raise Refused("setting trust", "team", "needs a login for each user, which this platform has not yet", "use personal")
+    chosen.folder.ensure()
+    preparation.one_user(chosen)
+    preparation.public_port(chosen, preparation.known_ports(chosen.folder).get("public", 0))
+
+
+def examine(chosen: Settings) -> list[Check]:
+    """Return every check; `missing` forbids something the platform promises, `optional` narrows it."""
+    return [_python(), *_extras(), _proxy(), _home(chosen), _port(chosen), _memory(), _disk(chosen), *_programs()]
+
+
+def _python() -> Check:
+    version = platform.python_version()
+    if sys.version_info >= (3, 11):
+        return Check(name="Python", verdict="ok", found=version)
+    return Check(name="Python", verdict="missing", found=version, way_out="install Python 3.11 or newer")
+
+
+def _extras() -> list[Check]:
+    rows = []
+    for extra, modules in EXTRAS.items():
+        lacking = [module for module in modules if importlib.util.find_spec(module) is None]
+        rows.append(
+            Check(name=f"extra {extra}", verdict="missing", found=f"no {', '.join(lacking)}", way_out=f"run: pip install 'cellwork[{extra}]'")
+            if lacking
+            else Check(name=f"extra {extra}", verdict="ok", found="installed")
+        )
+    return rows
+
+
+def _proxy() -> Check:
+    try:
+        return Check(name="proxy", verdict="ok", found=program("traefik"))
+    except Unavailable as error:
+        return Check(name="proxy", verdict="missing", found="no traefik", way_out=error.way_out)
+
+
+def _home(chosen: Settings) -> Check:
+    try:
+        chosen.folder.ensure()
+    except Refused as error:
+        return Check(name="home", verdict="missing", found=f"{chosen.home} {error.verdict}", way_out=error.way_out)
+    return Check(name="home", verdict="ok", found=str(chosen.home))
+
+
+def _port(chosen: Settings) -> Check:
+    if board := supervisor.running(chosen.folder):
+        return Check(name="port", verdict="ok", found=f"{board.port}, the platform runs there")
+    try:
+        return Check(name="port", verdict="ok", found=f"{preparation.public_port(chosen, 0)} is free")
+    except CellworkError as error:
+        return Check(name="port", verdict="missing", found=f"{chosen.port} {error.verdict}", way_out=error.way_out)
+
+
+def _memory() -> Check:
+    free = psutil.virtual_memory().available / 1e9
+    if free >= MEMORY_GB:
+        return Check(name="memory", verdict="ok", found=f"{free:.1f} GB free")
+    return Check(name="memory", verdict="missing", found=f"{free:.1f} GB free", way_out=f"free {MEMORY_GB} GB for the platform with one user")
+
+
+def _disk(chosen: Settings) -> Check:
+    folder = next(path for path in (chosen.home, *chosen.home.parents) if path.exists())
+    free = shutil.disk_usage(folder).free / 1e9
+    if free >= DISK_GB:
+        return Check(name="disk", verdict="ok", found=f"{free:.0f} GB free at {folder}")
+    return Check(name="disk", verdict="missing", found=f"{free:.1f} GB free at {folder}", way_out=f"free {DISK_GB:.0f} GB or set CELLWORK_HOME")
+
+
+def _programs() -> list[Check]:
+    """What only some tests or ways of running need."""
+    wanted = {
+        "chromium": (("chromium", "chromium-browser", "google-chrome"), "browser tests are skipped without it"),
+        "redis": (("redis-server",), "the Redis online store is tested only with it"),
+        "container engine": (("docker", "podman"), "user servers run as local processes without it"),
+    }
+    rows = []
+    for name, (programs, text) in wanted.items():
+        found = next((path for p in programs if (path := shutil.which(p))), "")
+        verdict: Literal["ok", "optional"] = "ok" if found and os.access(found, os.X_OK) else "optional"
+        rows.append(Check(name=name, verdict=verdict, found=found or "not found", way_out="" if found else text))
+    return rows

@@ -1,0 +1,133 @@
+"""Runs: queue, list, look at, stop. A run keeps the content it was queued with; a later change of its job does not reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from cellwork import clock, ids
+from cellwork.errors import BadInput
+from cellwork.jobs import schedule
+from cellwork.runs import parameters
+from cellwork.wire.jobs import Run, RunRequest, Schedule
+from sqlalchemy import Connection, text
+
+from cellwork_hub import records
+from cellwork_hub.jobs import store
+from cellwork_hub.jobs.definitions import check_limits
+from cellwork_hub.jobs.store import State
+from cellwork_hub.route import Call, Route
+
+
+def queue(db: Connection, row: Mapping[str, Any]) -> str:
+    """Insert a queued run with the fields of `row` and return its id."""
+    full = {
+        "id": ids.new("run"), "job_id": "", "job": "", "due": None, "state": "queued", "created": store.now(), "retries_left": 0,
+        "lost": 0, "not_before": 0, "fence": 0, "lease_until": None, "token_id": "", **row,
+    }  # fmt: skip
+    store.insert(db, "runs", full)
+    records.event(db, "run.queued", full["project"], full["id"], job=full["job"], notebook=full["notebook"], cause=full["cause"])
+    if full["job"]:
+        records.edge(db, full["id"], "made_by", full["job"])
+    identity: str = full["id"]
+    return identity
+
+
+def of_job(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that a run takes from its job."""
+    taken = {key: job[key] for key in ("project", "notebook", "notebook_sha256", "files", "timeout_seconds", "scopes")}
+    return taken | {"job_id": job["id"], "job": f"{job['project']}/{job['name']}", "principal": job["owner"], "retries_left": job["retries"]}
+
+
+def start(state: State, call: Call) -> Run:
+    """Queue a run of a job, or of a notebook that came along; its parameters are checked before."""
+    request: RunRequest = call.body
+    who, granted = store.owner(state, call.principal)
+    mine = {"principal": who, "scopes": store.json(sorted(granted)), "cause": "manual"}
+    if bool(request.job) == bool(request.content):
+        raise BadInput("run", request.job, "names a job and brings a notebook, or neither", "send `job`, or `notebook` with `content`")
+    with state.engine.begin() as db:
+        row = _of_job(state, db, request) if request.job else _of_notebook(state, request)
+        identity = queue(db, {**row, **mine})
+        records.audit(db, call, "run.start", identity, after={"job": request.job, "notebook": row["notebook"], "parameters": request.parameters})
+        run = store.as_run(db, store.run_row(db, identity))
+    state.bell.ring()
+    return run
+
+
+def _of_job(state: State, db: Connection, request: RunRequest) -> dict[str, Any]:
+    job = store.job_row(db, *ids.split_name(request.job))
+    timezone = msgspec.json.decode(job["schedule"], type=Schedule).timezone
+    wanted = {**msgspec.json.decode(job["parameters"]), **request.parameters}
+    values = schedule.expand(wanted, schedule.variables(clock.now(), timezone))
+    notebook = parameters.read(state.home.source(job["notebook_sha256"]).read_bytes(), job["notebook"])
+    return {**of_job(job), "parameters": store.json(parameters.check(notebook, values, job["notebook"]))}
+
+
+def _of_notebook(state: State, request: RunRequest) -> dict[str, Any]:
+    ids.name(request.project, "project")
+    store.check_paths(request.notebook, request.files)
+    check_limits(request.timeout_seconds)
+    values = parameters.check(parameters.read(request.content, request.notebook), request.parameters, request.notebook)
+    kept = {path: store.keep(state.home, content) for path, content in request.files.items()}
+    return {
+        "project": request.project, "notebook": request.notebook, "notebook_sha256": store.keep(state.home, request.content),
+        "files": store.json(kept), "parameters": store.json(values), "timeout_seconds": request.timeout_seconds,
+    }  # fmt: skip
+
+
+def stop(state: State, call: Call) -> Run:
+    """Stop the run: one that waits never starts, one that runs is interrupted by its runner. An ended run stays as it ended."""
+    with state.engine.begin() as db:
+        row = store.run_row(db, call.path["run"])
+        if row["state"] in ("queued", "running"):
+            db.execute(text("UPDATE runs SET state = 'stopped' WHERE id = :id"), {"id": row["id"]})
+            records.event(db, "run.stopped", row["project"], row["id"], job=row["job"])
+            records.audit(db, call, "run.stop", row["id"], before=row["state"], after="stopped")
+        return store.as_run(db, store.run_row(db, row["id"]))
+
+
+def listing(state: State, call: Call) -> list[Run]:
+    limit = call.limit()
+    where = {key: call.query.get(key, "") for key in ("job", "project", "state")}
+    with state.engine.connect() as db:
+        rows = db.execute(
+            text(
+                "SELECT * FROM runs WHERE seq < :cursor AND (:job = '' OR job = :job) AND (:project = '' OR project = :project) "
+                "AND (:state = '' OR state = :state) ORDER BY seq DESC LIMIT :limit"
+            ),
+            {**where, "cursor": call.number("cursor", 2**62), "limit": limit},
+        ).mappings()
+        found = [dict(row) for row in rows]
+        if len(found) == limit:
+            call.next_page(found[-1]["seq"])
+        return [store.as_run(db, row) for row in found]
+
+
+def notebook(state: State, call: Call) -> bytes:
+    """Return the executed notebook of the newest attempt that has one, else the notebook as it will run."""
+    with state.engine.connect() as db:
+        row = store.run_row(db, call.path["run"])
+        attempts = len(store.as_run(db, row).attempts)
+    call.media_type = "application/x-ipynb+json"
+    for number in range(attempts, 0, -1):
+        path = state.home.attempt(row["id"], number) / "out.ipynb"
+        if path.exists():
+            return path.read_bytes()
+    return state.home.source(row["notebook_sha256"]).read_bytes()
+
+
+def routes(state: State) -> list[Route]:
+    def get(call: Call) -> Run:
+        with state.engine.connect() as db:
+            return store.as_run(db, store.run_row(db, call.path["run"]))
+
+    one = "/api/v1/runs/{run}"
+    return [
+        Route("POST", "/api/v1/runs", lambda call: start(state, call), scope="jobs:write", body=RunRequest, answer=Run, doc="Run a job or a notebook now."),
+        Route("GET", "/api/v1/runs", lambda call: listing(state, call), scope="jobs:read", answer=list[Run], doc="Runs, newest first."),
+        Route("GET", one, get, scope="jobs:read", answer=Run, doc="One run with its attempts."),
+        Route("GET", f"{one}/notebook", lambda call: notebook(state, call), scope="jobs:read", answer=bytes, doc="The executed notebook, so far."),
+        Route("POST", f"{one}/stop", lambda call: stop(state, call), scope="jobs:write", answer=Run, doc="Stop a run."),
+    ]

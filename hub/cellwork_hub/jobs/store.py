@@ -1,0 +1,191 @@
+"""The tables of jobs and runs, and how their rows become records. Only this service opens them.
+
+A run belongs to the attempt whose fence it carries; every state change and its event are one transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+import msgspec
+from cellwork import clock, files, ids, scopes
+from cellwork.errors import BadInput, NotFound, Refused
+from cellwork.home import Home
+from cellwork.wire.jobs import Attempt, Job, Run, Schedule
+from cellwork.wire.records import Event, Principal
+from sqlalchemy import Connection, Engine, text
+
+from cellwork_hub.records import micros, moment
+
+MIGRATION = (
+    "CREATE TABLE jobs (id TEXT PRIMARY KEY, project TEXT NOT NULL, name TEXT NOT NULL, revision INTEGER NOT NULL, notebook TEXT NOT NULL, notebook_sha256 TEXT NOT NULL, "
+    "files {json} NOT NULL, parameters {json} NOT NULL, schedule {json} NOT NULL, timeout_seconds INTEGER NOT NULL, retries INTEGER NOT NULL, concurrency INTEGER NOT NULL, "
+    "paused INTEGER NOT NULL, owner TEXT NOT NULL, scopes {json} NOT NULL, since BIGINT NOT NULL, next_due BIGINT, UNIQUE (project, name))",
+    "CREATE TABLE runs (seq {serial}, id TEXT UNIQUE NOT NULL, job_id TEXT NOT NULL, job TEXT NOT NULL, project TEXT NOT NULL, notebook TEXT NOT NULL, notebook_sha256 TEXT NOT NULL, "
+    "files {json} NOT NULL, parameters {json} NOT NULL, principal TEXT NOT NULL, scopes {json} NOT NULL, state TEXT NOT NULL, created BIGINT NOT NULL, due BIGINT, cause TEXT NOT NULL, "
+    "timeout_seconds INTEGER NOT NULL, retries_left INTEGER NOT NULL, lost INTEGER NOT NULL, not_before BIGINT NOT NULL, fence INTEGER NOT NULL, lease_until BIGINT, token_id TEXT NOT NULL)",
+    "CREATE INDEX runs_state ON runs (state, seq)",
+    "CREATE INDEX runs_job ON runs (job_id, state)",
+    "CREATE TABLE attempts (run TEXT NOT NULL, n INTEGER NOT NULL, fence INTEGER NOT NULL, runner TEXT NOT NULL, state TEXT NOT NULL, started BIGINT NOT NULL, ended BIGINT, "
+    "cell INTEGER NOT NULL, cells INTEGER NOT NULL, error TEXT NOT NULL, PRIMARY KEY (run, n))",
+    "CREATE TABLE fires (job_id TEXT NOT NULL, fire TEXT NOT NULL, run TEXT NOT NULL, PRIMARY KEY (job_id, fire))",
+    "CREATE TABLE cursors (name TEXT PRIMARY KEY, seq BIGINT NOT NULL)",
+)
+
+NOT_FOR_RUNS = frozenset({"events:write", "runs:execute", "admin"})
+MOST_TIMEOUT = 7 * 86_400
+PATH = re.compile(r"(?!.*\.\.)[\w][\w .+-]*(/[\w][\w .+-]*){0,8}")
+
+
+class Tokens(Protocol):
+    """Gives a run its own credential, and takes it back."""
+
+    def mint(self, owner: str, granted: frozenset[str], seconds: int, note: str) -> tuple[str, str]:
+        """Return id and secret of a token that acts as `owner`; only the id may be kept."""
+        ...
+
+    def revoke(self, owner: str, token_id: str) -> None: ...
+
+
+class Bell:
+    """Wakes the claims that wait when a run is queued; rung from any thread."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._event = asyncio.Event()
+
+    def ring(self) -> None:
+        if self._loop and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._strike)
+
+    def _strike(self) -> None:
+        self._event.set()
+        self._event = asyncio.Event()
+
+    async def wait(self, seconds: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        try:
+            await asyncio.wait_for(self._event.wait(), seconds)
+        except TimeoutError:
+            return
+
+
+@dataclass(frozen=True)
+class State:
+    """What the routers share. `user` is whom the platform's own services start runs for; empty in `team` trust."""
+
+    engine: Engine
+    home: Home
+    tokens: Tokens
+    user: str
+    lease: timedelta = timedelta(seconds=15)
+    first_lease: timedelta = timedelta(seconds=10)
+    backoff: timedelta = timedelta(seconds=5)
+    """Before the first retry of a failed run; doubled for each further one."""
+    bell: Bell = field(default_factory=Bell)
+
+
+Events = Callable[[int], Sequence[Event]]
+"""Returns the platform's events after a sequence number, in order."""
+
+
+def keep(home: Home, content: str) -> str:
+    """Store `content` under its SHA-256 and return that."""
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    if not home.source(digest).exists():
+        files.write(home.source(digest), content, mode=0o600)
+    return digest
+
+
+def check_paths(notebook: str, beside: Mapping[str, str]) -> None:
+    """Raise BadInput unless every path stays inside the run's folder; the notebook's ends in .ipynb."""
+    if not notebook.endswith(".ipynb"):
+        raise BadInput("notebook", notebook, "is not named like a notebook", "end its name in .ipynb")
+    for path in (notebook, *beside):
+        if not PATH.fullmatch(path):
+            raise BadInput("file", path[:200], "is not a plain relative path", "use names of letters, digits, _, - and . below the project's folder")
+    if notebook in beside:
+        raise BadInput("file", notebook, "is the notebook itself", "send it as content only")
+
+
+def owner(state: State, principal: Principal) -> tuple[str, frozenset[str]]:
+    """Return for whom a run of `principal` acts, and with which scopes: never more than the caller has.
+
+    Raises
+    ------
+    Refused
+        A service asks in `team` trust, where runs belong to people.
+    """
+    granted = principal.scopes - NOT_FOR_RUNS
+    if principal.kind != "service":
+        return principal.name, granted
+    if not state.user:
+        raise Refused(f"service {principal.name!r}", "", "owns no runs in team trust", "start it with a user's token (CELLWORK_TOKEN)")
+    return state.user, granted & scopes.ROLES["deployer"]
+
+
+def due_after(schedule: Schedule, after: datetime) -> int | None:
+    """Return when `schedule` is next due after `after`, in microseconds since 1970; None if it follows an event or nothing."""
+    due = next(clock.fires(schedule.cron, after, schedule.timezone), None) if schedule.cron else None
+    return micros(due) if due else None
+
+
+def job_row(db: Connection, project: str, name: str) -> Mapping[str, Any]:
+    row = db.execute(text("SELECT * FROM jobs WHERE project = :p AND name = :n"), {"p": project, "n": name}).mappings().first()
+    if row is None:
+        raise NotFound("job", f"{project}/{name}", "does not exist", "look at: cellwork job list")
+    return dict(row)
+
+
+def run_row(db: Connection, run: str) -> Mapping[str, Any]:
+    row = db.execute(text("SELECT * FROM runs WHERE id = :id"), {"id": ids.check(run, "run")}).mappings().first()
+    if row is None:
+        raise NotFound("run", run, "does not exist", "look at: cellwork run list")
+    return dict(row)
+
+
+def as_job(row: Mapping[str, Any]) -> Job:
+    schedule = msgspec.json.decode(row["schedule"], type=Schedule)
+    due = row["next_due"] if not row["paused"] else None
+    return Job(
+        id=row["id"], project=row["project"], name=row["name"], notebook=row["notebook"], notebook_sha256=row["notebook_sha256"],
+        parameters=msgspec.json.decode(row["parameters"]), schedule=schedule, timeout_seconds=row["timeout_seconds"], retries=row["retries"],
+        concurrency=row["concurrency"], paused=bool(row["paused"]), owner=row["owner"], revision=row["revision"], next_due=moment(due) if due else None,
+    )  # fmt: skip
+
+
+def as_run(db: Connection, row: Mapping[str, Any]) -> Run:
+    rows = db.execute(text("SELECT * FROM attempts WHERE run = :run ORDER BY n"), {"run": row["id"]}).mappings()
+    attempts = [
+        Attempt(
+            n=a["n"], fence=a["fence"], runner=a["runner"], state=a["state"], started=moment(a["started"]),
+            ended=moment(a["ended"]) if a["ended"] else None, cell=a["cell"], cells=a["cells"], error=a["error"],
+        )
+        for a in rows
+    ]  # fmt: skip
+    return Run(
+        id=row["id"], project=row["project"], notebook=row["notebook"], notebook_sha256=row["notebook_sha256"], parameters=msgspec.json.decode(row["parameters"]),
+        principal=row["principal"], state=row["state"], created=moment(row["created"]), job=row["job"], due=moment(row["due"]) if row["due"] else None,
+        cause=row["cause"], attempts=attempts,
+    )  # fmt: skip
+
+
+def insert(db: Connection, table: str, row: Mapping[str, Any], *, once: bool = False) -> bool:
+    """Insert `row`; with `once`, do nothing and return False if its key is there already."""
+    columns = ", ".join(row)
+    statement = f"INSERT INTO {table} ({columns}) VALUES ({', '.join(':' + c for c in row)})" + (" ON CONFLICT DO NOTHING" if once else "")
+    return db.execute(text(statement), dict(row)).rowcount == 1
+
+
+def now() -> int:
+    return micros(clock.now())
+
+
+def json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()

@@ -1,0 +1,132 @@
+"""Execute a notebook: check its parameters, give it a fresh kernel, run its cells by papermill, keep what it printed.
+
+Whatever happens, the executed notebook so far lies at `output`; how the run ended is told by the return or the error, never
+read from the notebook.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cellwork import files
+from cellwork.errors import CellworkError, NotFound
+from cellwork.runs import parameters as names
+from cellwork.runs.kernel import Kernel, allowed
+
+if TYPE_CHECKING:
+    from cellwork.runs.plugin import Manager
+
+Progress = Callable[[int, int], None]
+"""Gets the number of the code cell that starts, and how many there are."""
+
+
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class RunFailed(CellworkError):
+    """A cell raised, the kernel died, or the time was up; `cell` says where, `traceback` what the cell showed."""
+
+    cell: int = 0
+    cells: int = 0
+    traceback: str = ""
+
+
+def execute(
+    notebook: Path,
+    output: Path,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    progress: Progress | None = None,
+    timeout: float = math.inf,
+    cell_timeout: float | None = None,
+    environment: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    kernel_name: str = "python3",
+    kernel: Kernel | None = None,
+    report_mode: bool = False,
+) -> None:
+    """Run the cells of `notebook` with `parameters` and leave the executed notebook at `output`.
+
+    Parameters
+    ----------
+    timeout, cell_timeout : seconds
+        For the whole run, its kernel's start aside, and for one cell.
+    environment
+        What the kernel sees besides PATH, HOME and the like.
+    cwd
+        Where the kernel works; default: the notebook's folder.
+    kernel
+        One that was started ahead, and that the caller ends; else a fresh `kernel_name` is started and ended here.
+    report_mode
+        Hide the input of the cells in the output.
+
+    Raises
+    ------
+    NotFound, BadInput
+        There is no such notebook, or a parameter is not one of its; nothing was started.
+    RunFailed
+        A cell raised, the kernel died, or the time was up.
+    """
+    try:
+        content = names.read(notebook.read_bytes(), notebook.name)
+    except OSError as error:
+        raise NotFound("notebook", notebook, f"can't be read ({error.strerror})", "check its path") from None
+    values = names.check(content, parameters or {}, notebook.name)
+    given, folder = dict(environment or {}), (cwd or notebook.parent).absolute()
+    with tempfile.TemporaryDirectory(prefix="cellwork-") as sockets:
+        used = kernel
+        try:
+            if used is None:
+                used = Kernel.start(Path(sockets), {**allowed(os.environ), **given}, name=kernel_name, cwd=folder)
+            else:
+                used.prepare(given, folder)
+            _papermill(notebook, output, values, used, progress, timeout, cell_timeout, report_mode)
+        finally:
+            if used and used is not kernel:
+                used.stop(gently=10)
+
+
+def _papermill(
+    notebook: Path, output: Path, values: dict[str, Any], kernel: Kernel, progress: Progress | None, timeout: float, cell_timeout: float | None, report_mode: bool
+) -> None:  # fmt: skip
+    import nbformat
+    import papermill
+    from papermill.engines import papermill_engines
+    from papermill.exceptions import PapermillExecutionError
+
+    from cellwork.runs.plugin import CellworkEngine
+
+    kept: list[Manager] = []
+    papermill_engines.register("cellwork", CellworkEngine)
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it warns of is told by our errors
+    literal = str(notebook).replace("{", "{{").replace("}", "}}")  # papermill reads paths as templates
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(
+            literal, None, values, engine_name="cellwork", kernel_name=kernel.manager.kernel_name, language="python",
+            progress_bar=False, report_mode=report_mode, kernel=kernel, keep=kept.append, save_to=output,
+            progress=progress, timeout=timeout, cell_timeout=cell_timeout,
+        )  # fmt: skip
+    except PapermillExecutionError as error:
+        files.write(output, nbformat.writes(kept[0].nb))  # with papermill's banner, which it puts in after the engine
+        raise _failure(error, kept[0], notebook.name) from None
+
+
+def _failure(error: Any, manager: Manager, name: str) -> RunFailed:
+    from cellwork.runs.plugin import DIED, OUT_OF_TIME
+
+    number, count = manager.code_cells.index(error.cell_index) + 1, len(manager.code_cells)
+    value, verdict = f"{error.ename}: {error.evalue}", "was raised"
+    if error.ename in (DIED, OUT_OF_TIME):
+        value, verdict = "", error.evalue
+    failed = RunFailed(f"cell {number} of {count} of {name}", value, verdict, "look at the executed notebook")
+    failed.cell, failed.cells = number, count
+    failed.traceback = ANSI.sub("", "\n".join(error.traceback))
+    return failed

@@ -1,0 +1,153 @@
+"""One kernel for one run: a process group of its own, reached over sockets in a private folder, ended with the run.
+
+It gets an environment of allowed names and what the run needs, never the variables of the process that starts it. A kernel
+can be started ahead of its run (`prepare` then hands the run's variables over); no kernel serves two runs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cellwork.errors import Unavailable
+
+ALLOWED = frozenset({
+    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TERM", "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH",
+    "LD_LIBRARY_PATH", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "XDG_CACHE_HOME", "MPLBACKEND", "JUPYTER_PATH", "CUDA_VISIBLE_DEVICES",
+    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
+})  # fmt: skip
+ALLOWED_PREFIXES = ("LC_", "OMP_", "OPENBLAS_", "MKL_", "NUMEXPR_", "POLARS_", "DASK_")
+
+
+def allowed(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what of `environ` a kernel may see: no credential is under these names."""
+    return {key: value for key, value in environ.items() if key in ALLOWED or key.startswith(ALLOWED_PREFIXES)}
+
+
+class Kernel:
+    """A running kernel. All methods but `interrupt` and `kill` belong to the thread that started it."""
+
+    def __init__(self, manager: Any, client: Any) -> None:
+        self.manager, self.client = manager, client
+        self.pid: int = manager.provisioner.pid
+        self.language_info: dict[str, Any] = {}
+
+    @classmethod
+    def start(
+        cls, folder: Path, environment: Mapping[str, str], *, name: str = "python3", cwd: Path | None = None, timeout: float = 60
+    ) -> Kernel:
+        """Start the kernel `name`, with its sockets in `folder` (private, a short path), and wait until it answers.
+
+        Raises
+        ------
+        Unavailable
+            No kernel of that name is installed, or it does not answer within `timeout` seconds.
+        """
+        from jupyter_client.kernelspec import NoSuchKernel
+        from jupyter_core.utils import run_sync
+
+        manager = _manager(folder, name)
+        options = ["--HistoryManager.hist_file=:memory:"]
+        try:
+            run_sync(manager.start_kernel)(env=dict(environment), cwd=str(cwd or folder), extra_arguments=options)
+        except NoSuchKernel:
+            raise Unavailable("kernel", name, "is not installed here", "look at: jupyter kernelspec list") from None
+        client = manager.client()
+        client.start_channels()
+        kernel = cls(manager, client)
+        try:
+            run_sync(client.wait_for_ready)(timeout=timeout)
+            kernel.language_info = kernel._ask(client.kernel_info(), timeout)["language_info"]
+        except RuntimeError as error:
+            kernel.stop()
+            raise Unavailable("kernel", name, f"did not start: {error}", "run it in JupyterLab to see why") from None
+        return kernel
+
+    def prepare(self, environment: Mapping[str, str], cwd: Path) -> None:
+        """Hand the run's variables and folder to a kernel that was started ahead; they appear in no history and no output."""
+        code = f"import os as _os; _os.environ.update({dict(environment)!r}); _os.chdir({str(cwd)!r}); del _os"
+        answer = self._ask(self.client.execute(code, silent=True, store_history=False), 30)
+        if answer["status"] != "ok":
+            raise Unavailable("kernel", self.pid, "refused the run's environment", "look at the runner's log")
+
+    def _ask(self, message: str, timeout: float) -> dict[str, Any]:
+        """Return the content of the answer to `message`; raises RuntimeError after `timeout` seconds."""
+        from queue import Empty
+
+        from jupyter_core.utils import run_sync
+
+        end = time.monotonic() + timeout
+        while time.monotonic() < end and self.alive():
+            try:
+                answer = run_sync(self.client.get_shell_msg)(timeout=1)
+            except Empty:
+                continue
+            if answer["parent_header"].get("msg_id") == message:
+                content: dict[str, Any] = answer["content"]
+                return content
+        raise RuntimeError("it died" if not self.alive() else f"no answer in {timeout:.0f} s")
+
+    def alive(self) -> bool:
+        process = self.manager.provisioner.process if self.manager.provisioner else None
+        return process is not None and process.poll() is None
+
+    def interrupt(self) -> None:
+        _signal(self.pid, signal.SIGINT)
+
+    def kill(self) -> None:
+        """End the kernel and whatever it started, at once; from any thread."""
+        _signal(self.pid, signal.SIGKILL)
+
+    def stop(self, *, gently: float = 0) -> None:
+        """End the kernel; `gently` gives it that many seconds to run its exit handlers. Nothing of its group is left. May be called twice."""
+        from jupyter_core.utils import run_sync
+
+        if gently and self.alive():
+            self.client.shutdown()
+            end = time.monotonic() + gently
+            while self.alive() and time.monotonic() < end:
+                time.sleep(0.02)
+        self.kill()
+        if self.manager.provisioner and self.manager.provisioner.process:
+            self.manager.provisioner.process.wait()
+        self.client.stop_channels()
+        run_sync(self.manager.cleanup_resources)()
+
+
+def _signal(group: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return
+
+
+def _manager(folder: Path, name: str) -> Any:
+    """Return a manager over ipc: no port that another kernel could take first, no door for other accounts."""
+    from jupyter_client.asynchronous.client import AsyncKernelClient
+    from jupyter_client.manager import AsyncKernelManager
+
+    class CellClient(AsyncKernelClient):  # type: ignore[misc]
+        """Names the cell in each execute request, as JupyterLab does; its base has no parameter for the metadata."""
+
+        cell_id = ""
+
+        def execute(
+            self, code: str, silent: bool = False, store_history: bool = True, user_expressions: dict[str, Any] | None = None,
+            allow_stdin: bool | None = None, stop_on_error: bool = True,
+        ) -> str:  # fmt: skip
+            content = {
+                "code": code, "silent": silent, "store_history": store_history, "user_expressions": user_expressions or {},
+                "allow_stdin": bool(allow_stdin), "stop_on_error": stop_on_error,
+            }  # fmt: skip
+            message = self.session.msg("execute_request", content, metadata={"cellId": self.cell_id} if self.cell_id else {})
+            self.shell_channel.send(message)
+            identity: str = message["header"]["msg_id"]
+            return identity
+
+    manager = AsyncKernelManager(kernel_name=name, transport="ipc", connection_file=str(folder / "kernel.json"))
+    manager.client_factory = CellClient
+    return manager

@@ -1,0 +1,127 @@
+"""The papermill engine `cellwork`, also for papermill's own command: ``papermill --engine cellwork in.ipynb out.ipynb``.
+
+It names the cell in each execute request, saves the notebook as a whole file while it runs, ends a run at its deadline, and
+turns a dead kernel and a deadline into errors in the notebook, so that papermill's banner stands above them too. It is
+papermill's by nature and imports it; nothing else of the library imports this module at its top.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from papermill.clientwrap import PapermillNotebookClient
+from papermill.engines import Engine, NotebookExecutionManager
+from papermill.log import logger
+
+from cellwork import files
+from cellwork.runs.kernel import Kernel
+
+OUT_OF_TIME, DIED = "OutOfTime", "KernelDied"
+AUTOSAVE_SECONDS = 2
+
+
+class Manager(NotebookExecutionManager):  # type: ignore[misc]
+    """Papermill's book-keeping, with whole files and our progress. `progress` gets the code cell's number and how many there are."""
+
+    def __init__(self, nb: Any, output: Path | None, progress: Callable[[int, int], None] | None) -> None:
+        super().__init__(nb, None, progress_bar=False, autosave_cell_every=AUTOSAVE_SECONDS)
+        self.output, self.progress = output, progress
+        self.code_cells = [k for k, cell in enumerate(nb.cells) if cell.cell_type == "code" and cell.source.strip()]
+
+    def save(self, **_: Any) -> None:
+        if self.output:
+            files.write(self.output, nbformat.writes(self.nb))
+        self.last_save_time = self.now()
+
+    def notebook_start(self, **_: Any) -> None:
+        about = self.nb.metadata.papermill
+        about.input_path = Path(str(about.get("input_path") or "")).name  # names only: the folder is one machine's
+        about.output_path = self.output.name if self.output else ""
+        super().notebook_start()
+
+    def cell_start(self, cell: Any, cell_index: int | None = None, **_: Any) -> None:
+        super().cell_start(cell, cell_index)
+        if self.progress and cell_index in self.code_cells:
+            self.progress(self.code_cells.index(cell_index) + 1, len(self.code_cells))
+
+
+class Client(PapermillNotebookClient):  # type: ignore[misc]
+    """Executes in a `Kernel` that somebody else starts and ends."""
+
+    def __init__(self, manager: Manager, kernel: Kernel, *, deadline: float, cell_timeout: float | None) -> None:
+        super().__init__(manager, km=kernel.manager, timeout_func=self._seconds_left, iopub_timeout=30, log=logger)
+        self.kc, self.kernel, self.deadline, self.cell_timeout = kernel.client, kernel, deadline, cell_timeout
+
+    def _seconds_left(self, _: Any) -> float | None:
+        left = min(max(self.deadline - time.monotonic(), 0.001), self.cell_timeout or math.inf)
+        return left if left < math.inf else None
+
+    def execute(self, **_: Any) -> Any:
+        self.reset_execution_trackers()
+        self.nb.metadata["language_info"] = self.kernel.language_info
+        self.papermill_execute_cells()
+        self.set_widgets_metadata()
+        return self.nb
+
+    def papermill_execute_cells(self) -> None:
+        for index, cell in enumerate(self.nb.cells):
+            self.nb_man.cell_start(cell, index)
+            self.kc.cell_id = cell.get("id", "")
+            try:
+                self.execute_cell(cell, index)
+            except CellExecutionError as error:
+                self.nb_man.cell_exception(cell, cell_index=index, exception=error)
+                return
+            except (CellTimeoutError, DeadKernelError) as error:
+                cell.outputs.append(self._output(error))
+                self.nb_man.cell_exception(cell, cell_index=index, exception=error)
+                return
+            finally:
+                self.nb_man.cell_complete(cell, cell_index=index)
+
+    def _output(self, error: Exception) -> Any:
+        """Return the cell output that tells of a deadline or of the kernel's death."""
+        if isinstance(error, DeadKernelError):
+            process = self.kernel.manager.provisioner.process
+            code = process.poll() if process else None
+            text = f"the kernel died (exit status {code}{', killed: out of memory?' if code == -9 else ''})"
+            return nbformat.v4.new_output("error", ename=DIED, evalue=text, traceback=[text])
+        self.kernel.kill()
+        whole = time.monotonic() >= self.deadline
+        text = f"the {'run' if whole else 'cell'} was out of time"
+        return nbformat.v4.new_output("error", ename=OUT_OF_TIME, evalue=text, traceback=[text])
+
+
+class CellworkEngine(Engine):  # type: ignore[misc]
+    """What papermill finds under the name `cellwork`."""
+
+    @classmethod
+    def execute_notebook(
+        cls, nb: Any, kernel_name: str, output_path: str | None = None, progress_bar: Any = False, log_output: bool = False,
+        autosave_cell_every: int = AUTOSAVE_SECONDS, *, progress: Callable[[int, int], None] | None = None, keep: Callable[[Manager], None] | None = None,
+        kernel: Kernel | None = None, save_to: Path | None = None, timeout: float = math.inf, cell_timeout: float | None = None, execution_timeout: float | None = None, **_: Any,
+    ) -> Any:  # fmt: skip
+        manager = Manager(nb, save_to or (Path(output_path) if output_path else None), progress)
+        if keep:
+            keep(manager)
+        deadline = time.monotonic() + timeout
+        manager.notebook_start()
+        try:
+            with tempfile.TemporaryDirectory(prefix="cellwork-") as folder:
+                used = kernel or Kernel.start(Path(folder), os.environ, name=kernel_name, cwd=Path.cwd())
+                try:
+                    Client(manager, used, deadline=deadline, cell_timeout=cell_timeout or execution_timeout).execute()
+                finally:
+                    if used is not kernel:
+                        used.stop(gently=10)
+        finally:
+            manager.notebook_complete()
+        return manager.nb
