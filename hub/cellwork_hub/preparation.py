@@ -118,7 +118,7 @@ def write_proxy(settings: Settings, chosen: dict[str, int]) -> None:
     home = settings.folder
     rules = home.proxy() / "rules.toml"
     rules.parent.mkdir(mode=0o700, exist_ok=True)
-    rules.unlink(missing_ok=True)
+    files.write(rules, "", mode=0o600)
     public = f"{settings.host}:{chosen['public']}"
     text = f"""
 [global]
@@ -133,8 +133,16 @@ entryPoint = "auth_api"
 address = "{public}"
 [entryPoints.http.transport.respondingTimeouts]
 readTimeout = "600s"
+[entryPoints.http.http]
+aliasHeadersStrategy = "delete"
+[entryPoints.http.http.encodedCharacters]
+allowEncodedSlash = false
+allowEncodedBackSlash = false
+allowEncodedNullCharacter = false
 [entryPoints.auth_api]
 address = "127.0.0.1:{chosen["proxy-api"]}"
+[entryPoints.auth_api.http]
+aliasHeadersStrategy = "delete"
 [providers.file]
 filename = "{rules}"
 watch = true

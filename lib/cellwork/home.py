@@ -76,6 +76,14 @@ class Home:
     def proxy(self) -> Path:
         return self.run / "proxy"
 
+    def workspace(self) -> Path:
+        """The folder that Lab opens, unless the setting `workspace` names another."""
+        return self.root / "work"
+
+    def jupyter(self) -> Path:
+        """What Lab and its kernels keep beside the notebooks: layouts, settings, connection files."""
+        return self.root / "jupyter"
+
     def raw_table(self, project: str, dataset: str) -> Path:
         return self.root / "data" / "raw" / ids.name(project) / ids.name(dataset)
 

@@ -8,36 +8,34 @@ from collections.abc import Sequence
 from typing import Any
 
 from cellwork.errors import Refused
-from cellwork.serving.plan import Plan
 from cellwork.serving.predictor import NoAnswer, Predictor
+
+from cellwork_hub.inference.registry import Copy
 
 WARM_CALLS = 20
 SLOW_SECONDS = 1.0
-"""Half the deadline: a version that takes longer for its example rows is refused."""
+"""Half the deadline: a version that takes longer for one row is refused."""
 TOLERANCE = 1e-6
 
 
-async def check(
-    predictor: Predictor, plan: Plan, example: dict[str, list[Any]], expected: Sequence[float] | None, subject: str
-) -> list[str]:
+async def check(predictor: Predictor, copy: Copy, subject: str) -> list[str]:
     """Start `predictor`, score the example rows, warm it; return what was seen, one line each.
 
     Raises
     ------
     Refused
-        It does not load, raises, gives a score that is not finite or differs from `expected`, or is slow.
+        It does not load, raises, gives a score that is not finite or not what a clean process gave, or is slow.
     """
-    began = time.perf_counter()
+    columns = {c.name: [row.get(c.name) for row in copy.manifest.example] for c in copy.manifest.columns}
+    rows, began = len(copy.manifest.example), time.perf_counter()
+    if not rows:
+        raise Refused(subject, "", "has no example rows to try it on", "register it with an example")
     try:
         await predictor.start()
         lines = [f"loads: in {time.perf_counter() - began:.1f} s, {predictor.how}"]
-        rows = len(next(iter(example.values()), []))
-        scores = await predictor.ask(example, rows, seconds=SLOW_SECONDS * 10)
-        lines.append(f"schema: {len(plan.columns)} columns, {rows} example rows")
-        lines.append(_finite(scores, subject))
-        if expected is not None:
-            lines.append(_same(scores, expected, subject))
-        lines.append(await _warm(predictor, example, subject))
+        scores = await predictor.ask(columns, rows, seconds=SLOW_SECONDS * 10)
+        lines += [f"schema: {len(columns)} columns, {rows} example rows", _finite(scores, subject)]
+        lines += [_same(scores, copy.expected, subject), await _warm(predictor, columns, subject)]
     except NoAnswer as error:
         raise Refused(subject, "", error.verdict, "it got no traffic; mend the model and register it again") from None
     return lines

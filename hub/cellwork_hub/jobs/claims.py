@@ -6,6 +6,8 @@ times at most, because a run that takes its runner down would do so for ever.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -29,7 +31,7 @@ TOKEN_MARGIN_SECONDS = 300
 
 OLDEST = text(
     "SELECT r.* FROM runs r LEFT JOIN jobs j ON j.id = r.job_id WHERE r.state = 'queued' AND r.not_before <= :now AND (j.id IS NULL OR "
-    "(SELECT count(*) FROM runs x WHERE x.job_id = r.job_id AND x.state = 'running') < j.concurrency) ORDER BY r.seq LIMIT 1"
+    "(SELECT count(*) FROM runs x WHERE x.job_id = r.job_id AND x.lease_until IS NOT NULL) < j.concurrency) ORDER BY r.seq LIMIT 1"
 )
 CLAIMED = text("UPDATE runs SET state = 'running', fence = fence + 1, lease_until = :until WHERE id = :id AND state = 'queued'")
 
@@ -180,11 +182,13 @@ def routes(state: State) -> list[Route]:
         asked: ClaimRequest = call.body
         end = time.monotonic() + min(asked.wait_seconds, MOST_WAIT_SECONDS)
         while True:
+            rung = state.bell.listen()
             found = await anyio.to_thread.run_sync(take, state, call, asked.runner)
             left = end - time.monotonic()
             if found or left <= 0:
                 return found
-            await state.bell.wait(min(left, 1.0))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(rung.wait(), min(left, 1.0))
 
     return [
         Route("POST", "/api/v1/claims", claim, scope="runs:execute", body=ClaimRequest, answer=Claim | None, doc="Get a run to execute."),

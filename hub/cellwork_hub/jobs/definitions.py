@@ -89,7 +89,10 @@ def remove(state: State, call: Call) -> None:
     with state.engine.begin() as db:
         row = store.job_row(db, call.path["project"], call.path["name"])
         name = f"{row['project']}/{row['name']}"
-        db.execute(text("UPDATE runs SET state = 'stopped' WHERE job_id = :id AND state = 'queued'"), {"id": row["id"]})
+        waiting = db.execute(text("SELECT id FROM runs WHERE job_id = :id AND state = 'queued'"), {"id": row["id"]}).scalars().all()
+        for run in waiting:
+            db.execute(text("UPDATE runs SET state = 'stopped' WHERE id = :id"), {"id": run})
+            records.event(db, "run.stopped", row["project"], run, job=name)
         db.execute(text("DELETE FROM jobs WHERE id = :id"), {"id": row["id"]})
         records.event(db, "job.changed", row["project"], name, removed=True)
         records.audit(db, call, "job.remove", name, before=store.as_job(row))

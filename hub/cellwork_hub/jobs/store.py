@@ -60,6 +60,11 @@ class Bell:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._event = asyncio.Event()
 
+    def listen(self) -> asyncio.Event:
+        """Return what the next ring sets; take it before looking whether there is work, so that no ring is missed."""
+        self._loop = asyncio.get_running_loop()
+        return self._event
+
     def ring(self) -> None:
         if self._loop and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._strike)
@@ -67,13 +72,6 @@ class Bell:
     def _strike(self) -> None:
         self._event.set()
         self._event = asyncio.Event()
-
-    async def wait(self, seconds: float) -> None:
-        self._loop = asyncio.get_running_loop()
-        try:
-            await asyncio.wait_for(self._event.wait(), seconds)
-        except TimeoutError:
-            return
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ MIGRATIONS = [records.MIGRATION, *(router.MIGRATION for router in ROUTERS)]
 
 def build(context: Context) -> Service:
     """Return the service on the database and folders of `context`."""
-    state = State(db.open_database(context.database_url("platform"), MIGRATIONS), context.home, context)
+    engine = db.open_database(context.database_url("platform"), MIGRATIONS)
+    state = State(engine, context.home, context, on_batch=(features.enqueue,))
     worker = features.Worker(state)
 
     @asynccontextmanager

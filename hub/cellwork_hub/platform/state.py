@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import Engine
-
 from cellwork.home import Home
+from cellwork.wire.batches import Batch
+from sqlalchemy import Connection, Engine
+
 from cellwork_hub.context import Context
 
 
@@ -15,3 +17,5 @@ class State:
     engine: Engine
     home: Home
     context: Context
+    on_batch: tuple[Callable[[Connection, State, Batch], None], ...] = ()
+    """What is called in the transaction that makes a new batch known, so that nothing which follows from it is forgotten."""

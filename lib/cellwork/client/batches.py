@@ -55,3 +55,10 @@ class Batches:
             "cellwork", "GET", f"/api/v1/rows/{project}/{dataset}", batch=batch, as_of=as_of, limit=limit
         )
         return pl.read_parquet(io.BytesIO(answer.content))
+
+    def rejected(self, batch: str) -> pl.DataFrame:
+        """Return the rows of a batch that went into quarantine; `_reason` says why."""
+        import polars as pl
+
+        answer = self._to.raw("cellwork", "GET", f"/api/v1/batches/{batch}/rejected")
+        return pl.read_parquet(io.BytesIO(answer.content))

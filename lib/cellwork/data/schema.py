@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from cellwork import ids
 from cellwork.errors import BadInput, near_miss
 from cellwork.wire.batches import Column
 
@@ -82,32 +83,19 @@ def _canonical_column(series: pl.Series) -> pl.Series:
     import polars as pl
 
     dtype, known = series.dtype, types()
+    if dtype.is_float():
+        series = series.cast(pl.Float64).fill_nan(None)
     if series.null_count() == len(series):
-        return series if dtype == pl.Null else _nulls_of(series)
+        return pl.Series(series.name, [None] * len(series), dtype=pl.Null)
     if dtype.is_integer():
         return _cast(series, known["int64"], "holds a number beyond 64 bits")
-    if dtype.is_float():
-        return series.cast(pl.Float64).fill_nan(None)
     if isinstance(dtype, pl.Datetime):
         return _zoned(series, dtype)
     if dtype in (pl.String, pl.Categorical, pl.Enum):
         return series.cast(pl.String)
-    if dtype in (pl.Boolean, pl.Date):
+    if dtype.is_float() or dtype in (pl.Boolean, pl.Date):
         return series
     raise BadInput(f"column {series.name!r}", dtype, "is a type that raw data does not keep", _way_out(dtype))
-
-
-def _nulls_of(series: pl.Series) -> pl.Series:
-    """Return nulls of the canonical type next to the series' own, or of no type at all if there is none."""
-    import polars as pl
-
-    for text, dtype in types().items():
-        if series.dtype == dtype:
-            return series
-        if (text == "int64" and series.dtype.is_integer()) or (text == "double" and series.dtype.is_float()):
-            return series.cast(dtype)
-    target = pl.Datetime("us", "UTC") if getattr(series.dtype, "time_zone", None) else pl.Null()
-    return pl.Series(series.name, [None] * len(series), dtype=target)
 
 
 def _zoned(series: pl.Series, dtype: pl.Datetime) -> pl.Series:
@@ -188,7 +176,9 @@ def _fitted(series: pl.Series, column: Column, dataset: str) -> pl.Series:
     came = columns(series.to_frame())[0].type
     sample = series.drop_nulls()[0]
     verdict = f"came as {came} (such as {sample!r}); {dataset} has it as {column.type} since its first batch"
-    raise BadInput(f"column {column.name!r}", came, verdict, f"cast it to {column.type}, or ingest into another data set")
+    raise BadInput(
+        f"column {column.name!r}", came, verdict, f"cast it to {column.type}, or ingest into another data set"
+    )
 
 
 def _within(series: pl.Series, bound: float) -> bool:
@@ -200,9 +190,12 @@ def _whole(series: pl.Series) -> bool:
     return bool(values.is_finite().all() and (values == values.round()).all()) and _within(values, EXACT)
 
 
-def pin(pinned: Sequence[Column], frame: pl.DataFrame) -> list[Column]:
-    """Return the schema after a conformed `frame`: columns without a type take the one that came."""
-    return columns(frame) if pinned else columns(frame)
+def content_sha256(frame: pl.DataFrame) -> str:
+    """Return the content hash of a canonical frame; a column of nulls has no type in it, as it had none when it came first."""
+    import polars as pl
+
+    empty = [name for name in frame.columns if frame.get_column(name).null_count() == frame.height]
+    return ids.frame_sha256(frame.with_columns(pl.lit(None, dtype=pl.Null).alias(name) for name in empty))
 
 
 def complete(frame: pl.DataFrame, pinned: Iterable[Column]) -> pl.DataFrame:

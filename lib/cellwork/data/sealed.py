@@ -38,7 +38,9 @@ def check(declared: RawDataset) -> None:
             raise BadInput(subject, "", "names no columns or no partitions", "name both; '*' is every partition")
         for column in seal.columns:
             if column in declared.key:
-                raise BadInput(subject, column, "is a key column, which can't be blank", "seal the columns of the truth")
+                raise BadInput(
+                    subject, column, "is a key column, which can't be blank", "seal the columns of the truth"
+                )
 
 
 def sealing(declared: RawDataset, partition: str) -> Sealing | None:
@@ -55,7 +57,9 @@ def sealing(declared: RawDataset, partition: str) -> Sealing | None:
     holdouts = sorted({seal.holdout for seal in matching})
     if len(holdouts) > 1:
         subject = f"partition of data set {declared.name!r}"
-        raise BadInput(subject, partition, f"is sealed for two holdouts ({', '.join(holdouts)})", "narrow their patterns")
+        raise BadInput(
+            subject, partition, f"is sealed for two holdouts ({', '.join(holdouts)})", "narrow their patterns"
+        )
     return Sealing(holdouts[0], tuple(sorted({column for seal in matching for column in seal.columns})))
 
 
@@ -101,7 +105,10 @@ def restore(rows: pl.DataFrame, folder: Path, dataset: str, batches: Sequence[st
             kept = pl.read_parquet(path(folder, dataset, batch)).with_columns(_batch=pl.lit(batch))
         except OSError as error:
             raise Unavailable(
-                "sealed values of batch", batch, f"can't be read ({error.strerror or error})", "restore them from a backup"
+                "sealed values of batch",
+                batch,
+                f"can't be read ({error.strerror or error})",
+                "restore them from a backup",
             ) from None
         names = [name for name in kept.columns if name not in ("_row", "_batch")]
         joined = rows.join(kept, on=["_batch", "_row"], how="left", maintain_order="left", suffix="__sealed")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def write(path: Path, frame: pl.DataFrame, batch: str, *, known: Sequence[str]) -> None:
-    """Write `frame` as the rows of `batch`, in place of rows that an earlier attempt left.
+    """Write `frame` (with `_row`) as the rows of `batch`, in place of rows that an earlier attempt left.
 
     Parameters
     ----------
@@ -25,24 +25,42 @@ def write(path: Path, frame: pl.DataFrame, batch: str, *, known: Sequence[str]) 
         is written anew with only these.
     """
     import polars as pl
+    from deltalake import DeltaTable, write_deltalake
 
     rows = frame.drop([name for name, dtype in frame.schema.items() if dtype == pl.Null])
     rows = rows.with_columns(_batch=pl.lit(batch))
-    table = _open(path)
-    if table is not None and not _fits(rows, pl.read_delta(table).head(0) if False else _schema(path)):
-        kept = read(path, known)
-        _append(path, pl.concat([kept, rows], how="diagonal"), mode="overwrite", schema_mode="overwrite")
+    if not DeltaTable.is_deltatable(str(path)):
+        path.mkdir(parents=True, exist_ok=True)
+        write_deltalake(path, rows.to_arrow(), partition_by=["_batch"])
         return
-    if table is not None and {"_batch": batch} in table.partitions():
+    table = DeltaTable(path)
+    if not _fits(rows, table):
+        whole = pl.concat([_select(table, known).collect(), rows], how="diagonal_relaxed")
+        write_deltalake(table, whole.to_arrow(), partition_by=["_batch"], mode="overwrite", schema_mode="overwrite")
+        return
+    if {"_batch": batch} in table.partitions():
         table.delete(f"_batch = '{batch}'")
-    _append(path, rows, mode="append", schema_mode="merge")
+    write_deltalake(table, rows.to_arrow(), mode="append", schema_mode="merge")
 
 
-def read(path: Path, batches: Sequence[str], *, limit: int | None = None) -> pl.DataFrame:
-    """Return the rows of `batches`, in this order and each in the order of its `_row`; at most `limit`."""
+def read(path: Path, batches: Sequence[str]) -> pl.DataFrame:
+    """Return the rows of `batches` with `_batch` and `_row`, in this order of batches and of rows."""
     import polars as pl
 
-    order = pl.DataFrame({"_batch": list(batches), "_at": range(len(batches))}, schema={"_batch": pl.String, "_at": pl.Int64})
-    wanted = pl.scan_delta(str(path)).filter(pl.col("_batch").is_in(list(batches)))
-    rows = wanted.join(order.lazy(), on="_batch").sort("_at", "_row").drop("_at")
-    return (rows if limit is None else rows.head(limit)).collect()
+    if not batches:
+        return _select(path, batches).collect()
+    place = pl.col("_batch").replace_strict(list(batches), range(len(batches)), return_dtype=pl.Int64)
+    return _select(path, batches).sort(place, "_row").collect()
+
+
+def _select(table: Path | DeltaTable, batches: Sequence[str]) -> pl.LazyFrame:
+    import polars as pl
+
+    return pl.scan_delta(table).filter(pl.col("_batch").is_in(list(batches)))
+
+
+def _fits(rows: pl.DataFrame, table: DeltaTable) -> bool:
+    import polars as pl
+
+    there = pl.scan_delta(table).collect_schema()
+    return all(there.get(name, dtype) == dtype for name, dtype in rows.schema.items())

@@ -62,9 +62,11 @@ class Kernel:
         try:
             run_sync(client.wait_for_ready)(timeout=timeout)
             kernel.language_info = kernel._ask(client.kernel_info(), timeout)["language_info"]
-        except RuntimeError as error:
+        except BaseException as error:  # also SystemExit of a signal: no kernel stays behind
             kernel.stop()
-            raise Unavailable("kernel", name, f"did not start: {error}", "run it in JupyterLab to see why") from None
+            if isinstance(error, RuntimeError):
+                raise Unavailable("kernel", name, f"did not start: {error}", "run it in JupyterLab to see why") from None
+            raise
         return kernel
 
     def prepare(self, environment: Mapping[str, str], cwd: Path) -> None:

@@ -103,9 +103,9 @@ class Endpoint:
             raise TooLarge("rows", size, f"are over the limit of {MOST_ROWS} a request", "send them in parts")
         if waiting + size > QUEUE_ROWS:
             raise TooBusy("endpoint", self.name, f"has {waiting} rows waiting", "ask again in a second")
-        plans.check(self._routes().live.plan, request.rows)
+        plans.check(self.current().live.plan, request.rows)
 
-    def _routes(self) -> Routes:
+    def current(self) -> Routes:
         if self.routes is None:
             way_out = f"deploy one: cellwork endpoint deploy {self.name} VERSION"
             raise NotFound("endpoint", self.name, "has no version", way_out)
@@ -138,7 +138,7 @@ class Endpoint:
         self._take_turn()
 
     async def _turn(self, taken: list[Pending]) -> None:
-        routes, now = self._routes(), clock.now()
+        routes, now = self.current(), clock.now()
         await self._find_repeated(taken)
         asked = [pending for pending in taken if pending.fresh()]
         scored = await self._score(routes, asked, now)

@@ -24,7 +24,7 @@ from feast.types import Float32, Int64
 
 flights = RawDataset(
     name="flights",
-    key=["year", "month", "day", "carrier", "flight", "origin", "sched_dep_time"],
+    key=["year", "month", "day", "carrier", "flight", "origin"],
     description="Departures from New York's airports",
     source="flights.csv.zip",
     seals=[

@@ -1,0 +1,18 @@
+"""When idle user servers stop: each watches itself, so that there is one culler to understand. 0 seconds is never."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cellwork.settings import Settings
+
+
+def set_culling(c: Any, settings: Settings, ports: dict[str, int]) -> None:
+    seconds = settings.culling_idle_seconds
+    if seconds:
+        c.Spawner.args = [
+            *c.Spawner.args,
+            f"--ServerApp.shutdown_no_activity_timeout={seconds}",
+            f"--MappingKernelManager.cull_idle_timeout={seconds}",
+            "--MappingKernelManager.cull_interval=30",
+        ]

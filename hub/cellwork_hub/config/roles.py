@@ -1,0 +1,46 @@
+"""Who may do what. A browser's token only reads; a notebook's token carries its owner's scopes; each service has its own few."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cellwork import scopes
+from cellwork.settings import Settings
+
+from cellwork_hub.context import SERVICES
+
+SERVICE_SCOPES: dict[str, tuple[frozenset[str], tuple[str, ...]]] = {
+    # service -> (our scopes, the hub's)
+    "cellwork": (scopes.ALL - {"runs:execute"}, ()),
+    "jobs": (scopes.READ | {"events:write"}, ("tokens", "read:users:name")),
+    "inference": (scopes.READ | {"events:write", "data:write"}, ()),
+    "mlflow": (frozenset(), ()),
+    "dashboards": (scopes.READ, ()),
+    "runner": (frozenset({"runs:execute", "jobs:read"}), ()),
+    "cli": (scopes.ROLES["admin"], ("admin:servers", "tokens", "list:users", "read:users", "read:hub", "access:services")),
+}
+OWNER = scopes.ROLES["deployer"]
+"""What the one user of `personal` trust may do."""
+
+
+def to_hub(granted: frozenset[str]) -> list[str]:
+    return sorted(scopes.to_hub(scope) for scope in granted)
+
+
+def access() -> list[str]:
+    return [f"access:services!service={name}" for name in SERVICES]
+
+
+def set_roles(c: Any, settings: Settings, ports: dict[str, int]) -> None:
+    c.JupyterHub.custom_scopes = {
+        scopes.to_hub(scope): {"description": f"Cellwork: {scope.replace(':', ', ')}"} for scope in sorted(scopes.ALL)
+    }
+    c.JupyterHub.load_roles = [
+        {"name": "user", "scopes": ["self", *access(), *to_hub(OWNER)]},
+        {"name": "server", "scopes": ["users:activity!user", "access:servers!server", *access(), *to_hub(OWNER)]},
+        *(
+            {"name": f"cellwork-{name}", "scopes": [*to_hub(ours), *hubs], "services": [name]}
+            for name, (ours, hubs) in SERVICE_SCOPES.items()
+            if ours or hubs
+        ),
+    ]

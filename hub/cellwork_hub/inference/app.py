@@ -1,0 +1,150 @@
+"""The inference service: endpoints, predictions and their log, in one process; models compute in children of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from cellwork import db, ids
+from cellwork.serving import log
+from cellwork.serving.choose import Lookup
+from cellwork.serving.endpoint import DEADLINE_SECONDS
+from cellwork.wire import Struct
+from cellwork.wire.endpoints import Answer, Deploy, Deployment, EndpointStatus, Prediction, Request, RouteTable
+from cellwork.wire.records import Principal
+from starlette.types import Scope
+
+from cellwork_hub import records
+from cellwork_hub.auth import HubTokens
+from cellwork_hub.context import Context
+from cellwork_hub.edge import Service
+from cellwork_hub.inference import invocations, online, table
+from cellwork_hub.inference.deploy import Endpoints
+from cellwork_hub.inference.registry import PlatformRegistry, Registry
+from cellwork_hub.inference.table import Entry
+from cellwork_hub.route import Call, Route
+
+MIGRATIONS = [records.MIGRATION, table.MIGRATION, log.MIGRATION]
+"""Append only: a number, once used, keeps its meaning."""
+SETTLE_SECONDS = 20.0
+"""How long a start waits for the predictors it had; after that they come up while it serves."""
+
+
+class Reason(Struct):
+    reason: str = ""
+
+
+def build(
+    context: Context,
+    *,
+    authorise: Callable[[Scope], Awaitable[Principal]] | None = None,
+    registry: Registry | None = None,
+    lookup: Lookup | None = None,
+    deadline: float = DEADLINE_SECONDS,
+) -> Service:
+    """Return the service on the database and folders of `context`."""
+    engine = db.open_database(context.database_url("inference"), MIGRATIONS)
+    endpoints = Endpoints(
+        engine,
+        context.home,
+        registry or PlatformRegistry(context.client("inference")),
+        lookup or online.Lookup(context.home),
+        deadline=deadline,
+    )
+    settled = False
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        nonlocal settled
+        await endpoints.restore()
+        await endpoints.settle(SETTLE_SECONDS)
+        settled = True
+        yield
+        await endpoints.close()
+        engine.dispose()
+
+    return Service(
+        "inference",
+        [*records.routes(engine), *_management(endpoints), *_predictions(endpoints)],
+        authorise=authorise
+        or HubTokens(
+            context.hub_api, context.token("inference"), cache_seconds=context.settings.token_cache_seconds
+        ),
+        lifespan=lifespan,
+        ready=lambda: settled,
+        most_bytes=context.settings.request_bytes,
+    )
+
+
+def _name(call: Call) -> str:
+    return "/".join(ids.split_name(f"{call.path['project']}/{call.path['name']}"))
+
+
+def _management(endpoints: Endpoints) -> list[Route]:
+    async def deploy(call: Call) -> RouteTable:
+        wish: Deploy = call.body
+        return (await endpoints.deploy(call, _name(call), wish)).wire()
+
+    async def rollback(call: Call) -> RouteTable:
+        return (await endpoints.rollback(call, _name(call), call.body.reason)).wire()
+
+    def listing(call: Call) -> list[EndpointStatus]:
+        return [_status(endpoints, entry) for entry in endpoints.table.all()]
+
+    def show(call: Call) -> EndpointStatus:
+        name = _name(call)
+        endpoints.get(name)
+        entry = endpoints.table.get(name)
+        assert entry is not None
+        return _status(endpoints, entry)
+
+    def deployment(call: Call) -> Deployment:
+        return endpoints.table.deployment(call.path["deployment"]).record
+
+    one = "/api/v1/endpoints/{project}/{name}"
+    return [
+        Route("PUT", one, deploy, "endpoints:write", Deploy, RouteTable, "Give the endpoint a version that passes the gate and the sanity test."),
+        Route("POST", one + "/rollback", rollback, "endpoints:write", Reason, RouteTable, "Serve the previous version again."),
+        Route("GET", "/api/v1/endpoints", listing, "endpoints:read", None, list[EndpointStatus], "All endpoints."),
+        Route("GET", one, show, "endpoints:read", None, EndpointStatus, "One endpoint."),
+        Route("GET", "/api/v1/deployments/{deployment}", deployment, "endpoints:read", None, Deployment, "A deployment as it was made."),
+    ]  # fmt: skip
+
+
+def _predictions(endpoints: Endpoints) -> list[Route]:
+    async def predict(call: Call) -> Answer:
+        request: Request = call.body
+        return await endpoints.get(_name(call)).predict(request, call.principal.name)
+
+    async def invoke(call: Call) -> dict[str, Any]:
+        endpoint = endpoints.get(_name(call))
+        rows = invocations.rows(call.body, endpoint.current().live.plan)
+        return invocations.answer(await endpoint.predict(Request(rows=rows), call.principal.name))
+
+    def read(call: Call) -> Prediction:
+        return endpoints.log.get(call.path["prediction"])
+
+    def after(call: Call) -> list[Prediction]:
+        brief = call.query.get("brief", "") == "true"
+        endpoint = call.query.get("endpoint", "")
+        return endpoints.log.after(call.number("after", 0), endpoint=endpoint, limit=call.limit(1000), brief=brief)
+
+    return [
+        Route("POST", "/predict/{project}/{name}", predict, "endpoints:predict", Request, Answer, "Score rows; logged before it is answered."),
+        Route("POST", "/invocations/{project}/{name}", invoke, "endpoints:predict", bytes, dict[str, Any], "MLflow's scoring protocol."),
+        Route("GET", "/predictions/{prediction}", read, "endpoints:read", None, Prediction, "One logged prediction."),
+        Route("GET", "/api/v1/predictions", after, "endpoints:read", None, list[Prediction], "The log after a sequence number, in order."),
+    ]  # fmt: skip
+
+
+def _status(endpoints: Endpoints, entry: Entry) -> EndpointStatus:
+    endpoint = endpoints.get(entry.name)
+    predictor = endpoint.current().live.predictor
+    taken = sorted(endpoint.latencies)
+    return EndpointStatus(
+        routes=entry.wire(), ready=predictor.ready, predictor=predictor.how or f"{predictor.name} {predictor.message}",
+        requests=endpoint.requests, errors=endpoint.errors,
+        p50_ms=round(taken[len(taken) // 2] * 1e3, 3) if taken else None,
+        p99_ms=round(taken[min(len(taken) - 1, int(len(taken) * 0.99))] * 1e3, 3) if taken else None,
+    )  # fmt: skip

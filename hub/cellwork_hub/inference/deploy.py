@@ -1,0 +1,209 @@
+"""How an endpoint gets its version: gate, copy by digest, predictor, sanity test, warm, then one compare-and-swap.
+
+Until the swap the old version serves; after it the old one stays at hand as `previous`. Nothing here moves an alias.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from anyio import to_thread
+from cellwork import clock, ids
+from cellwork.errors import CellworkError, Conflict, NotFound, Refused
+from cellwork.home import Home
+from cellwork.serving import signature
+from cellwork.serving.choose import Lookup, Routes, Served
+from cellwork.serving.endpoint import DEADLINE_SECONDS, Endpoint
+from cellwork.serving.log import PredictionLog
+from cellwork.serving.plan import Plan
+from cellwork.serving.predictor import Predictor
+from cellwork.wire.endpoints import Deploy, Deployment
+from cellwork.wire.evaluations import Gate, VersionRef
+from sqlalchemy import Engine
+
+from cellwork_hub import records
+from cellwork_hub.inference import registry as registries
+from cellwork_hub.inference import sanity
+from cellwork_hub.inference.registry import Registry
+from cellwork_hub.inference.table import Deployed, Entry, Table
+from cellwork_hub.route import Call
+
+log = logging.getLogger("cellwork")
+
+
+class Endpoints:
+    """The live endpoints of this process, and the only hand that changes their routes."""
+
+    def __init__(
+        self, engine: Engine, home: Home, registry: Registry, lookup: Lookup, *, deadline: float = DEADLINE_SECONDS
+    ) -> None:
+        self.table, self.log = Table(engine), PredictionLog(engine)
+        self.engine, self.home, self.registry, self.lookup, self.deadline = engine, home, registry, lookup, deadline
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="prediction-log")
+        self._live: dict[str, Endpoint] = {}
+        self._swaps: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    def get(self, name: str) -> Endpoint:
+        if name not in self._live:
+            raise NotFound("endpoint", name, "does not exist", f"deploy one: cellwork endpoint deploy {name} VERSION")
+        return self._live[name]
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self._live)
+
+    async def restore(self) -> None:
+        """Serve again what the table says, from the copies of this machine; neither registry nor hub is needed."""
+        for entry in await to_thread.run_sync(self.table.all):
+            live = self._returned(entry.live)
+            previous = self._returned(entry.previous) if entry.previous else None
+            self._endpoint(entry.name).routes = Routes(entry.revision, live, previous)
+
+    def _returned(self, deployed: Deployed) -> Served:
+        ref = deployed.record.version
+        predictor = Predictor(self._copy(ref.digest), _text(ref))
+        predictor.keep_trying()
+        return Served(ref, deployed.record.id, deployed.plan, predictor)
+
+    async def settle(self, seconds: float) -> None:
+        """Wait until every live predictor answers, at most `seconds`."""
+        end = asyncio.get_running_loop().time() + seconds
+        while asyncio.get_running_loop().time() < end and not all(
+            endpoint.routes is None or endpoint.routes.live.predictor.ready for endpoint in self._live.values()
+        ):
+            await asyncio.sleep(0.05)
+
+    async def close(self) -> None:
+        for endpoint in self._live.values():
+            for served in _served(endpoint.routes):
+                await served.predictor.close()
+        for task in list(self._leaving):
+            task.cancel()
+        await asyncio.gather(*self._leaving, return_exceptions=True)
+        self._writer.shutdown()
+
+    async def deploy(self, call: Call, endpoint: str, wish: Deploy) -> Entry:
+        """Give `endpoint` the version of `wish`; deploying the live version again changes nothing.
+
+        Raises
+        ------
+        Refused
+            The gate or the sanity test says no; the audit keeps why.
+        Conflict
+            The endpoint is not, or no longer, at the revision that was seen.
+        """
+        name = wish.model or endpoint
+        if ids.split_name(name)[0] != ids.split_name(endpoint)[0]:
+            raise Refused("model", name, f"is of another project than endpoint {endpoint!r}", "deploy it in its own")
+        before = await to_thread.run_sync(self.table.get, endpoint)
+        seen = before.revision if before else 0
+        if wish.revision is not None and wish.revision != seen:
+            raise Conflict(
+                f"endpoint {endpoint!r}", f"revision {wish.revision}", f"is not what it is now ({seen})",
+                f"look at it and decide again: cellwork endpoint show {endpoint}",
+            )  # fmt: skip
+        if before and (before.live.record.version.name, before.live.record.version.version) == (name, wish.version):
+            return before
+        try:
+            ref, plan, predictor, checks = await self._prepare(name, wish.version)
+        except CellworkError as error:
+            await to_thread.run_sync(self._record_refusal, call, endpoint, f"{name}@{wish.version}", str(error))
+            raise
+        record = Deployment(
+            id=ids.new("dep"), endpoint=endpoint, revision=seen + 1, version=ref, checks=checks,
+            by=call.principal.name, at=clock.now(), origin=call.origin,
+        )  # fmt: skip
+        try:
+            return await self._swap(call, seen, Deployed(record, plan), predictor, "endpoint.deploy", wish.reason)
+        except BaseException:
+            self._leave(predictor, 0)
+            raise
+
+    async def rollback(self, call: Call, endpoint: str, reason: str) -> Entry:
+        """Serve again what was served before; nothing is loaded, the predictor is at hand."""
+        routes = self.get(endpoint).routes
+        if routes is None or routes.previous is None:
+            raise Conflict("endpoint", endpoint, "has no previous version to go back to", "deploy another version")
+        back = routes.previous
+        record = Deployment(
+            id=ids.new("dep"), endpoint=endpoint, revision=routes.revision + 1, version=back.ref,
+            checks=[f"rolled back from {_text(routes.live.ref)} to {_text(back.ref)}"],
+            by=call.principal.name, at=clock.now(), origin=call.origin,
+        )  # fmt: skip
+        new = Deployed(record, back.plan)
+        return await self._swap(call, routes.revision, new, back.predictor, "endpoint.rollback", reason)
+
+    async def _prepare(self, name: str, version: int) -> tuple[VersionRef, Plan, Predictor, list[str]]:
+        gate = await to_thread.run_sync(self.registry.gate, name, version)
+        _refuse_unless_passed(gate)
+        copy = await to_thread.run_sync(registries.copy, self.registry, gate.version, self.home.models())
+        definitions = await to_thread.run_sync(self.registry.definitions, ids.split_name(name)[0])
+        plan = signature.plan(ids.split_name(name)[0], copy.manifest.columns, definitions)
+        predictor = Predictor(copy.folder, _text(gate.version))
+        try:
+            seen = await sanity.check(predictor, copy, f"version {_text(gate.version)}")
+        except BaseException:
+            self._leave(predictor, 0)
+            raise
+        return gate.version, plan, predictor, [*(f"gate {check.name}: {check.text}" for check in gate.checks), *seen]
+
+    async def _swap(
+        self, call: Call, seen: int, new: Deployed, predictor: Predictor, action: str, reason: str
+    ) -> Entry:
+        name = new.record.endpoint
+        async with self._swaps[name]:
+            entry = await to_thread.run_sync(lambda: self.table.swap(call, seen, new, action=action, reason=reason))
+            endpoint = self._endpoint(name)
+            old = endpoint.routes
+            served = Served(new.record.version, new.record.id, new.plan, predictor)
+            endpoint.routes = Routes(entry.revision, served, old.live if old else None)
+        if old and old.previous and old.previous.predictor is not predictor:
+            self._leave(old.previous.predictor, 2 * self.deadline)
+        return entry
+
+    def _leave(self, predictor: Predictor, seconds: float) -> None:
+        """Close `predictor` when those who still may ask it have been answered."""
+
+        async def leave() -> None:
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                await predictor.close()
+
+        task = asyncio.create_task(leave())
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    def _endpoint(self, name: str) -> Endpoint:
+        if name not in self._live:
+            self._live[name] = Endpoint(name, self.log, self.lookup, self._writer, deadline=self.deadline)
+        return self._live[name]
+
+    def _copy(self, digest: str) -> Path:
+        return self.home.models() / digest
+
+    def _record_refusal(self, call: Call, endpoint: str, version: str, why: str) -> None:
+        with self.engine.begin() as db:
+            records.audit(db, call, "endpoint.refused", endpoint, after=version, reason=why)
+
+
+def _refuse_unless_passed(gate: Gate) -> None:
+    failed = [check for check in gate.checks if not check.passed]
+    if gate.passed and not failed:
+        return
+    subject = f"version {_text(gate.version)}"
+    lines = "; ".join(f"{check.name}: {check.text}" for check in failed)
+    raise Refused(subject, "", f"does not pass the gate ({lines or 'it says no'})", "evaluate it, or deploy another")
+
+
+def _text(ref: VersionRef) -> str:
+    return f"{ref.name}@{ref.version}"
+
+
+def _served(routes: Routes | None) -> list[Served]:
+    return [served for served in (routes.live, routes.previous) if served] if routes else []

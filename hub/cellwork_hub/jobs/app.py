@@ -1,0 +1,58 @@
+"""The jobs service: one process that owns its database; runners come to it over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from cellwork import db
+from cellwork.wire.records import Principal
+from starlette.types import Scope
+
+from cellwork_hub import records
+from cellwork_hub.auth import HubTokens
+from cellwork_hub.context import Context
+from cellwork_hub.edge import Service
+from cellwork_hub.jobs import claims, definitions, runs, store
+from cellwork_hub.jobs.fires import Ticker
+from cellwork_hub.jobs.store import Events, State
+from cellwork_hub.jobs.tokens import HubRunTokens
+from cellwork_hub.preparation import one_user
+
+MIGRATIONS = [records.MIGRATION, store.MIGRATION]
+"""Append only: a number, once used, keeps its meaning."""
+
+
+def build(context: Context) -> Service:
+    """Return the service on the database and folders of `context`."""
+    client = context.client("jobs")
+    settings = context.settings
+    state = State(
+        engine=db.open_database(context.database_url("jobs"), MIGRATIONS),
+        home=context.home,
+        tokens=HubRunTokens(context.hub_api, context.token("jobs")),
+        user=one_user(settings) if settings.trust == "personal" else "",
+    )
+    authorise = HubTokens(context.hub_api, context.token("jobs"), cache_seconds=settings.token_cache_seconds)
+    return service(state, lambda after: client.records.events(after=after), authorise, most_bytes=settings.request_bytes)
+
+
+def service(state: State, events: Events, authorise: Callable[[Scope], Awaitable[Principal]], *, most_bytes: int = 256 * 1024 * 1024) -> Service:
+    """Return the service on `state`, firing on `events`, for whom `authorise` knows."""
+    ticker = Ticker(state, events)
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        ticker.start()
+        yield
+        ticker.stop()
+        state.engine.dispose()
+
+    return Service(
+        "jobs",
+        [*records.routes(state.engine), *definitions.routes(state), *runs.routes(state), *claims.routes(state)],
+        authorise=authorise,
+        lifespan=lifespan,
+        ready=ticker.alive,
+        most_bytes=most_bytes,
+    )

@@ -1,0 +1,142 @@
+"""The process runner: imports papermill once and forks a slot for each run it may execute at once.
+
+It needs CELLWORK_URL and CELLWORK_RUNNER_TOKEN, and then reads nothing of CELLWORK_HOME, so that it can run under an account
+of its own; on the platform's account it finds both there. It stays single-threaded and opens no connection: what is forked
+must inherit neither. When it ends, or a slot dies, the slot's kernel and what that started is ended too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from types import FrameType
+
+from cellwork_hub.context import Context
+from cellwork_hub.jobs.runners import slot
+from cellwork_hub.jobs.runners.slot import Platform
+
+log = logging.getLogger("cellwork.runner")
+
+SET_PARENT_DEATH_SIGNAL, SET_DUMPABLE = 1, 4  # linux/prctl.h
+GRACE_SECONDS = 10.0
+PRELOADED = ("httpx", "papermill", "jupyter_client.manager", "jupyter_client.asynchronous.client", "cellwork.runs.plugin")
+FORK = multiprocessing.get_context("fork")
+
+
+def main() -> None:
+    """Run slots until SIGTERM or SIGINT."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for chatty in ("httpx", "papermill", "traitlets"):
+        logging.getLogger(chatty).setLevel(logging.CRITICAL)
+    platform, slots = _platform()
+    _preload()
+    Runner(platform, slots).run()
+
+
+def _platform() -> tuple[Platform, int]:
+    """Return where the platform is, and how many runs to execute at once."""
+    name = f"{socket.gethostname()}-{os.getpid()}"
+    token = os.environ.pop("CELLWORK_RUNNER_TOKEN", "")
+    if token:
+        _prctl(SET_DUMPABLE, 0)  # a notebook of the same account can't read the token from /proc
+        return Platform(os.environ["CELLWORK_URL"].rstrip("/"), token, name), int(os.environ.get("CELLWORK_RUNNERS", "2"))
+    context = Context.load()
+    return Platform(context.public_url, context.token("runner"), name), context.settings.runners
+
+
+def _preload() -> None:
+    """Import what every run needs, without the threads of a BLAS pool, which a fork would not inherit."""
+    os.environ["OPENBLAS_NUM_THREADS"], before = "1", os.environ.get("OPENBLAS_NUM_THREADS")
+    for module in PRELOADED:
+        importlib.import_module(module)
+    del os.environ["OPENBLAS_NUM_THREADS"]
+    if before:
+        os.environ["OPENBLAS_NUM_THREADS"] = before
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+@dataclass
+class Slot:
+    process: BaseProcess
+    kernels: Connection
+    started: float = field(default_factory=time.monotonic)
+
+    def end_kernels(self) -> None:
+        """End the kernels that the slot told of; the slot itself is dead, and has ended them unless it was killed."""
+        with contextlib.suppress(EOFError):
+            while self.kernels.poll():
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.kernels.recv(), signal.SIGKILL)
+
+
+class Runner:
+    def __init__(self, platform: Platform, slots: int) -> None:
+        self.platform, self.count = platform, slots
+        self.slots: list[Slot] = []
+        self.stopping = False
+
+    def run(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        while not self.stopping:
+            while len(self.slots) < self.count:
+                self.slots.append(self._fork())
+            wait([slot.process.sentinel for slot in self.slots], timeout=1)
+            self._reap()
+        self._end()
+
+    def _stop(self, _: int, __: FrameType | None) -> None:
+        self.stopping = True
+
+    def _fork(self) -> Slot:
+        ours, theirs = FORK.Pipe(duplex=False)
+        process = FORK.Process(target=_slot, args=(self.platform, theirs, os.getpid()))
+        process.start()
+        theirs.close()
+        return Slot(process, ours)
+
+    def _reap(self) -> None:
+        ended = [slot for slot in self.slots if not slot.process.is_alive()]
+        for slot in ended:
+            slot.process.join()
+            slot.end_kernels()
+            self.slots.remove(slot)
+            if slot.process.exitcode:
+                log.warning("a slot ended with %s", slot.process.exitcode)
+                time.sleep(max(0.0, 2 - (time.monotonic() - slot.started)))
+
+    def _end(self) -> None:
+        for slot in self.slots:
+            slot.process.terminate()
+        end = time.monotonic() + GRACE_SECONDS
+        for slot in self.slots:
+            slot.process.join(max(0.0, end - time.monotonic()))
+            slot.process.kill()
+            slot.process.join()
+            slot.end_kernels()
+
+
+def _slot(platform: Platform, kernels: Connection, parent: int) -> None:
+    _prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+    if os.getppid() != parent:
+        return
+    slot.serve_one(platform, kernels.send)
+
+
+if __name__ == "__main__":
+    main()

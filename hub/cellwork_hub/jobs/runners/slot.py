@@ -1,0 +1,230 @@
+"""One slot of a runner: a process that warms a kernel, claims one run, executes it, reports, and ends.
+
+So no run sees what another left behind, and a run costs no kernel start. The main thread is papermill's; a second one carries
+the progress to the service and brings back the word to stop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from cellwork.client import Client
+from cellwork.client.jobs import Jobs
+from cellwork.errors import BadInput, CellworkError, Conflict, NotFound, Unavailable
+from cellwork.runs import engine
+from cellwork.runs.kernel import Kernel, allowed
+from cellwork.wire import PREFIX
+from cellwork.wire.jobs import Claim, Progress, RunState
+
+log = logging.getLogger("cellwork.runner")
+
+WAIT_SECONDS = 5.0
+"""How long one question for work stays open; a service that stops waits as long for its answer."""
+BEAT_SECONDS, LEAST_SECONDS, NOTEBOOK_SECONDS = 1.0, 0.2, 2.0
+"""Between words to the service: at most, at least; and at least between two that carry the notebook."""
+INTERRUPT_SECONDS = 5.0
+LAST_WORD_SECONDS = 120.0
+KEPT = ("CELLWORK_INSTANCE",)  # by which the supervisor knows what belongs to it
+
+
+@dataclass(frozen=True)
+class Platform:
+    """Where the platform is, and this runner's credential."""
+
+    url: str
+    token: str
+    runner: str
+
+
+def serve_one(platform: Platform, tell: Callable[[int], None]) -> None:
+    """Execute one run, from the claim to the last report; `tell` gets the process id of each kernel that is started."""
+    attempt: Attempt | None = None
+
+    def leave(_: int, __: FrameType | None) -> None:
+        if attempt is None:
+            sys.exit(0)
+        attempt.end("queued")
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    jobs = Client(platform.url, platform.token, timeout=60).jobs
+    with _folder() as folder, contextlib.ExitStack() as at_end:
+        kernel = _kernel(folder / "k1", tell)
+        at_end.callback(lambda: kernel.stop())
+        claim = _claim(jobs, platform.runner)
+        if not kernel.alive():
+            kernel.stop()
+            kernel = _kernel(folder / "k2", tell)
+        attempt = Attempt(jobs, claim, kernel, folder)
+        attempt.execute(platform.url)
+        kernel.stop(gently=0 if attempt.word else 10)
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="cw-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _kernel(folder: Path, tell: Callable[[int], None]) -> Kernel:
+    folder.mkdir()
+    environment = {**allowed(os.environ), **{key: os.environ[key] for key in KEPT if key in os.environ}}
+    kernel = Kernel.start(folder, {**environment, "IPYTHONDIR": str(folder / "ipython")})
+    tell(kernel.pid)
+    return kernel
+
+
+def _claim(jobs: Jobs, runner: str) -> Claim:
+    """Return the next run for this slot, however long there is none."""
+    while True:
+        asked = time.monotonic()
+        try:
+            claim = jobs.claim(runner, wait_seconds=WAIT_SECONDS)
+            if claim:
+                return claim
+        except CellworkError as error:
+            log.warning("no claim: %s", error)
+        if time.monotonic() - asked < 1:
+            time.sleep(1)
+
+
+class Attempt:
+    """One attempt at a run. `word` is how somebody else ended it: ``stopped``, ``queued`` (the runner leaves) or ``lost`` (its fence is stale)."""
+
+    def __init__(self, jobs: Jobs, claim: Claim, kernel: Kernel, folder: Path) -> None:
+        self.jobs, self.claim, self.kernel = jobs, claim, kernel
+        self.output = folder / "out.ipynb"
+        self.work = folder / "work"
+        self.word = ""
+        self.cell = self.cells = 0
+        self._news, self._over = threading.Event(), threading.Event()
+        self._sent = (0, 0.0)
+
+    def execute(self, url: str) -> None:
+        """Run the notebook and tell the service how it ended, unless the attempt was replaced meanwhile."""
+        reporter = threading.Thread(target=self._report, daemon=True)
+        reporter.start()
+        state, error = self._run(url)
+        self._over.set()
+        self._news.set()
+        reporter.join()
+        if self.word in ("stopped", "queued"):
+            state, error = self.word, "" if self.word == "stopped" else "its runner was stopped"  # type: ignore[assignment]
+        if self.word != "lost":
+            self._last_word(state, error)
+
+    def _run(self, url: str) -> tuple[RunState, str]:
+        try:
+            notebook = unpack(self.claim, self.work)
+            engine.execute(
+                notebook, self.output, self.claim.run.parameters, progress=self._at, timeout=self.claim.timeout_seconds,
+                environment=environment(self.claim, url), cwd=notebook.parent, kernel=self.kernel,
+            )  # fmt: skip
+        except engine.RunFailed as error:
+            return "failed", f"{error}\n{error.traceback}".strip()
+        except CellworkError as error:
+            return "failed", str(error)
+        except Exception as error:  # the edge of the process: whatever it was, the run must end and say so
+            log.exception("run %s", self.claim.run.id)
+            return "failed", f"{type(error).__name__}: {error}"
+        return "succeeded", ""
+
+    def _at(self, cell: int, cells: int) -> None:
+        self.cell, self.cells = cell, cells
+        self._news.set()
+
+    def end(self, word: str) -> None:
+        """End the attempt from outside: a stopped cell may say its last words, else the kernel is killed."""
+        if self.word:
+            return
+        self.word = word
+        if word != "stopped":
+            self.kernel.kill()
+            return
+        self.kernel.interrupt()
+        timer = threading.Timer(INTERRUPT_SECONDS, self.kernel.kill)
+        timer.daemon = True
+        timer.start()
+
+    def _report(self) -> None:
+        """Tell the service where the run is, once a second and when a cell starts, until the run is over."""
+        while not self._over.wait(LEAST_SECONDS):
+            self._news.wait(BEAT_SECONDS)
+            self._news.clear()
+            if self._over.is_set():
+                return
+            try:
+                run = self.jobs.report(self.claim.run.id, self._progress("running", notebook=self._changed()))
+                if run.state == "stopped":
+                    self.end("stopped")
+            except (Conflict, NotFound):
+                self.end("lost")
+                return
+            except CellworkError as error:
+                log.warning("run %s: %s", self.claim.run.id, error)
+
+    def _progress(self, state: RunState, *, error: str = "", notebook: str = "") -> Progress:
+        return Progress(fence=self.claim.fence, state=state, cell=self.cell, cells=self.cells, error=error, notebook=notebook)
+
+    def _changed(self) -> str:
+        """Return the notebook so far if it changed since it was sent, but not too often."""
+        if not self.output.exists() or time.monotonic() - self._sent[1] < NOTEBOOK_SECONDS:
+            return ""
+        at = self.output.stat().st_mtime_ns
+        if at == self._sent[0]:
+            return ""
+        self._sent = (at, time.monotonic())
+        return self.output.read_text()
+
+    def _last_word(self, state: RunState, error: str) -> None:
+        notebook = self.output.read_text() if self.output.exists() else ""
+        end = time.monotonic() + LAST_WORD_SECONDS
+        while True:
+            try:
+                self.jobs.report(self.claim.run.id, self._progress(state, error=error, notebook=notebook))
+                return
+            except (Conflict, NotFound, BadInput) as refused:
+                log.warning("run %s: %s", self.claim.run.id, refused)
+                return
+            except Unavailable as away:
+                if time.monotonic() > end:
+                    log.error("run %s: its result is lost: %s", self.claim.run.id, away)
+                    return
+                time.sleep(1)
+
+
+def unpack(claim: Claim, folder: Path) -> Path:
+    """Write the run's notebook and the files beside it under `folder`; nothing outside it, whatever their names are."""
+    contents = {**claim.files, claim.run.notebook: claim.content}
+    for name, content in contents.items():
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise BadInput("file", name, "lies outside the run's folder", "use plain relative paths")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return folder / claim.run.notebook
+
+
+def environment(claim: Claim, url: str) -> dict[str, str]:
+    """Return what a run's kernel knows of the platform: where it is, who it is there, and what it is a run of."""
+    run = claim.run
+    return {
+        "CELLWORK_URL": url, "CELLWORK_TOKEN": claim.token, "CELLWORK_RUN": run.id, "CELLWORK_ATTEMPT": str(claim.attempt),
+        "CELLWORK_NOTEBOOK": run.notebook, "CELLWORK_PROJECT": run.project, "CELLWORK_USER": run.principal,
+        "MLFLOW_TRACKING_URI": url + PREFIX["mlflow"], "MLFLOW_TRACKING_TOKEN": claim.token,
+    }  # fmt: skip

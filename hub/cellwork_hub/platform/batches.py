@@ -1,0 +1,341 @@
+"""Raw data: data sets of immutable batches. This module alone writes the raw tables, their quarantine and what is sealed.
+
+A batch is written in this order: sealed values, quarantine, readable rows, and last, in one transaction, its row in the
+database with event, audit and what follows from it (`State.on_batch`). A crash before that transaction leaves files that no
+reader is ever told of; the same delivery, sent again, replaces them. One delivery of a data set is written at a time.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import polars as pl
+from cellwork import clock, ids
+from cellwork.data import delivery, schema, sealed, tables
+from cellwork.data.delivery import Delivery
+from cellwork.errors import BadInput, Conflict, NotFound, near_miss
+from cellwork.wire.batches import Batch, Column, Ingested, RawDataset
+from sqlalchemy import Connection, text
+
+from cellwork_hub import records
+from cellwork_hub.edge import Call, Route
+from cellwork_hub.platform.state import State
+
+MIGRATION = (
+    "CREATE TABLE raw_datasets (project TEXT NOT NULL, name TEXT NOT NULL, declared {json} NOT NULL, columns {json} NOT NULL, "
+    "at BIGINT NOT NULL, PRIMARY KEY (project, name))",
+    "CREATE TABLE batches (seq {serial}, id TEXT UNIQUE NOT NULL, project TEXT NOT NULL, dataset TEXT NOT NULL, partition_key TEXT NOT NULL, "
+    "holdout TEXT NOT NULL, supersedes TEXT NOT NULL, superseded_by TEXT NOT NULL, record {json} NOT NULL)",
+    "CREATE UNIQUE INDEX batches_current ON batches (project, dataset, partition_key) WHERE superseded_by = ''",
+    "CREATE INDEX batches_dataset ON batches (project, dataset, seq)",
+)
+PARQUET = "application/vnd.apache.parquet"
+_writing: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
+
+
+# What others read
+
+
+def current(state: State, project: str, dataset: str) -> list[Batch]:
+    """Return the batches of a data set that no other corrects, oldest first."""
+    return _select(state, "project = :p AND dataset = :d AND superseded_by = ''", p=project, d=dataset)
+
+
+def known_at(state: State, project: str, dataset: str, as_of_batch: str) -> list[Batch]:
+    """Return the batches that were current when `as_of_batch` (of any data set of the project) was the newest of all."""
+    newest = get(state, as_of_batch)
+    if newest.project != project:
+        raise NotFound("batch", as_of_batch, f"is not of project {project!r}", "look at: cellwork batch list")
+    then = (
+        "seq <= :s AND NOT EXISTS (SELECT 1 FROM batches later WHERE later.supersedes = batches.id AND later.seq <= :s)"
+    )
+    return _select(state, f"project = :p AND dataset = :d AND {then}", p=project, d=dataset, s=newest.seq)
+
+
+def get(state: State, batch: str) -> Batch:
+    found = _select(state, "id = :id", id=ids.check(batch, "bat"))
+    if not found:
+        raise NotFound("batch", batch, "does not exist", "look at: cellwork batch list")
+    return found[0]
+
+
+def raw_rows(
+    state: State, project: str, dataset: str, batches: Sequence[str] | None = None, *, sealed: bool = False
+) -> pl.DataFrame:
+    """Return rows of a data set with `_batch`: batch by batch, in the order of their delivery.
+
+    Parameters
+    ----------
+    batches : ids of batches of this data set, in the order wanted; None takes the current ones.
+    sealed : put sealed values back in their places. For the platform's own use; no route may pass it on.
+
+    Raises
+    ------
+    NotFound
+        The data set or one of the batches does not exist.
+    """
+    columns = pinned(state, project, dataset)
+    if batches is None:
+        batches = [batch.id for batch in current(state, project, dataset)]
+    holdouts = _holdouts(state, project, dataset)
+    for batch in batches:
+        if batch not in holdouts:
+            raise NotFound(
+                f"batch of data set '{project}/{dataset}'", batch, "does not exist", "look at: cellwork batch list"
+            )
+    if not batches:
+        return schema.complete(pl.DataFrame(schema={"_batch": pl.String}), columns)
+    rows = schema.complete(tables.read(state.home.raw_table(project, dataset), batches), columns)
+    if sealed:
+        rows = _unsealed(state, project, dataset, rows, [batch for batch in batches if holdouts[batch]])
+    return rows.drop("_row")
+
+
+def _unsealed(state: State, project: str, dataset: str, rows: pl.DataFrame, batches: Sequence[str]) -> pl.DataFrame:
+    return sealed.restore(rows, state.home.sealed(project), dataset, batches)
+
+
+def pinned(state: State, project: str, dataset: str) -> list[Column]:
+    """Return the schema of a data set; empty before its first batch. Raises NotFound with the near miss."""
+    declared, columns = _declaration(state, project, dataset)
+    if declared is None:
+        names = [row.name for row in _all_declared(state, project)]
+        raise NotFound(f"data set of project {project!r}", dataset, "does not exist", near_miss(dataset, names))
+    return columns
+
+
+# What is written
+
+
+def ingest(state: State, call: Call, project: str, dataset: str, partition: str, frame: pl.DataFrame) -> Ingested:
+    """Take `frame` as the batch `partition`: as a new batch, a correction of the current one, or the same delivery again."""
+    with _writing[project, dataset]:
+        declared, columns = _declaration(state, project, dataset)
+        declared = declared or RawDataset(name=dataset)
+        try:
+            received = delivery.receive(frame, project, declared, partition, columns)
+        except BadInput as error:
+            with state.engine.begin() as db:
+                records.event(db, "batch.rejected", project, f"{project}/{dataset}/{partition}", reason=str(error))
+            raise
+        there = _select(state, "id = :id", id=received.batch)
+        if there:
+            return Ingested(batch=there[0], new=False)
+        _write(state, project, dataset, received)
+        with state.engine.begin() as db:
+            batch = _record(db, call, project, declared, partition, received)
+            for follow in state.on_batch:
+                follow(db, state, batch)
+        return Ingested(batch=batch, new=True)
+
+
+def _write(state: State, project: str, dataset: str, received: Delivery) -> None:
+    known = list(_holdouts(state, project, dataset))
+    if received.sealed is not None:
+        sealed.write(state.home.sealed(project), dataset, received.batch, received.sealed)
+    if received.rejected.height:
+        tables.write(state.home.quarantine(project, dataset), received.rejected, received.batch, known=known)
+    tables.write(state.home.raw_table(project, dataset), received.readable, received.batch, known=known)
+
+
+def _record(
+    db: Connection, call: Call, project: str, declared: RawDataset, partition: str, received: Delivery
+) -> Batch:
+    dataset = declared.name
+    where = {"p": project, "d": dataset, "k": partition}
+    before = db.execute(
+        text(
+            "SELECT id FROM batches WHERE project = :p AND dataset = :d AND partition_key = :k AND superseded_by = ''"
+        ),
+        where,
+    ).scalar()
+    batch = Batch(
+        id=received.batch, seq=0, project=project, dataset=dataset, partition=partition, rows=received.readable.height,
+        columns=received.columns, statistics=received.statistics, at=clock.now(), origin=call.origin,
+        sealed=received.sealing.holdout if received.sealing else "", supersedes=before or "", rejected=received.rejected.height,
+    )  # fmt: skip
+    if before:
+        db.execute(text("UPDATE batches SET superseded_by = :new WHERE id = :old"), {"new": batch.id, "old": before})
+        records.edge(db, batch.id, "supersedes", before)
+    insert = (
+        "INSERT INTO batches (id, project, dataset, partition_key, holdout, supersedes, superseded_by, record) "
+        "VALUES (:id, :p, :d, :k, :holdout, :supersedes, '', :record) RETURNING seq"
+    )
+    values = {**where, "id": batch.id, "holdout": batch.sealed, "supersedes": batch.supersedes, "record": _json(batch)}
+    batch.seq = db.execute(text(insert), values).scalar_one()
+    _declare(db, project, declared, received.columns)
+    records.event(
+        db, "batch.ready", project, batch.id, dataset=dataset, partition=partition, rows=batch.rows,
+        rejected=batch.rejected, supersedes=batch.supersedes,
+    )  # fmt: skip
+    after = {"batch": batch.id, "rows": batch.rows, "rejected": batch.rejected, "sealed": batch.sealed}
+    records.audit(db, call, "batch.ingest", f"{project}/{dataset}/{partition}", before=before or "", after=after)
+    return batch
+
+
+def declare(state: State, call: Call, project: str, declared: RawDataset) -> RawDataset:
+    """Say what a raw data set is. What is sealed in batches that are there already can't change.
+
+    Raises
+    ------
+    Conflict
+        The new seals say something else about a current batch: it is readable already, or it is sealed and would not be.
+    """
+    sealed.check(declared)
+    with _writing[project, declared.name]:
+        before, columns = _declaration(state, project, declared.name)
+        for name in declared.key if columns else []:
+            if name not in (known := [column.name for column in columns]):
+                raise BadInput(
+                    f"key column of data set {declared.name!r}", name, "is not in its schema", near_miss(name, known)
+                )
+        _check_seals(state, project, before or RawDataset(name=declared.name), declared)
+        if before == declared:
+            return declared
+        with state.engine.begin() as db:
+            _declare(db, project, declared, columns)
+            records.audit(
+                db, call, "dataset.declare", f"{project}/{declared.name}", before=before or "", after=declared
+            )
+    return declared
+
+
+def _check_seals(state: State, project: str, before: RawDataset, after: RawDataset) -> None:
+    for batch in current(state, project, after.name):
+        if sealed.sealing(before, batch.partition) != sealed.sealing(after, batch.partition):
+            held = f"is kept for holdout {batch.sealed!r}" if batch.sealed else "is readable"
+            verdict = f"{held} since {batch.at:%Y-%m-%d %H:%M}Z; its seals can't change any more"
+            way_out = "seal partitions before they are ingested, or ingest into another data set"
+            raise Conflict(f"batch of partition {batch.partition!r}", batch.id, verdict, way_out)
+
+
+# The tables
+
+
+def _declare(db: Connection, project: str, declared: RawDataset, columns: Sequence[Column]) -> None:
+    statement = (
+        "INSERT INTO raw_datasets VALUES (:p, :n, :declared, :columns, :at) "
+        "ON CONFLICT (project, name) DO UPDATE SET declared = :declared, columns = :columns"
+    )
+    at = records.micros(clock.now())
+    values = {"p": project, "n": declared.name, "declared": _json(declared), "columns": _json(columns), "at": at}
+    db.execute(text(statement), values)
+
+
+def _declaration(state: State, project: str, dataset: str) -> tuple[RawDataset | None, list[Column]]:
+    with state.engine.connect() as db:
+        query = text("SELECT declared, columns FROM raw_datasets WHERE project = :p AND name = :n")
+        row = db.execute(query, {"p": ids.name(project, "project"), "n": ids.name(dataset, "data set")}).first()
+    if row is None:
+        return None, []
+    return msgspec.json.decode(row[0], type=RawDataset), msgspec.json.decode(row[1], type=list[Column])
+
+
+def _all_declared(state: State, project: str) -> list[RawDataset]:
+    with state.engine.connect() as db:
+        query = text("SELECT declared FROM raw_datasets WHERE project = :p ORDER BY name")
+        return [msgspec.json.decode(row[0], type=RawDataset) for row in db.execute(query, {"p": project})]
+
+
+def _holdouts(state: State, project: str, dataset: str) -> dict[str, str]:
+    """Return batch id -> holdout (or empty) of all batches of a data set, corrected ones too."""
+    with state.engine.connect() as db:
+        query = text("SELECT id, holdout FROM batches WHERE project = :p AND dataset = :d ORDER BY seq")
+        return {row[0]: row[1] for row in db.execute(query, {"p": project, "d": dataset})}
+
+
+def _select(state: State, where: str, limit: int = -1, **values: Any) -> list[Batch]:
+    bound = "" if limit < 0 else f" LIMIT {int(limit)}"
+    with state.engine.connect() as db:
+        rows = db.execute(
+            text(f"SELECT seq, superseded_by, record FROM batches WHERE {where} ORDER BY seq{bound}"), values
+        )
+        return [_batch(row.seq, row.superseded_by, row.record) for row in rows]
+
+
+def _batch(seq: int, superseded_by: str, record: str) -> Batch:
+    batch = msgspec.json.decode(record, type=Batch)
+    batch.seq, batch.superseded_by = seq, superseded_by
+    return batch
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def parquet(frame: pl.DataFrame, call: Call) -> bytes:
+    """Return `frame` as the body of the answer to `call`."""
+    call.media_type = PARQUET
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+# The routes
+
+
+def routes(state: State) -> list[Route]:
+    def put_declaration(call: Call) -> RawDataset:
+        if call.body.name != call.path["dataset"]:
+            raise BadInput(
+                "name of the data set",
+                call.body.name,
+                f"is not the {call.path['dataset']!r} of the path",
+                "use one name",
+            )
+        return declare(state, call, ids.name(call.path["project"], "project"), call.body)
+
+    def list_declarations(call: Call) -> list[RawDataset]:
+        return _all_declared(state, ids.name(call.path["project"], "project"))
+
+    def put_batch(call: Call) -> Ingested:
+        project, dataset = ids.name(call.path["project"], "project"), ids.name(call.path["dataset"], "data set")
+        partition = delivery.partition_key(call.path["partition"])
+        return ingest(state, call, project, dataset, partition, delivery.unpack(call.body))
+
+    def list_batches(call: Call) -> list[Batch]:
+        where = "project = :p AND seq > :after"
+        where += " AND dataset = :d" if call.query.get("dataset") else ""
+        where += " AND superseded_by = ''" if call.query.get("current", "true") != "false" else ""
+        values = {"p": call.required("project"), "d": call.query.get("dataset", ""), "after": call.number("cursor", 0)}
+        limit = call.limit(100, 1000)
+        found = _select(state, where, limit, **values)
+        if len(found) == limit:
+            call.next_page(found[-1].seq)
+        return found
+
+    def get_batch(call: Call) -> Batch:
+        return get(state, call.path["batch"])
+
+    def get_rejected(call: Call) -> bytes:
+        batch = get(state, call.path["batch"])
+        if not batch.rejected:
+            return parquet(pl.DataFrame(schema={"_reason": pl.String}), call)
+        rows = tables.read(state.home.quarantine(batch.project, batch.dataset), [batch.id])
+        return parquet(schema.complete(rows, batch.columns).drop("_row"), call)
+
+    def get_rows(call: Call) -> bytes:
+        project, dataset = call.path["project"], call.path["dataset"]
+        chosen = None
+        if call.query.get("batch"):
+            chosen = [ids.check(call.query["batch"], "bat")]
+        elif call.query.get("as_of"):
+            chosen = [batch.id for batch in known_at(state, project, dataset, call.query["as_of"])]
+        rows = raw_rows(state, project, dataset, chosen)
+        limit = call.number("limit", -1)
+        return parquet(rows if limit < 0 else rows.head(limit), call)
+
+    return [
+        Route("PUT", "/api/v1/raw/{project}/{dataset}", put_declaration, scope="data:write", body=RawDataset, answer=RawDataset, doc="Say what a raw data set is."),
+        Route("GET", "/api/v1/raw/{project}", list_declarations, scope="data:read", answer=list[RawDataset], doc="The raw data sets of a project."),
+        Route("PUT", "/api/v1/batches/{project}/{dataset}/{partition}", put_batch, scope="data:write", body=bytes, answer=Ingested, doc="Ingest a parquet file as the batch of a partition."),
+        Route("GET", "/api/v1/batches", list_batches, scope="data:read", answer=list[Batch], doc="Batches of a project, oldest first."),
+        Route("GET", "/api/v1/batches/{batch}", get_batch, scope="data:read", answer=Batch, doc="One batch."),
+        Route("GET", "/api/v1/batches/{batch}/rejected", get_rejected, scope="data:read", answer=bytes, doc="Its rows in quarantine, as parquet."),
+        Route("GET", "/api/v1/rows/{project}/{dataset}", get_rows, scope="data:read", answer=bytes, doc="Readable rows, as parquet."),
+    ]  # fmt: skip

@@ -1,0 +1,12 @@
+"""Raw data and datasets: ingest immutable batches, build training frames, split them.
+
+Importing this loads nothing heavy. Everything here goes over HTTP with the caller's own rights.
+"""
+
+from __future__ import annotations
+
+from cellwork.data import dataset, split
+from cellwork.data.ingest import batches, declare, ingest, rejected, rows
+from cellwork.wire.batches import RawDataset, Seal
+
+__all__ = ["RawDataset", "Seal", "batches", "dataset", "declare", "ingest", "rejected", "rows", "split"]

@@ -1,0 +1,116 @@
+"""From delivered bytes to what is stored of them: the pure half of ingest, run inside the platform service.
+
+A batch id is the content id of data set, partition and canonical rows: the same delivery twice is one batch, whatever the order of its rows
+and columns; two equal days are two.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cellwork import ids
+from cellwork.data import quarantine, schema, sealed, statistics
+from cellwork.errors import BadInput, TooLarge
+from cellwork.wire.batches import Column, ColumnStatistics, RawDataset
+
+if TYPE_CHECKING:
+    import polars as pl
+
+PARTITION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MOST_CELLS = 250_000_000
+"""Rows times columns of one delivery; a small parquet file may unpack to any size."""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What one delivery becomes. All frames carry `_row`, the row's number in the delivery."""
+
+    batch: str
+    columns: list[Column]
+    statistics: list[ColumnStatistics]
+    readable: pl.DataFrame
+    rejected: pl.DataFrame
+    """Rows in quarantine, with `_reason`; what is sealed is blank in them too."""
+    sealing: sealed.Sealing | None
+    sealed: pl.DataFrame | None
+
+
+def partition_key(text: str) -> str:
+    """Return `text` if it is a partition key, else raise BadInput."""
+    if not PARTITION.fullmatch(text):
+        way_out = "use letters, digits, '.', '_' and '-', at most 64, such as 2013-01"
+        raise BadInput("partition key", text, "is not a partition key", way_out)
+    return text
+
+
+def unpack(body: bytes) -> pl.DataFrame:
+    """Return the rows of a parquet file.
+
+    Raises
+    ------
+    BadInput
+        The bytes are no whole parquet file.
+    TooLarge
+        It unpacks to more than `MOST_CELLS` values.
+    """
+    import polars as pl
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not body:
+        raise BadInput("delivery", "", "is empty", "send a parquet file with at least one row")
+    try:
+        file = pq.ParquetFile(io.BytesIO(body))
+        cells = file.metadata.num_rows * max(1, file.metadata.num_columns)
+        if cells > MOST_CELLS:
+            raise TooLarge("delivery", f"{cells} values", f"is over the limit of {MOST_CELLS}", "send it in parts")
+        return pl.DataFrame(pl.from_arrow(file.read()))
+    except (pa.ArrowException, OSError, ValueError, pl.exceptions.PolarsError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise BadInput("delivery", "", f"is not a readable parquet file: {reason}", "write it again, whole") from None
+
+
+def receive(
+    frame: pl.DataFrame, project: str, declared: RawDataset, partition: str, pinned: Sequence[Column]
+) -> Delivery:
+    """Return what `frame` becomes as the batch `partition` of a data set with the schema `pinned` (empty: it pins it).
+
+    Raises
+    ------
+    BadInput
+        The delivery as a whole can't be taken; nothing of it is kept.
+    """
+    import polars as pl
+
+    dataset = f"data set '{project}/{declared.name}'"
+    if frame.height == 0:
+        raise BadInput(f"batch of {dataset}", partition, "has no rows", "send it when there is data")
+    rows = schema.conform(schema.canonical(frame), pinned, dataset)
+    batch = ids.of_content("bat", f"{project}/{declared.name}", partition, schema.content_sha256(rows))
+    numbered = rows.with_columns(_row=pl.int_range(pl.len(), dtype=pl.Int64))
+    kept, rejected = quarantine.divide(numbered, declared.key)
+    if not kept.height:
+        reason = rejected.item(0, "_reason")
+        verdict = f"has no row left: {reason}, and so on for {rejected.height} rows"
+        raise BadInput(f"batch of {dataset}", partition, verdict, "mend the rows and send it again")
+    sealing = sealed.sealing(declared, partition)
+    values = None
+    if sealing:
+        kept, rejected, values = _seal(kept, rejected, numbered, sealing)
+    described = statistics.of(kept.drop("_row"))
+    return Delivery(batch, schema.columns(rows), described, kept, rejected, sealing, values)
+
+
+def _seal(
+    kept: pl.DataFrame, rejected: pl.DataFrame, numbered: pl.DataFrame, sealing: sealed.Sealing
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Return readable rows, refused rows, both blank where sealed, and the sealed values of every row delivered."""
+    return (
+        sealed.take_out(kept, sealing)[0],
+        sealed.take_out(rejected, sealing)[0],
+        sealed.take_out(numbered, sealing)[1],
+    )

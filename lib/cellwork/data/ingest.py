@@ -1,0 +1,95 @@
+"""Raw data from a notebook or the command line: send batches, read them back. All over HTTP, as whoever asks.
+
+A name is ``flights`` (of the project of the current folder) or ``project/flights``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from cellwork import ids
+from cellwork import project as projects
+from cellwork.client import connect
+from cellwork.data import sources
+from cellwork.data.delivery import partition_key
+from cellwork.errors import NotFound
+from cellwork.wire.batches import Batch, Ingested, RawDataset
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from cellwork.data.sources import Source
+
+
+def located(name: str, project: str | None = None) -> tuple[str, str]:
+    """Return project and name of a full or short name; a short one belongs to `project` or to the current folder's."""
+    if "/" in name:
+        return ids.split_name(name)
+    return (ids.name(project, "project") if project else projects.find().name), ids.name(name)
+
+
+def ingest(
+    dataset: str,
+    source: Source,
+    partition: str,
+    *,
+    project: str | None = None,
+    nulls: Sequence[str] = ("",),
+    types: Mapping[str, str] | None = None,
+) -> Ingested:
+    """Send `source` as the batch of `partition`; the same content again is the same batch, other content corrects it.
+
+    Parameters
+    ----------
+    source : a polars or pandas frame, or the path of a CSV, JSON lines or parquet file, compressed or not.
+    partition : what it is the data of, such as ``2013-01`` or ``2013-12-24``.
+    nulls : texts of a CSV file that stand for a missing value, e.g. ``["", "NA"]``.
+    types : column -> Arrow type text such as ``string``, for CSV and JSON lines; the pinned schema is used where there is one.
+
+    Raises
+    ------
+    BadInput
+        Nothing of it was taken; the message names the column, what came and what was expected.
+    """
+    space, name = located(dataset, project)
+    partition_key(partition)
+    known: Mapping[str, str] = types or {}
+    if not types and not hasattr(source, "columns"):
+        known = pinned(space, name)
+    frame = sources.read(source, nulls=nulls, known=known)
+    return connect().batches.ingest(space, name, frame, partition)
+
+
+def pinned(project: str, dataset: str) -> dict[str, str]:
+    """Return column -> type of the data set's newest batch; empty if it has none."""
+    try:
+        newest = max(connect().batches.list(project, dataset), key=lambda batch: batch.seq, default=None)
+    except NotFound:
+        return {}
+    return {column.name: column.type for column in newest.columns} if newest else {}
+
+
+def rows(
+    dataset: str, *, batch: str = "", as_of: str = "", limit: int | None = None, project: str | None = None
+) -> pl.DataFrame:
+    """Return readable rows (what is sealed is null) of all current batches, of one, or as they were when `as_of` was the newest."""
+    space, name = located(dataset, project)
+    return connect().batches.rows(space, name, batch=batch, as_of=as_of, limit=limit)
+
+
+def batches(dataset: str, *, current: bool = True, project: str | None = None) -> list[Batch]:
+    """Return the batches of a data set, oldest first; with `current=False` those that were corrected too."""
+    space, name = located(dataset, project)
+    return list(connect().batches.list(space, name, current=current))
+
+
+def rejected(batch: str) -> pl.DataFrame:
+    """Return the rows of a batch that went into quarantine; `_reason` says why."""
+    return connect().batches.rejected(batch)
+
+
+def declare(dataset: RawDataset, *, project: str | None = None) -> RawDataset:
+    """Say what a raw data set is: its key, description, owner and what is sealed in it. Saying it twice changes nothing."""
+    space, _ = located(dataset.name, project)
+    return connect().batches.declare(space, dataset)

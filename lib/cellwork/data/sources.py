@@ -1,0 +1,165 @@
+"""Read what an author has (a polars or pandas frame; a CSV, JSON lines or parquet file, compressed or not) as a polars frame.
+
+Text formats carry no types. Numbers and true/false are recognised over the whole file; dates are (``2013-01-31``); times
+are when they have a zone (``2013-01-01T10:00:00Z``, ``…-05:00``); a time without one stays text. Columns whose type is known already,
+from `known`, are read as that type, so that codes such as ``007`` keep their zeros.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cellwork.data import schema
+from cellwork.errors import BadInput, NotFound
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+
+    Source = pl.DataFrame | pd.DataFrame | str | Path
+
+FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+COMPRESSED = (".gz", ".bz2", ".zst", ".lz4", ".zip")
+DATE, TIME = r"^\d{4}-\d\d-\d\d$", r"^\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:?\d\d)$"
+
+
+def read(source: Source, *, nulls: Sequence[str] = ("",), known: Mapping[str, str] | None = None) -> pl.DataFrame:
+    """Return the rows of `source`.
+
+    Parameters
+    ----------
+    nulls : texts of a CSV file that stand for a missing value.
+    known : column -> Arrow type text, as in `Batch.columns`, for text formats.
+
+    Raises
+    ------
+    BadInput
+        It is empty, broken, or of a kind that is not read.
+    NotFound
+        There is no such file.
+    """
+    import polars as pl
+
+    if isinstance(source, pl.DataFrame):
+        return source
+    if isinstance(source, str | Path):
+        return _file(Path(source), list(nulls), known or {})
+    if hasattr(source, "to_numpy") and hasattr(source, "columns"):
+        return _pandas(source)
+    way_out = "give a polars or pandas DataFrame, or the path of a CSV, JSON lines or parquet file"
+    raise BadInput("source", type(source).__name__, "is not something to ingest", way_out)
+
+
+def _pandas(frame: pd.DataFrame) -> pl.DataFrame:
+    import polars as pl
+
+    try:
+        return pl.from_pandas(frame)
+    except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(
+            "pandas frame", "", f"has a column of mixed types: {reason}", "give each column one type"
+        ) from None
+
+
+def _file(path: Path, nulls: list[str], known: Mapping[str, str]) -> pl.DataFrame:
+    import polars as pl
+
+    if not path.is_file():
+        raise NotFound("file", path, "does not exist", "check the path")
+    kind = _kind(path)
+    data = _unpacked(path)
+    if not data.strip():
+        raise BadInput("file", path, "is empty", "write at least one row into it")
+    try:
+        return _parsed(data, kind, nulls, {name: schema.type_of(text, name) for name, text in known.items()})
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).splitlines()[0][:300]
+        raise BadInput("file", path, f"can't be read as {kind}: {reason}", "mend it or write it again") from None
+
+
+def _kind(path: Path) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    if suffixes and suffixes[-1] in FORMATS:
+        return FORMATS[suffixes[-1]]
+    if path.suffix.lower() == ".zip":
+        return FORMATS.get(Path(_member(path)).suffix.lower(), "csv")
+    way_out = f"name it {', '.join(FORMATS)}, with {', '.join(COMPRESSED)} behind that if it is compressed"
+    raise BadInput("file", path.name, "has a name that does not tell its format", way_out)
+
+
+def _member(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if not name.endswith("/") and "__MACOSX" not in name]
+    except zipfile.BadZipFile as error:
+        raise BadInput("zip file", path, f"can't be read: {error}", "write it again") from None
+    if len(names) != 1:
+        raise BadInput("zip file", path, f"holds {len(names)} files", "put exactly one file into it")
+    return names[0]
+
+
+def _unpacked(path: Path) -> bytes:
+    import pyarrow as pa
+
+    if path.suffix.lower() == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(_member(path))
+    try:
+        with pa.input_stream(str(path), compression="detect") as stream:
+            data: bytes = stream.read()
+            return data
+    except (OSError, pa.ArrowException) as error:
+        raise BadInput("file", path, f"can't be unpacked: {error}", "write it again") from None
+
+
+def _parsed(data: bytes, kind: str, nulls: list[str], known: Mapping[str, pl.DataType]) -> pl.DataFrame:
+    import polars as pl
+
+    from cellwork.data import delivery
+
+    if kind == "parquet":
+        return delivery.unpack(data)
+    if kind == "jsonl":
+        frame = pl.read_ndjson(data, infer_schema_length=None)
+        return _dated(frame, known)
+    return _csv(data, "\t" if kind == "tsv" else ",", nulls, known)
+
+
+def _csv(data: bytes, separator: str, nulls: list[str], known: Mapping[str, pl.DataType]) -> pl.DataFrame:
+    import polars as pl
+
+    common: dict[str, Any] = {"separator": separator, "null_values": nulls, "infer_schema_length": None}
+    header = pl.read_csv(data, n_rows=0, **{**common, "infer_schema_length": 0}).columns
+    plain = {name: dtype for name, dtype in known.items() if name in header and dtype in (pl.String, pl.Float64)}
+    return _dated(pl.read_csv(data, schema_overrides=plain, **common), known)
+
+
+def _dated(frame: pl.DataFrame, known: Mapping[str, pl.DataType]) -> pl.DataFrame:
+    """Return `frame` with text that is dates, or times with a zone, throughout as such; unless it is known as text."""
+    import polars as pl
+
+    texts = [n for n, dtype in frame.schema.items() if dtype == pl.String and known.get(n) != pl.String]
+    return frame.with_columns(_time(frame.get_column(name)) for name in texts)
+
+
+def _time(series: pl.Series) -> pl.Series:
+    import polars as pl
+
+    values = series.drop_nulls()
+    for pattern, dtype in ((DATE, pl.Date()), (TIME, pl.Datetime("us", "UTC"))):
+        if len(values) and values.head(1).str.contains(pattern).all() and values.str.contains(pattern).all():
+            text = series.str.replace(" ", "T").str.replace(r"Z$", "+00:00")
+            parsed = text.str.to_date(strict=False) if dtype == pl.Date else _instants(text)
+            return parsed if parsed.null_count() == series.null_count() else series
+    return series
+
+
+def _instants(text: pl.Series) -> pl.Series:
+    short = text.str.replace(r"^(\d{4}-\d\d-\d\dT\d\d:\d\d)([+-])", "$1:00$2")
+    return short.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%z", time_unit="us", time_zone="UTC", strict=False)

@@ -1,0 +1,99 @@
+"""Features, for authors: what a definitions file is made of, and the calls that apply and read it.
+
+A definitions file holds Feast's own `Entity`, `FeatureView` and `FeatureService` beside the records here; a view's
+source is `cellwork.features.feast.PipelineSource`. Importing this package stays light; Feast is loaded by `apply` only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from cellwork import project as projects
+from cellwork.client import Client, connect
+from cellwork.project import Project
+from cellwork.wire.batches import RawDataset, Seal
+from cellwork.wire.features import Aggregate, Applied, Observations, OnlineAnswer, Prepared, Rolling, Select, View
+
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = [
+    "Aggregate",
+    "Observations",
+    "Prepared",
+    "RawDataset",
+    "Rolling",
+    "Seal",
+    "Select",
+    "apply",
+    "online",
+    "rows",
+    "views",
+    "wait",
+]
+
+
+def apply(project: Project | None = None, client: Client | None = None) -> Applied:
+    """Send the project's raw data sets and definitions; what was applied before and is the same changes nothing.
+
+    Parameters
+    ----------
+    project : default the project of the current folder.
+    client : default the platform this process reaches.
+
+    Raises
+    ------
+    BadInput, NotFound
+        A definitions file fails, or names something that is not there; the message has the near miss.
+    """
+    from cellwork.features import define
+
+    project, client = project or projects.find(), client or connect()
+    datasets, definitions = define.load(project)
+    for dataset in datasets:
+        client.batches.declare(project.name, dataset)
+    return client.features.apply(definitions)
+
+
+def wait(
+    project: str = "", *, timeout: float = 300, progress: Callable[[str], None] | None = print, client: Client | None = None
+) -> None:
+    """Return when every pipeline run of `project` (default: the current folder's) is done.
+
+    `progress` gets a line when the number of open runs changes, at most one a second.
+
+    Raises
+    ------
+    Unavailable
+        They took longer than `timeout` seconds.
+    Conflict
+        A pipeline run failed.
+    """
+    shown, at = -1, 0.0
+
+    def tell(pending: int) -> None:
+        nonlocal shown, at
+        if progress and pending != shown and (pending == 0) <= (shown > 0) and time.monotonic() - at >= (pending > 0):
+            progress(f"feature pipelines: {pending} to go" if pending else "feature pipelines: done")
+            shown, at = pending, time.monotonic()
+
+    (client or connect()).features.wait(project or projects.find().name, timeout=timeout, progress=tell)
+
+
+def views(project: str = "", *, client: Client | None = None) -> list[View]:
+    """Return the feature views that are applied in `project`."""
+    return (client or connect()).features.definitions(project or projects.find().name).views
+
+
+def rows(view: str, project: str = "", *, batch: str = "", client: Client | None = None) -> pl.DataFrame:
+    """Return the readable feature rows of `view`, all or those caused by one batch."""
+    return (client or connect()).features.rows(project or projects.find().name, view, batch=batch)
+
+
+def online(
+    features: list[str], entities: dict[str, list[Any]], project: str = "", *, client: Client | None = None
+) -> OnlineAnswer:
+    """Return the newest values of `features` (services, ``view`` or ``view:feature``) for each entity row."""
+    return (client or connect()).features.online(project or projects.find().name, features, entities)

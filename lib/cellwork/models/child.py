@@ -1,0 +1,56 @@
+"""The child of `sandbox`: limits itself before anything is loaded, scores, and writes the scores as raw float64.
+
+Run as ``python -I -m cellwork.models.child FOLDER FEATURES MEMORY_MB SECONDS BYTES``. Whatever the model prints goes to stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+import msgspec
+
+from cellwork.errors import CellworkError
+from cellwork.wire import Problem
+
+
+def limit(memory_mb: int, seconds: int, most_bytes: int) -> None:
+    """Bound address space, processor time, files written and open, and core dumps of this process and its children."""
+    cores = os.cpu_count() or 1
+    for kind, value in (
+        (resource.RLIMIT_AS, memory_mb * 1024**2),
+        (resource.RLIMIT_CPU, seconds * cores),
+        (resource.RLIMIT_FSIZE, most_bytes),
+        (resource.RLIMIT_NOFILE, 256),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        hard = resource.getrlimit(kind)[1]
+        resource.setrlimit(kind, (value, value) if hard == resource.RLIM_INFINITY else (min(value, hard),) * 2)
+
+
+def main(folder: Path, features: Path, output: int) -> None:
+    from pyarrow import ipc
+
+    from cellwork.models import package
+    from cellwork.models.columns import to_pandas
+
+    with features.open("rb") as file:
+        frame = ipc.open_file(file).read_all().to_pandas()
+    model = package.load(folder)
+    scores = package.scores(model, to_pandas(frame, package.read(folder).columns))
+    with os.fdopen(output, "wb") as file:
+        file.write(scores.astype("<f8").tobytes())
+
+
+if __name__ == "__main__":
+    limit(*map(int, sys.argv[3:6]))
+    result = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        main(Path(sys.argv[1]), Path(sys.argv[2]), result)
+    except CellworkError as error:
+        problem = Problem(type=type(error).__name__, subject=error.subject, value=error.value, verdict=error.verdict, way_out=error.way_out)
+        sys.stderr.write(f"\n{msgspec.json.encode(problem).decode()}\n")
+        sys.exit(1)

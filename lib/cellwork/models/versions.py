@@ -1,0 +1,149 @@
+"""Versions and aliases of registered models, over MLflow's REST API: no MLflow import, a handful of milliseconds each.
+
+MLflow forbids '/' in a model's name: `project/name` is `project.name` there, and only there. Aliases that carry traffic are set
+by the platform service alone; MLflow's door refuses them to everybody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from cellwork import ids
+from cellwork.client import Client
+from cellwork.errors import BadInput, NotFound
+from cellwork.wire import Struct
+from cellwork.wire.evaluations import VersionRef
+
+API = "/api/2.0/mlflow"
+TAG = "cellwork."
+
+
+class Version(Struct):
+    """A registered version with its tags (`cellwork.` taken off their names)."""
+
+    name: str
+    version: int
+    run: str
+    """MLflow's id of the training run."""
+    source: str
+    at: datetime
+    description: str = ""
+    aliases: list[str] = []
+    tags: dict[str, str] = {}
+
+    @property
+    def digest(self) -> str:
+        return self.tags.get("digest", "")
+
+    @property
+    def ref(self) -> VersionRef:
+        return VersionRef(name=self.name, version=self.version, digest=self.digest)
+
+    @property
+    def subject(self) -> str:
+        """The version's id in lineage, events and audit."""
+        return subject(self.name, self.version)
+
+
+def subject(name: str, version: int) -> str:
+    return f"{name}@{version}"
+
+
+def mlflow_name(name: str) -> str:
+    """Return ``project.name`` of the full name ``project/name``."""
+    return ".".join(ids.split_name(name))
+
+
+def parse(text: str) -> tuple[str, int]:
+    """Return (full name, version) of ``project/name@3``."""
+    name, at, number = text.partition("@")
+    if not at or not number.isdecimal():
+        raise BadInput("version", text, "is not written as a version", "write project/name@3")
+    ids.split_name(name)
+    return name, int(number)
+
+
+def get(client: Client, name: str, version: int) -> Version:
+    """Return one version; raises NotFound."""
+    try:
+        answer = _get(client, "/model-versions/get", name=mlflow_name(name), version=version)
+    except NotFound:
+        raise NotFound("model version", subject(name, version), "is not registered", "look at: cellwork model list") from None
+    return _version(answer["model_version"])
+
+
+def of_project(client: Client, project: str) -> list[Version]:
+    """Return every version of every model of `project`, newest first."""
+    pattern = f"name LIKE '{ids.name(project, 'project')}.%'"
+    found = [_version(row) for row in _pages(client, "/model-versions/search", "model_versions", filter=pattern, max_results=1000)]
+    named = aliases_of_project(client, project)
+    for version in found:
+        version.aliases = sorted(alias for alias, number in named.get(version.name, {}).items() if number == version.version)
+    return sorted(found, key=lambda version: version.at, reverse=True)
+
+
+def aliases_of_project(client: Client, project: str) -> dict[str, dict[str, int]]:
+    """Return full name -> alias -> version, for the models of `project`."""
+    pattern = f"name LIKE '{ids.name(project, 'project')}.%'"
+    rows = _pages(client, "/registered-models/search", "registered_models", filter=pattern, max_results=1000)
+    return {row["name"].replace(".", "/", 1): _aliases(row) for row in rows}
+
+
+def aliases(client: Client, name: str) -> dict[str, int]:
+    """Return alias -> version of the model `name`; raises NotFound."""
+    try:
+        return _aliases(_get(client, "/registered-models/get", name=mlflow_name(name))["registered_model"])
+    except NotFound:
+        raise NotFound("model", name, "is not registered", "look at: cellwork model list") from None
+
+
+def set_alias(client: Client, name: str, alias: str, version: int) -> None:
+    body = {"name": mlflow_name(name), "alias": alias, "version": str(version)}
+    client.connection.raw("mlflow", "POST", f"{API}/registered-models/alias", msgspec.json.encode(body))
+
+
+def artifact_path(client: Client, name: str, version: int) -> str:
+    """Return the path of the version's folder in MLflow's artifact service."""
+    query = {"name": mlflow_name(name), "version": version}
+    uri = str(_get(client, "/model-versions/get-download-uri", **query)["artifact_uri"])
+    scheme, _, rest = uri.partition(":")
+    if scheme != "mlflow-artifacts":
+        raise BadInput(f"artifacts of {subject(name, version)}", uri, "are not kept by MLflow's artifact service", "register the model through the platform")
+    return (rest[2:].partition("/")[2] if rest.startswith("//") else rest).strip("/")
+
+
+def _get(client: Client, path: str, **query: Any) -> dict[str, Any]:
+    answer: dict[str, Any] = client.connection.call("mlflow", "GET", API + path, dict, **query)
+    return answer
+
+
+def _pages(client: Client, path: str, key: str, **query: Any) -> Iterator[dict[str, Any]]:
+    token = ""
+    while True:
+        answer = _get(client, path, page_token=token, **query)
+        yield from answer.get(key, [])
+        token = answer.get("next_page_token", "")
+        if not token:
+            return
+
+
+def _aliases(row: dict[str, Any]) -> dict[str, int]:
+    return {entry["alias"]: int(entry["version"]) for entry in row.get("aliases", [])}
+
+
+def _version(row: dict[str, Any]) -> Version:
+    tags = {tag["key"]: tag.get("value", "") for tag in row.get("tags", [])}
+    return Version(
+        name=row["name"].replace(".", "/", 1),
+        version=int(row["version"]),
+        run=row.get("run_id", ""),
+        source=row.get("source", ""),
+        at=datetime.fromtimestamp(row["creation_timestamp"] / 1000, UTC),
+        description=row.get("description", ""),
+        aliases=sorted(row.get("aliases", [])),
+        tags={key.removeprefix(TAG): value for key, value in tags.items() if key.startswith(TAG)},
+    )

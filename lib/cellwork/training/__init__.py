@@ -1,0 +1,12 @@
+"""Training on Dask: `cluster` opens workers, `search` tries candidates on them with a leaderboard, `fit` fits one.
+
+pandas, polars or NumPy go in; scikit-learn estimators come out. Categorical columns are the pipeline's own business.
+"""
+
+from __future__ import annotations
+
+from cellwork.training.cluster import Cluster, cluster
+from cellwork.training.fit import fit
+from cellwork.training.search import Search, Step, search
+
+__all__ = ["Cluster", "Search", "Step", "cluster", "fit", "search"]

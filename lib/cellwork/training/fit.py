@@ -1,0 +1,66 @@
+"""Fit one estimator, here or on a worker. The given estimator is never changed: a clone is fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from cellwork.errors import BadInput, near_miss
+from cellwork.models.columns import to_pandas
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cellwork.training.cluster import Cluster
+
+
+def fit(pipeline: Any, X: Any, y: Any, *, parameters: Mapping[str, Any] | None = None, cluster: Cluster | None = None) -> Any:
+    """Return a fitted clone of `pipeline` with `parameters` set.
+
+    Parameters
+    ----------
+    X : shape (n, columns); a polars or pandas frame goes in as scikit-learn's pandas, an array as it is.
+    y : shape (n,), no value missing.
+    cluster : where to fit; default: in this process.
+    """
+    chosen = configured(pipeline, parameters or {})
+    frame, labels = features(X), truth(y)
+    if cluster is None:
+        return chosen.fit(frame, labels)
+    held = cluster.client.scatter([frame, labels], broadcast=True, hash=False)
+    return cluster.client.submit(_fitted, chosen, *held, pure=False).result()
+
+
+def _fitted(pipeline: Any, X: Any, y: Any) -> Any:
+    return pipeline.fit(X, y)
+
+
+def configured(pipeline: Any, parameters: Mapping[str, Any]) -> Any:
+    """Return an unfitted clone with `parameters` set; raises BadInput for one it does not have."""
+    from sklearn.base import clone
+
+    known = pipeline.get_params()
+    for name in parameters:
+        if name not in known:
+            raise BadInput("parameter", name, f"is not one of {type(pipeline).__name__}", near_miss(name, known))
+    return clone(pipeline).set_params(**parameters)
+
+
+def features(X: Any) -> Any:
+    """Return `X` as scikit-learn gets it; see `cellwork.models.columns`."""
+    return to_pandas(X) if hasattr(X, "columns") else X
+
+
+def truth(y: Any) -> np.ndarray[Any, Any]:
+    """Return the labels as a float64 or integer array, shape (n,); raises BadInput if one is missing."""
+    import numpy as np
+    import polars as pl
+
+    values = np.asarray(y.cast(pl.Float64) if isinstance(y, pl.Series) else y)
+    if values.dtype.kind in "bui":
+        return values.astype(np.int64)
+    floats = values.astype(float)
+    missing = int(np.isnan(floats).sum())
+    if missing:
+        raise BadInput("labels", f"{missing} of {len(floats)}", "are missing", "leave those rows out")
+    return floats.astype(np.int64) if (floats == floats.round()).all() and len(np.unique(floats[:1000])) <= 20 else floats

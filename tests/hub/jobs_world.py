@@ -1,0 +1,127 @@
+"""The jobs service on a free port of its own, with a small table of tokens in the hub's place; and runners beside it.
+
+As a script it serves `home` on `port` until it is killed: ``python jobs_world.py HOME PORT``.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import httpx
+import uvicorn
+from cellwork import db, scopes
+from cellwork.client import Client
+from cellwork.home import Home
+from cellwork.wire.records import Event, Principal
+from cellwork_hub.auth import NOBODY, bearer
+from cellwork_hub.jobs import app
+from cellwork_hub.jobs.store import State
+from starlette.types import Scope
+
+USERS = {
+    "ada-token": Principal(kind="user", name="ada", scopes=scopes.ROLES["author"]),
+    "bob-token": Principal(kind="user", name="bob", scopes=scopes.ROLES["deployer"]),
+    "viewer-token": Principal(kind="user", name="eve", scopes=scopes.ROLES["viewer"]),
+    "cli-token": Principal(kind="service", name="cli", scopes=scopes.ROLES["admin"]),
+    "runner-token": Principal(kind="service", name="runner", scopes=frozenset({"runs:execute"})),
+}
+
+
+class RunTokens:
+    """Mints run tokens, knows whose they are until they are revoked, and remembers what was asked."""
+
+    def __init__(self) -> None:
+        self.live: dict[str, Principal] = {}
+        self.minted: list[tuple[str, frozenset[str], int]] = []
+
+    def mint(self, owner: str, granted: frozenset[str], seconds: int, note: str) -> tuple[str, str]:
+        token = secrets.token_hex(16)
+        self.live[token] = Principal(kind="user", name=owner, scopes=granted)
+        self.minted.append((owner, granted, seconds))
+        return token[:8], token
+
+    def revoke(self, owner: str, token_id: str) -> None:
+        for token in [t for t in self.live if t.startswith(token_id)]:
+            del self.live[token]
+
+    async def authorise(self, scope: Scope) -> Principal:
+        token = bearer(scope)
+        return USERS.get(token) or self.live.get(token, NOBODY)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def state(home: Path, tokens: RunTokens) -> State:
+    folder = Home(home).ensure()
+    engine = db.open_database(f"sqlite:///{folder.database('jobs')}", app.MIGRATIONS)
+    short = timedelta(seconds=3)
+    return State(engine, folder, tokens, user="ada", lease=short, first_lease=short, backoff=timedelta(milliseconds=200))
+
+
+class World:
+    """The service in a thread, and a client for each token."""
+
+    def __init__(self, home: Path) -> None:
+        self.tokens, self.events, self.port = RunTokens(), list[Event](), free_port()
+        self.state = state(home, self.tokens)
+        self.url = f"http://127.0.0.1:{self.port}"
+        service = app.service(self.state, self._events, self.tokens.authorise)
+        self.server = uvicorn.Server(uvicorn.Config(service, port=self.port, log_level="warning", lifespan="on"))
+        self.thread = threading.Thread(target=self.server.run)
+        self.thread.start()
+        wait_ready(self.url)
+
+    def _events(self, after: int) -> Sequence[Event]:
+        return [event for event in self.events if event.seq > after]
+
+    def client(self, who: str = "ada") -> Client:
+        return Client(self.url, f"{who}-token", timeout=30)
+
+    def close(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(20)
+
+
+def wait_ready(url: str, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if httpx.get(f"{url}/health/ready", trust_env=False).is_success:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError(f"{url} was not ready in {seconds} s")
+
+
+def start_service(home: Path, port: int) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, __file__, str(home), str(port)])
+    wait_ready(f"http://127.0.0.1:{port}")
+    return process
+
+
+def start_runner(url: str, slots: int, log: Path) -> subprocess.Popen[bytes]:
+    """Start a runner as on a machine of its own: it knows the address and its token, nothing of a home."""
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("CELLWORK_")}
+    environ |= {"CELLWORK_URL": url, "CELLWORK_RUNNER_TOKEN": "runner-token", "CELLWORK_RUNNERS": str(slots), "SECRET_OF_THE_MACHINE": "not for notebooks"}
+    with log.open("ab") as output:
+        return subprocess.Popen([sys.executable, "-m", "cellwork_hub.jobs.runners.process"], env=environ, stdout=output, stderr=output)
+
+
+if __name__ == "__main__":
+    tokens = RunTokens()
+    service = app.service(state(Path(sys.argv[1]), tokens), lambda after: [], tokens.authorise)
+    uvicorn.run(service, port=int(sys.argv[2]), log_level="warning", timeout_graceful_shutdown=3)
