@@ -26,16 +26,25 @@ class HubTokens:
         self._http: httpx.AsyncClient | None = None
 
     async def __call__(self, scope: Scope) -> Principal:
+        """Return who calls: whom a `Gate` in front has already found, else whose bearer token it is."""
+        if found := scope.get("cellwork.principal"):
+            return found  # type: ignore[no-any-return]
         token = bearer(scope)
         return await self.principal(token) if token else NOBODY
 
     async def principal(self, token: str, *, session: str = "", browser: bool = False) -> Principal:
-        """Return whose token it is. Raises Unavailable if the hub does not answer and the token is not known."""
+        """Return whose token it is; one that was given to a browser counts only in its hub session `session`.
+
+        Raises
+        ------
+        Unavailable
+            The hub does not answer and the token is not known.
+        """
         key = hashlib.sha256(f"{session}\0{browser}\0{token}".encode()).digest()
         known = self._known.get(key)
         if known and known[0] > time.monotonic():
             return known[1]
-        principal = await self._ask(token, browser)
+        principal = await self._ask(token, session, browser)
         if len(self._known) >= self.most:
             self._known.clear()
         self._known[key] = (time.monotonic() + self.cache_seconds, principal)
@@ -45,7 +54,7 @@ class HubTokens:
         for browser in (False, True):
             self._known.pop(hashlib.sha256(f"\0{browser}\0{token}".encode()).digest(), None)
 
-    async def _ask(self, token: str, browser: bool) -> Principal:
+    async def _ask(self, token: str, session: str, browser: bool) -> Principal:
         if self._http is None:
             self._http = httpx.AsyncClient(timeout=10, trust_env=False)
         try:
@@ -58,7 +67,10 @@ class HubTokens:
             return NOBODY
         if answer.status_code != 200:
             raise errors.Unavailable("hub", self.hub_api, f"answered {answer.status_code}", "try again in some seconds")
-        return _principal(answer.json(), browser)
+        model = answer.json()
+        if browser and (not session or model.get("session_id") != session):
+            return NOBODY
+        return _principal(model, browser)
 
 
 def _principal(model: dict[str, Any], browser: bool) -> Principal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,11 @@ class Context:
             return self.settings.database_url.format(service=service)
         path: Path = self.home.database(service)
         return f"sqlite:///{path}"
+
+    def voila_socket(self) -> Path:
+        """Where Voila listens, as a path from here if that is shorter: the system limits it to about 100 characters."""
+        path = self.home.voila_socket()
+        return min(path, Path(os.path.relpath(path)), key=lambda p: len(str(p)))
 
     def client(self, service: str) -> Client:
         """A client that speaks as `service`."""

@@ -51,13 +51,15 @@ def platform_units(settings: Settings, ports: Mapping[str, int]) -> list[Unit]:
     routes = (f"{public}/hub/health", *(f"{public}/services/{name}/health/live" for name in SERVICES))
     hub = (sys.executable, "-m", "jupyterhub", "-f", str(hub_config()))
     units.append(Unit("hub", hub, routes, after=(*SERVICES, "proxy"), port=ports["hub"]))
+    dashboards = (sys.executable, "-m", "cellwork_hub.voila")
+    units.append(Unit("voila", dashboards, (f"http://127.0.0.1:{ports['dashboards']}/health/ready",), after=("hub",)))
     runner = (sys.executable, "-m", "cellwork_hub.jobs.runners.process")
     units.append(Unit("runner", runner, after=("hub",)))
     return units
 
 
 def _service(name: str, port: int) -> Unit:
-    ready = (f"http://127.0.0.1:{port}/health/ready",)
+    ready = (f"http://127.0.0.1:{port}/health/{'live' if name == 'dashboards' else 'ready'}",)  # Voila comes after the hub
     return Unit(name, (sys.executable, "-m", MODULES[name]), ready, port=port)
 
 

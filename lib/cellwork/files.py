@@ -12,15 +12,19 @@ from pathlib import Path
 from cellwork.errors import Conflict, Refused
 
 
-def write(path: Path, data: bytes | str, *, mode: int = 0o644) -> None:
-    """Replace `path` by `data` atomically; a reader sees the old or the new content, never a part."""
+def write(path: Path, data: bytes | str, *, mode: int = 0o644, sync: bool = True) -> None:
+    """Replace `path` by `data` atomically; a reader sees the old or the new content, never a part.
+
+    Without `sync` a power loss may leave the old content, or none; for what is written often and can be made again.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         Path(temporary).chmod(mode)
         Path(temporary).replace(path)
     except BaseException:

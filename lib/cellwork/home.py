@@ -73,6 +73,10 @@ class Home:
     def lock(self) -> Path:
         return self.run / "up.lock"
 
+    def voila_socket(self) -> Path:
+        """Where the dashboards' own server listens."""
+        return self.run / "voila.sock"
+
     def proxy(self) -> Path:
         return self.run / "proxy"
 

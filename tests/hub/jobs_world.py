@@ -68,7 +68,9 @@ def state(home: Path, tokens: RunTokens) -> State:
     folder = Home(home).ensure()
     engine = db.open_database(f"sqlite:///{folder.database('jobs')}", app.MIGRATIONS)
     short = timedelta(seconds=3)
-    return State(engine, folder, tokens, user="ada", lease=short, first_lease=short, backoff=timedelta(milliseconds=200))
+    return State(
+        engine, folder, tokens, user="ada", lease=short, first_lease=short, backoff=timedelta(milliseconds=200)
+    )
 
 
 class World:
@@ -116,9 +118,16 @@ def start_service(home: Path, port: int) -> subprocess.Popen[bytes]:
 def start_runner(url: str, slots: int, log: Path) -> subprocess.Popen[bytes]:
     """Start a runner as on a machine of its own: it knows the address and its token, nothing of a home."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith("CELLWORK_")}
-    environ |= {"CELLWORK_URL": url, "CELLWORK_RUNNER_TOKEN": "runner-token", "CELLWORK_RUNNERS": str(slots), "SECRET_OF_THE_MACHINE": "not for notebooks"}
+    environ |= {
+        "CELLWORK_URL": url,
+        "CELLWORK_RUNNER_TOKEN": "runner-token",
+        "CELLWORK_RUNNERS": str(slots),
+        "SECRET_OF_THE_MACHINE": "not for notebooks",
+    }
     with log.open("ab") as output:
-        return subprocess.Popen([sys.executable, "-m", "cellwork_hub.jobs.runners.process"], env=environ, stdout=output, stderr=output)
+        return subprocess.Popen(
+            [sys.executable, "-m", "cellwork_hub.jobs.runners.process"], env=environ, stdout=output, stderr=output
+        )
 
 
 if __name__ == "__main__":

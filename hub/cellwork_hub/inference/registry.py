@@ -9,7 +9,7 @@ from typing import Protocol
 
 import polars as pl
 from cellwork.client import Client
-from cellwork.errors import NotFound, Refused
+from cellwork.errors import BadInput, NotFound, Refused
 from cellwork.models import package, sandbox
 from cellwork.models.package import Manifest
 from cellwork.wire.evaluations import Gate, VersionRef
@@ -58,7 +58,13 @@ class PlatformRegistry:
 
 
 def copy(registry: Registry, ref: VersionRef, models: Path) -> Copy:
-    """Return the copy of `ref` under `models`, named by its digest; a copy that has changed is made again."""
+    """Return the copy of `ref` under `models`, named by its digest; a copy that has changed is made again.
+
+    Raises
+    ------
+    Refused
+        It has no digest, or does not score its own example.
+    """
     if not re.fullmatch(r"[0-9a-f]{64}", ref.digest):
         raise Refused(f"version {ref.name}@{ref.version}", ref.digest, "has no content digest", "register it again")
     folder = models / ref.digest
@@ -66,4 +72,7 @@ def copy(registry: Registry, ref: VersionRef, models: Path) -> Copy:
         registry.fetch(ref, folder)
     manifest = package.read(folder)
     example = pl.DataFrame(manifest.example, schema={c.name: TYPES[c.kind] for c in manifest.columns}, strict=False)
-    return Copy(folder, manifest, sandbox.score(folder, example, timeout=60).tolist())
+    try:
+        return Copy(folder, manifest, sandbox.score(folder, example, timeout=60).tolist())
+    except BadInput as error:
+        raise Refused(f"version {ref.name}@{ref.version}", error.value, error.verdict, error.way_out) from None

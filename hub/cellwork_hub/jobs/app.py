@@ -34,10 +34,18 @@ def build(context: Context) -> Service:
         user=one_user(settings) if settings.trust == "personal" else "",
     )
     authorise = HubTokens(context.hub_api, context.token("jobs"), cache_seconds=settings.token_cache_seconds)
-    return service(state, lambda after: client.records.events(after=after), authorise, most_bytes=settings.request_bytes)
+    return service(
+        state, lambda after: client.records.events(after=after), authorise, most_bytes=settings.request_bytes
+    )
 
 
-def service(state: State, events: Events, authorise: Callable[[Scope], Awaitable[Principal]], *, most_bytes: int = 256 * 1024 * 1024) -> Service:
+def service(
+    state: State,
+    events: Events,
+    authorise: Callable[[Scope], Awaitable[Principal]],
+    *,
+    most_bytes: int = 256 * 1024 * 1024,
+) -> Service:
     """Return the service on `state`, firing on `events`, for whom `authorise` knows."""
     ticker = Ticker(state, events)
 

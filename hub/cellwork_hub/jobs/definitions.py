@@ -9,7 +9,7 @@ from cellwork import clock, ids
 from cellwork.errors import BadInput
 from cellwork.jobs import schedule
 from cellwork.runs import parameters
-from cellwork.wire.jobs import Job, JobRequest
+from cellwork.wire.jobs import Job, JobRequest, Schedule
 from sqlalchemy import Connection, text
 
 from cellwork_hub import records
@@ -17,7 +17,16 @@ from cellwork_hub.jobs import store
 from cellwork_hub.jobs.store import State
 from cellwork_hub.route import Call, Route
 
-CHANGES = ("notebook", "notebook_sha256", "files", "parameters", "schedule", "timeout_seconds", "retries", "concurrency")
+CHANGES = (
+    "notebook",
+    "notebook_sha256",
+    "files",
+    "parameters",
+    "schedule",
+    "timeout_seconds",
+    "retries",
+    "concurrency",
+)
 
 
 def check(request: JobRequest) -> None:
@@ -32,7 +41,11 @@ def check(request: JobRequest) -> None:
 
 
 def check_limits(timeout_seconds: int, retries: int = 0, concurrency: int = 1) -> None:
-    for name, value, least, most in (("timeout_seconds", timeout_seconds, 1, store.MOST_TIMEOUT), ("retries", retries, 0, 20), ("concurrency", concurrency, 1, 1000)):
+    for name, value, least, most in (
+        ("timeout_seconds", timeout_seconds, 1, store.MOST_TIMEOUT),
+        ("retries", retries, 0, 20),
+        ("concurrency", concurrency, 1, 1000),
+    ):
         if not least <= value <= most:
             raise BadInput(name, value, "is out of range", f"choose from {least} to {most}")
 
@@ -47,14 +60,16 @@ def ensure(state: State, call: Call, request: JobRequest) -> Job:
         "timeout_seconds": request.timeout_seconds, "retries": request.retries, "concurrency": request.concurrency,
     }  # fmt: skip
     with state.engine.begin() as db:
-        found = db.execute(text("SELECT * FROM jobs WHERE project = :p AND name = :n"), {"p": request.project, "n": request.name}).mappings().first()
+        found = store.one(
+            db, "SELECT * FROM jobs WHERE project = :p AND name = :n", p=request.project, n=request.name
+        )
         if found is not None and all(found[key] == wanted[key] for key in CHANGES):
             return store.as_job(found)
         who, granted = store.owner(state, call.principal)
         wanted |= {"owner": who, "scopes": store.json(sorted(granted))}
         if found is None or found["schedule"] != wanted["schedule"]:
             wanted |= {"since": store.now(), "next_due": store.due_after(request.schedule, clock.now())}
-        _write(db, request, dict(found) if found else None, wanted)
+        _write(db, request, found, wanted)
         row = store.job_row(db, request.project, request.name)
         name = f"{request.project}/{request.name}"
         records.event(db, "job.changed" if found else "job.created", request.project, name, revision=row["revision"])
@@ -65,7 +80,18 @@ def ensure(state: State, call: Call, request: JobRequest) -> Job:
 
 def _write(db: Connection, request: JobRequest, found: dict[str, Any] | None, wanted: dict[str, Any]) -> None:
     if found is None:
-        store.insert(db, "jobs", {"id": ids.new("job"), "project": request.project, "name": request.name, "revision": 1, "paused": 0, **wanted})
+        store.insert(
+            db,
+            "jobs",
+            {
+                "id": ids.new("job"),
+                "project": request.project,
+                "name": request.name,
+                "revision": 1,
+                "paused": 0,
+                **wanted,
+            },
+        )
         return
     fields = ", ".join(f"{key} = :{key}" for key in wanted)
     db.execute(text(f"UPDATE jobs SET {fields}, revision = revision + 1 WHERE id = :id"), {**wanted, "id": found["id"]})
@@ -76,11 +102,16 @@ def pause(state: State, call: Call, *, paused: bool) -> Job:
     with state.engine.begin() as db:
         row = store.job_row(db, call.path["project"], call.path["name"])
         if bool(row["paused"]) != paused:
-            due = store.due_after(msgspec.json.decode(row["schedule"], type=schedule.Schedule), clock.now())
-            db.execute(text("UPDATE jobs SET paused = :paused, since = :now, next_due = :due WHERE id = :id"), {"paused": int(paused), "now": store.now(), "due": due, "id": row["id"]})
+            due = store.due_after(msgspec.json.decode(row["schedule"], type=Schedule), clock.now())
+            db.execute(
+                text("UPDATE jobs SET paused = :paused, since = :now, next_due = :due WHERE id = :id"),
+                {"paused": int(paused), "now": store.now(), "due": due, "id": row["id"]},
+            )
             name = f"{row['project']}/{row['name']}"
             records.event(db, "job.changed", row["project"], name, paused=paused)
-            records.audit(db, call, "job.pause" if paused else "job.resume", name, before=bool(row["paused"]), after=paused)
+            records.audit(
+                db, call, "job.pause" if paused else "job.resume", name, before=bool(row["paused"]), after=paused
+            )
         return store.as_job(store.job_row(db, row["project"], row["name"]))
 
 
@@ -89,7 +120,11 @@ def remove(state: State, call: Call) -> None:
     with state.engine.begin() as db:
         row = store.job_row(db, call.path["project"], call.path["name"])
         name = f"{row['project']}/{row['name']}"
-        waiting = db.execute(text("SELECT id FROM runs WHERE job_id = :id AND state = 'queued'"), {"id": row["id"]}).scalars().all()
+        waiting = (
+            db.execute(text("SELECT id FROM runs WHERE job_id = :id AND state = 'queued'"), {"id": row["id"]})
+            .scalars()
+            .all()
+        )
         for run in waiting:
             db.execute(text("UPDATE runs SET state = 'stopped' WHERE id = :id"), {"id": run})
             records.event(db, "run.stopped", row["project"], run, job=name)
@@ -102,7 +137,9 @@ def listing(state: State, call: Call) -> list[Job]:
     limit = call.limit()
     with state.engine.connect() as db:
         rows = db.execute(
-            text("SELECT * FROM jobs WHERE (:p = '' OR project = :p) AND project || '/' || name > :cursor ORDER BY project || '/' || name LIMIT :limit"),
+            text(
+                "SELECT * FROM jobs WHERE (:p = '' OR project = :p) AND project || '/' || name > :cursor ORDER BY project || '/' || name LIMIT :limit"
+            ),
             {"p": call.query.get("project", ""), "cursor": call.query.get("cursor", ""), "limit": limit},
         )
         jobs = [store.as_job(row) for row in rows.mappings()]
@@ -114,7 +151,12 @@ def listing(state: State, call: Call) -> list[Job]:
 def routes(state: State) -> list[Route]:
     def put(call: Call) -> Job:
         if (call.body.project, call.body.name) != (call.path["project"], call.path["name"]):
-            raise BadInput("job", f"{call.body.project}/{call.body.name}", "is not the one of the path", "send the same project and name")
+            raise BadInput(
+                "job",
+                f"{call.body.project}/{call.body.name}",
+                "is not the one of the path",
+                "send the same project and name",
+            )
         return ensure(state, call, call.body)
 
     def get(call: Call) -> Job:
@@ -123,10 +165,31 @@ def routes(state: State) -> list[Route]:
 
     one = "/api/v1/jobs/{project}/{name}"
     return [
-        Route("GET", "/api/v1/jobs", lambda call: listing(state, call), scope="jobs:read", answer=list[Job], doc="Jobs, by name."),
+        Route(
+            "GET",
+            "/api/v1/jobs",
+            lambda call: listing(state, call),
+            scope="jobs:read",
+            answer=list[Job],
+            doc="Jobs, by name.",
+        ),
         Route("PUT", one, put, scope="jobs:write", body=JobRequest, answer=Job, doc="Make or change a job."),
         Route("GET", one, get, scope="jobs:read", answer=Job, doc="One job."),
         Route("DELETE", one, lambda call: remove(state, call), scope="jobs:write", doc="Forget a job; its runs stay."),
-        Route("POST", f"{one}/pause", lambda call: pause(state, call, paused=True), scope="jobs:write", answer=Job, doc="Fire it no more."),
-        Route("POST", f"{one}/resume", lambda call: pause(state, call, paused=False), scope="jobs:write", answer=Job, doc="Fire it again."),
+        Route(
+            "POST",
+            f"{one}/pause",
+            lambda call: pause(state, call, paused=True),
+            scope="jobs:write",
+            answer=Job,
+            doc="Fire it no more.",
+        ),
+        Route(
+            "POST",
+            f"{one}/resume",
+            lambda call: pause(state, call, paused=False),
+            scope="jobs:write",
+            answer=Job,
+            doc="Fire it again.",
+        ),
     ]

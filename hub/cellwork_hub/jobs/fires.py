@@ -49,14 +49,27 @@ def tick(state: State) -> int:
     fired = 0
     with state.engine.begin() as db:
         now = clock.now()
-        due = db.execute(text("SELECT * FROM jobs WHERE paused = 0 AND next_due <= :now"), {"now": records.micros(now)}).mappings().all()
+        due = (
+            db.execute(text("SELECT * FROM jobs WHERE paused = 0 AND next_due <= :now"), {"now": records.micros(now)})
+            .mappings()
+            .all()
+        )
         for job in due:
             plan = msgspec.json.decode(job["schedule"], type=Schedule)
             last, skipped = last_due(plan, moment(job["next_due"]), now)
             if skipped:
-                log.warning("job %s/%s: %d missed times before %s are not made up for", job["project"], job["name"], skipped, last)
+                log.warning(
+                    "job %s/%s: %d missed times before %s are not made up for",
+                    job["project"],
+                    job["name"],
+                    skipped,
+                    last,
+                )
             fired += fire(state, db, job, records.micros(last), "schedule")
-            db.execute(text("UPDATE jobs SET next_due = :due WHERE id = :id"), {"due": store.due_after(plan, now), "id": job["id"]})
+            db.execute(
+                text("UPDATE jobs SET next_due = :due WHERE id = :id"),
+                {"due": store.due_after(plan, now), "id": job["id"]},
+            )
     if fired:
         state.bell.ring()
     return fired
@@ -71,10 +84,17 @@ def take_events(state: State, events: Iterable[Event]) -> int:
         for event in events:
             last = event.seq
             for job, plan in plans:
-                if plan.event == event.name and records.micros(event.at) >= job["since"] and matches(plan, job["project"], event):
+                if (
+                    plan.event == event.name
+                    and records.micros(event.at) >= job["since"]
+                    and matches(plan, job["project"], event)
+                ):
                     fired += fire(state, db, job, records.micros(event.at), f"event {event.id}", event)
         if last:
-            db.execute(text("INSERT INTO cursors VALUES (:name, :seq) ON CONFLICT (name) DO UPDATE SET seq = excluded.seq"), {"name": CURSOR, "seq": last})
+            db.execute(
+                text("INSERT INTO cursors VALUES (:name, :seq) ON CONFLICT (name) DO UPDATE SET seq = excluded.seq"),
+                {"name": CURSOR, "seq": last},
+            )
     if fired:
         state.bell.ring()
     return fired
@@ -94,7 +114,9 @@ def cursor(state: State) -> int:
 def fire(state: State, db: Connection, job: Mapping[str, Any], due: int, cause: str, event: Event | None = None) -> int:
     """Queue the run of one fire, unless it was queued before; returns 1 or 0. Parameters that don't fit make it a failed run."""
     row = {**runs.of_job(job), "due": due, "cause": cause, "id": ids.new("run"), "parameters": job["parameters"]}
-    if not store.insert(db, "fires", {"job_id": job["id"], "fire": event.id if event else str(due), "run": row["id"]}, once=True):
+    if not store.insert(
+        db, "fires", {"job_id": job["id"], "fire": event.id if event else str(due), "run": row["id"]}, once=True
+    ):
         return 0
     try:
         runs.queue(db, {**row, "parameters": store.json(_parameters(state, job, due, event))})
@@ -114,7 +136,18 @@ def _parameters(state: State, job: Mapping[str, Any], due: int, event: Event | N
 
 
 def _refuse(db: Connection, row: Mapping[str, Any], error: str) -> None:
-    attempt = {"run": row["id"], "n": 1, "fence": 0, "runner": "", "state": "failed", "started": store.now(), "ended": store.now(), "cell": 0, "cells": 0, "error": error}
+    attempt = {
+        "run": row["id"],
+        "n": 1,
+        "fence": 0,
+        "runner": "",
+        "state": "failed",
+        "started": store.now(),
+        "ended": store.now(),
+        "cell": 0,
+        "cells": 0,
+        "error": error,
+    }
     store.insert(db, "attempts", attempt)
     db.execute(text("UPDATE runs SET state = 'failed' WHERE id = :id"), {"id": row["id"]})
     records.event(db, "run.failed", row["project"], row["id"], job=row["job"], notebook=row["notebook"])
@@ -126,7 +159,9 @@ class Ticker:
     def __init__(self, state: State, events: Events) -> None:
         self.state, self.events = state, events
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=run, name=run.__name__, daemon=True) for run in (self._tick, self._follow)]
+        self._threads = [
+            threading.Thread(target=run, name=run.__name__, daemon=True) for run in (self._tick, self._follow)
+        ]
 
     def start(self) -> None:
         claims.extend(self.state)

@@ -27,7 +27,9 @@ def queue(db: Connection, row: Mapping[str, Any]) -> str:
         "lost": 0, "not_before": 0, "fence": 0, "lease_until": None, "token_id": "", **row,
     }  # fmt: skip
     store.insert(db, "runs", full)
-    records.event(db, "run.queued", full["project"], full["id"], job=full["job"], notebook=full["notebook"], cause=full["cause"])
+    records.event(
+        db, "run.queued", full["project"], full["id"], job=full["job"], notebook=full["notebook"], cause=full["cause"]
+    )
     if full["job"]:
         records.edge(db, full["id"], "made_by", full["job"])
     identity: str = full["id"]
@@ -37,7 +39,12 @@ def queue(db: Connection, row: Mapping[str, Any]) -> str:
 def of_job(job: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that a run takes from its job."""
     taken = {key: job[key] for key in ("project", "notebook", "notebook_sha256", "files", "timeout_seconds", "scopes")}
-    return taken | {"job_id": job["id"], "job": f"{job['project']}/{job['name']}", "principal": job["owner"], "retries_left": job["retries"]}
+    return taken | {
+        "job_id": job["id"],
+        "job": f"{job['project']}/{job['name']}",
+        "principal": job["owner"],
+        "retries_left": job["retries"],
+    }
 
 
 def start(state: State, call: Call) -> Run:
@@ -46,11 +53,22 @@ def start(state: State, call: Call) -> Run:
     who, granted = store.owner(state, call.principal)
     mine = {"principal": who, "scopes": store.json(sorted(granted)), "cause": "manual"}
     if bool(request.job) == bool(request.content):
-        raise BadInput("run", request.job, "names a job and brings a notebook, or neither", "send `job`, or `notebook` with `content`")
+        raise BadInput(
+            "run",
+            request.job,
+            "names a job and brings a notebook, or neither",
+            "send `job`, or `notebook` with `content`",
+        )
     with state.engine.begin() as db:
         row = _of_job(state, db, request) if request.job else _of_notebook(state, request)
         identity = queue(db, {**row, **mine})
-        records.audit(db, call, "run.start", identity, after={"job": request.job, "notebook": row["notebook"], "parameters": request.parameters})
+        records.audit(
+            db,
+            call,
+            "run.start",
+            identity,
+            after={"job": request.job, "notebook": row["notebook"], "parameters": request.parameters},
+        )
         run = store.as_run(db, store.run_row(db, identity))
     state.bell.ring()
     return run
@@ -125,9 +143,31 @@ def routes(state: State) -> list[Route]:
 
     one = "/api/v1/runs/{run}"
     return [
-        Route("POST", "/api/v1/runs", lambda call: start(state, call), scope="jobs:write", body=RunRequest, answer=Run, doc="Run a job or a notebook now."),
-        Route("GET", "/api/v1/runs", lambda call: listing(state, call), scope="jobs:read", answer=list[Run], doc="Runs, newest first."),
+        Route(
+            "POST",
+            "/api/v1/runs",
+            lambda call: start(state, call),
+            scope="jobs:write",
+            body=RunRequest,
+            answer=Run,
+            doc="Run a job or a notebook now.",
+        ),
+        Route(
+            "GET",
+            "/api/v1/runs",
+            lambda call: listing(state, call),
+            scope="jobs:read",
+            answer=list[Run],
+            doc="Runs, newest first.",
+        ),
         Route("GET", one, get, scope="jobs:read", answer=Run, doc="One run with its attempts."),
-        Route("GET", f"{one}/notebook", lambda call: notebook(state, call), scope="jobs:read", answer=bytes, doc="The executed notebook, so far."),
+        Route(
+            "GET",
+            f"{one}/notebook",
+            lambda call: notebook(state, call),
+            scope="jobs:read",
+            answer=bytes,
+            doc="The executed notebook, so far.",
+        ),
         Route("POST", f"{one}/stop", lambda call: stop(state, call), scope="jobs:write", answer=Run, doc="Stop a run."),
     ]

@@ -107,7 +107,12 @@ def check_paths(notebook: str, beside: Mapping[str, str]) -> None:
         raise BadInput("notebook", notebook, "is not named like a notebook", "end its name in .ipynb")
     for path in (notebook, *beside):
         if not PATH.fullmatch(path):
-            raise BadInput("file", path[:200], "is not a plain relative path", "use names of letters, digits, _, - and . below the project's folder")
+            raise BadInput(
+                "file",
+                path[:200],
+                "is not a plain relative path",
+                "use names of letters, digits, _, - and . below the project's folder",
+            )
     if notebook in beside:
         raise BadInput("file", notebook, "is the notebook itself", "send it as content only")
 
@@ -124,7 +129,12 @@ def owner(state: State, principal: Principal) -> tuple[str, frozenset[str]]:
     if principal.kind != "service":
         return principal.name, granted
     if not state.user:
-        raise Refused(f"service {principal.name!r}", "", "owns no runs in team trust", "start it with a user's token (CELLWORK_TOKEN)")
+        raise Refused(
+            f"service {principal.name!r}",
+            "",
+            "owns no runs in team trust",
+            "start it with a user's token (CELLWORK_TOKEN)",
+        )
     return state.user, granted & scopes.ROLES["deployer"]
 
 
@@ -134,18 +144,18 @@ def due_after(schedule: Schedule, after: datetime) -> int | None:
     return micros(due) if due else None
 
 
-def job_row(db: Connection, project: str, name: str) -> Mapping[str, Any]:
-    row = db.execute(text("SELECT * FROM jobs WHERE project = :p AND name = :n"), {"p": project, "n": name}).mappings().first()
+def job_row(db: Connection, project: str, name: str) -> dict[str, Any]:
+    row = one(db, "SELECT * FROM jobs WHERE project = :project AND name = :name", project=project, name=name)
     if row is None:
         raise NotFound("job", f"{project}/{name}", "does not exist", "look at: cellwork job list")
-    return dict(row)
+    return row
 
 
-def run_row(db: Connection, run: str) -> Mapping[str, Any]:
-    row = db.execute(text("SELECT * FROM runs WHERE id = :id"), {"id": ids.check(run, "run")}).mappings().first()
+def run_row(db: Connection, run: str) -> dict[str, Any]:
+    row = one(db, "SELECT * FROM runs WHERE id = :id", id=ids.check(run, "run"))
     if row is None:
         raise NotFound("run", run, "does not exist", "look at: cellwork run list")
-    return dict(row)
+    return row
 
 
 def as_job(row: Mapping[str, Any]) -> Job:
@@ -159,7 +169,7 @@ def as_job(row: Mapping[str, Any]) -> Job:
 
 
 def as_run(db: Connection, row: Mapping[str, Any]) -> Run:
-    rows = db.execute(text("SELECT * FROM attempts WHERE run = :run ORDER BY n"), {"run": row["id"]}).mappings()
+    rows = select(db, "SELECT * FROM attempts WHERE run = :run ORDER BY n", run=row["id"])
     attempts = [
         Attempt(
             n=a["n"], fence=a["fence"], runner=a["runner"], state=a["state"], started=moment(a["started"]),
@@ -174,10 +184,20 @@ def as_run(db: Connection, row: Mapping[str, Any]) -> Run:
     )  # fmt: skip
 
 
+def select(db: Connection, statement: str, **values: Any) -> list[dict[str, Any]]:
+    return [dict(row) for row in db.execute(text(statement), values).mappings()]
+
+
+def one(db: Connection, statement: str, **values: Any) -> dict[str, Any] | None:
+    return next(iter(select(db, statement, **values)), None)
+
+
 def insert(db: Connection, table: str, row: Mapping[str, Any], *, once: bool = False) -> bool:
     """Insert `row`; with `once`, do nothing and return False if its key is there already."""
     columns = ", ".join(row)
-    statement = f"INSERT INTO {table} ({columns}) VALUES ({', '.join(':' + c for c in row)})" + (" ON CONFLICT DO NOTHING" if once else "")
+    statement = f"INSERT INTO {table} ({columns}) VALUES ({', '.join(':' + c for c in row)})" + (
+        " ON CONFLICT DO NOTHING" if once else ""
+    )
     return db.execute(text(statement), dict(row)).rowcount == 1
 
 

@@ -18,7 +18,9 @@ class HubRunTokens:
     """Asks the hub's API as the jobs service."""
 
     def __init__(self, hub_api: str, token: str) -> None:
-        self._http = httpx.Client(base_url=hub_api, headers={"authorization": f"token {token}"}, timeout=10, trust_env=False)
+        self._http = httpx.Client(
+            base_url=hub_api, headers={"authorization": f"token {token}"}, timeout=10, trust_env=False
+        )
 
     def mint(self, owner: str, granted: frozenset[str], seconds: int, note: str) -> tuple[str, str]:
         """Return id and secret of a token with the scopes `granted` and access to the services.
@@ -33,7 +35,12 @@ class HubRunTokens:
         wanted = [*map(scopes.to_hub, sorted(granted)), *(f"access:services!service={name}" for name in SERVICES)]
         answer = self._send("POST", f"/users/{owner}/tokens", {"expires_in": seconds, "note": note, "scopes": wanted})
         if answer.status_code != 201:
-            raise Refused(f"user {owner!r}", "", f"gets no token for a run: {_message(answer)}", "ask an admin for the roles, then start it again")
+            raise Refused(
+                f"user {owner!r}",
+                "",
+                f"gets no token for a run: {_message(answer)}",
+                "ask an admin for the roles, then start it again",
+            )
         model = answer.json()
         return str(model["id"]), str(model["token"])
 
@@ -48,7 +55,9 @@ class HubRunTokens:
         try:
             answer = self._http.request(method, path, json=body)
         except httpx.TransportError as error:
-            raise Unavailable("hub", self._http.base_url, f"does not answer ({type(error).__name__})", "try again in some seconds") from None
+            raise Unavailable(
+                "hub", self._http.base_url, f"does not answer ({type(error).__name__})", "try again in some seconds"
+            ) from None
         if answer.status_code >= 500:
             raise Unavailable("hub", self._http.base_url, f"answered {answer.status_code}", "try again in some seconds")
         return answer

@@ -23,8 +23,8 @@ from cellwork.wire.batches import Batch, Column, Ingested, RawDataset
 from sqlalchemy import Connection, text
 
 from cellwork_hub import records
-from cellwork_hub.edge import Call, Route
 from cellwork_hub.platform.state import State
+from cellwork_hub.route import Call, Route
 
 MIGRATION = (
     "CREATE TABLE raw_datasets (project TEXT NOT NULL, name TEXT NOT NULL, declared {json} NOT NULL, columns {json} NOT NULL, "

@@ -69,7 +69,7 @@ class Connection:
     def close(self) -> None:
         self.http.close()
 
-    def call(self, service: str, method: str, path: str, answer: type[T], body: Any = None, **query: Any) -> T:
+    def call(self, service: str, method: str, path: str, answer: type[T], body: Any = None, /, **query: Any) -> T:
         """Send `body` as JSON and return the answer decoded as `answer`."""
         content = None if body is None else msgspec.json.encode(body)
         return msgspec.json.decode(self.raw(service, method, path, content, **query).content, type=answer)
@@ -81,6 +81,7 @@ class Connection:
         path: str,
         content: bytes | None = None,
         kind: str = "application/json",
+        /,
         **query: Any,
     ) -> httpx.Response:
         """Send bytes and return the answer; what is safe to repeat is repeated while the service is unavailable."""

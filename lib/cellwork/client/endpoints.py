@@ -36,7 +36,7 @@ class Endpoints:
     def predictions(
         self, endpoint: str = "", *, after: int = 0, limit: int = 1000, brief: bool = False
     ) -> builtins.list[Prediction]:
-        """Predictions with `seq` > `after`, in order; `brief` ones come without entities and features."""
+        """Predictions with `seq` > `after`, in order (-10: the last ten); `brief` ones come without entities and features."""
         return self._to.call(
             "inference",
             "GET",

@@ -54,9 +54,7 @@ def ingest(
     """
     space, name = located(dataset, project)
     partition_key(partition)
-    known: Mapping[str, str] = types or {}
-    if not types and not hasattr(source, "columns"):
-        known = pinned(space, name)
+    known = {**({} if hasattr(source, "columns") else pinned(space, name)), **(types or {})}
     frame = sources.read(source, nulls=nulls, known=known)
     return connect().batches.ingest(space, name, frame, partition)
 

@@ -58,7 +58,7 @@ def run(
 def _database(tables: Mapping[str, pl.DataFrame]) -> Iterator[duckdb.DuckDBPyConnection]:
     import duckdb
 
-    sandbox = {
+    sandbox: dict[str, str | bool | int | float | list[str]] = {
         "enable_external_access": "false", "autoload_known_extensions": "false", "autoinstall_known_extensions": "false",
         "python_enable_replacements": "false", "memory_limit": MEMORY, "threads": "2",
     }  # fmt: skip
@@ -92,10 +92,15 @@ def _execute(database: duckdb.DuckDBPyConnection, prepared: Prepared, seconds: f
         table: Any = database.sql(prepared.sql).to_arrow_table()
     except duckdb.InterruptException:
         raise TooLarge(
-            f"prepared {prepared.name!r}", f"{seconds:.0f} s", "is how long it may run, and it ran longer", "make it simpler"
+            f"prepared {prepared.name!r}",
+            f"{seconds:.0f} s",
+            "is how long it may run, and it ran longer",
+            "make it simpler",
         ) from None
     except duckdb.OutOfMemoryException:
-        raise TooLarge(f"prepared {prepared.name!r}", MEMORY, "is the memory it may use", "select fewer columns") from None
+        raise TooLarge(
+            f"prepared {prepared.name!r}", MEMORY, "is the memory it may use", "select fewer columns"
+        ) from None
     except duckdb.Error as error:
         raise _refused(prepared, error) from None
     finally:

@@ -34,8 +34,10 @@ def write(path: Path, frame: pl.DataFrame, batch: str, *, known: Sequence[str]) 
         write_deltalake(path, rows.to_arrow(), partition_by=["_batch"])
         return
     table = DeltaTable(path)
-    if not _fits(rows, table):
-        whole = pl.concat([_select(table, known).collect(), rows], how="diagonal_relaxed")
+    misfits = _misfits(rows, table)
+    if misfits:
+        kept = _select(table, known).drop(misfits).collect()
+        whole = pl.concat([kept, rows], how="diagonal")
         write_deltalake(table, whole.to_arrow(), partition_by=["_batch"], mode="overwrite", schema_mode="overwrite")
         return
     if {"_batch": batch} in table.partitions():
@@ -59,8 +61,9 @@ def _select(table: Path | DeltaTable, batches: Sequence[str]) -> pl.LazyFrame:
     return pl.scan_delta(table).filter(pl.col("_batch").is_in(list(batches)))
 
 
-def _fits(rows: pl.DataFrame, table: DeltaTable) -> bool:
+def _misfits(rows: pl.DataFrame, table: DeltaTable) -> list[str]:
+    """Return the columns that have another type in `table`; no batch that counts has a value in them."""
     import polars as pl
 
     there = pl.scan_delta(table).collect_schema()
-    return all(there.get(name, dtype) == dtype for name, dtype in rows.schema.items())
+    return [name for name, dtype in rows.schema.items() if there.get(name, dtype) != dtype]

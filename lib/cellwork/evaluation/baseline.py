@@ -21,7 +21,12 @@ class Constant:
 
     def set_params(self, **parameters: Any) -> Constant:
         if parameters:
-            raise BadInput("parameter", next(iter(parameters)), f"is not one of {type(self).__name__}", near_miss(next(iter(parameters)), self.get_params()))
+            raise BadInput(
+                "parameter",
+                next(iter(parameters)),
+                f"is not one of {type(self).__name__}",
+                near_miss(next(iter(parameters)), self.get_params()),
+            )
         return self
 
     def __sklearn_tags__(self) -> Any:
@@ -94,7 +99,9 @@ class RateBy(Constant):
         import pandas as pd
 
         if self.column not in X.columns:
-            raise BadInput("baseline column", self.column, "is not in the frame", near_miss(self.column, map(str, X.columns)))
+            raise BadInput(
+                "baseline column", self.column, "is not in the frame", near_miss(self.column, map(str, X.columns))
+            )
         codes, values = pd.factorize(np.asarray(X[self.column]))
         return codes, np.asarray(values)
 

@@ -42,12 +42,16 @@ class Report:
     def __repr__(self) -> str:
         lines = [self.head(), *self.rows()]
         widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
-        table = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+        table = (
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        )
         return "\n".join([self.title, *table, *([self.notes] if self.notes else [])])
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in self.head())
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows())
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows()
+        )
         notes = f"<p>{html.escape(self.notes)}</p>" if self.notes else ""
         return f"<table><caption>{html.escape(self.title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}"
 
@@ -56,7 +60,9 @@ def _text(metric: Metric | None) -> str:
     return f"{metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}]" if metric else "-"
 
 
-def validation(y: ArrayLike, scores: ArrayLike, *, baseline: ArrayLike | None = None, kind: measures.Kind = "classifier") -> Report:
+def validation(
+    y: ArrayLike, scores: ArrayLike, *, baseline: ArrayLike | None = None, kind: measures.Kind = "classifier"
+) -> Report:
     """Measure scores on data the author sees, beside the baseline's scores of the same rows.
 
     Parameters

@@ -39,7 +39,9 @@ def better(metric: str, value: float, other: float) -> bool:
     return value > other if metric in GREATER_IS_BETTER else value < other
 
 
-def measure(y: ArrayLike, scores: ArrayLike, *, kind: Kind = "classifier", draws: int = DRAWS, seed: int = 0) -> dict[str, Metric]:
+def measure(
+    y: ArrayLike, scores: ArrayLike, *, kind: Kind = "classifier", draws: int = DRAWS, seed: int = 0
+) -> dict[str, Metric]:
     """Return every metric of `kind` with its 95 % percentile interval.
 
     Parameters
@@ -80,7 +82,9 @@ def kind_of(metric: str) -> Kind:
     for kind, names in NAMES.items():
         if metric in names:
             return kind
-    raise BadInput("metric", metric, "is not known", near_miss(metric, [name for names in NAMES.values() for name in names]))
+    raise BadInput(
+        "metric", metric, "is not known", near_miss(metric, [name for names in NAMES.values() for name in names])
+    )
 
 
 def _checked(y: ArrayLike, scores: ArrayLike, kind: Kind) -> tuple[Floats, Floats]:
@@ -88,11 +92,21 @@ def _checked(y: ArrayLike, scores: ArrayLike, kind: Kind) -> tuple[Floats, Float
 
     truth, score = np.asarray(y, dtype=float), np.asarray(scores, dtype=float)
     if truth.ndim != 1 or truth.shape != score.shape or not truth.size:
-        raise BadInput("labels and scores", f"{truth.shape} and {score.shape}", "are not two columns of one length", "give one score a label")
+        raise BadInput(
+            "labels and scores",
+            f"{truth.shape} and {score.shape}",
+            "are not two columns of one length",
+            "give one score a label",
+        )
     for subject, values in (("labels", truth), ("scores", score)):
         wrong = int((~np.isfinite(values)).sum())
         if wrong:
-            raise BadInput(subject, f"{wrong} of {values.size}", "are missing or not finite", "leave those rows out, or impute them")
+            raise BadInput(
+                subject,
+                f"{wrong} of {values.size}",
+                "are missing or not finite",
+                "leave those rows out, or impute them",
+            )
     if kind == "classifier":
         if not np.isin(truth, (0.0, 1.0)).all():
             raise BadInput("labels", np.unique(truth)[:5].tolist(), "are not 0 and 1", "make a binary label")
@@ -130,7 +144,13 @@ def _all(kind: Kind, truth: Floats, score: Floats, weights: Floats) -> dict[str,
     clipped = np.clip(score, 1e-15, 1 - 1e-15)
     loss = -np.where(truth == 1, np.log(clipped), np.log1p(-clipped))
     roc, pr = _ranking(truth, score, weights)
-    return {"roc_auc": roc, "pr_auc": pr, "log_loss": mean(loss), "brier": mean((truth - score) ** 2), "rate": mean(truth)}
+    return {
+        "roc_auc": roc,
+        "pr_auc": pr,
+        "log_loss": mean(loss),
+        "brier": mean((truth - score) ** 2),
+        "rate": mean(truth),
+    }
 
 
 def _ranking(truth: Floats, score: Floats, weights: Floats) -> tuple[Floats, Floats]:

@@ -28,7 +28,7 @@ __all__ = [
     "Seal",
     "Select",
     "apply",
-    "online",
+    "read_online",
     "rows",
     "views",
     "wait",
@@ -92,7 +92,7 @@ def rows(view: str, project: str = "", *, batch: str = "", client: Client | None
     return (client or connect()).features.rows(project or projects.find().name, view, batch=batch)
 
 
-def online(
+def read_online(
     features: list[str], entities: dict[str, list[Any]], project: str = "", *, client: Client | None = None
 ) -> OnlineAnswer:
     """Return the newest values of `features` (services, ``view`` or ``view:feature``) for each entity row."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from cellwork import ids
+from cellwork import clock, ids
 from cellwork.errors import BadInput, NotFound, near_miss
 from cellwork.project import Project
 from cellwork.wire import features as wire
@@ -193,6 +193,7 @@ def check_references(definitions: wire.Definitions) -> None:
             raise BadInput(subject, "", "has no fields", "write schema=[Field(…)]")
         if isinstance(view.pipeline, wire.Rolling):
             _known(f"field of {subject} (its aggregates)", views[view.name], view.pipeline.aggregates)
+            _check_rolling(view, view.pipeline)
     for service in definitions.services:
         for reference in service.features:
             name, _, feature = reference.partition(":")
@@ -202,6 +203,23 @@ def check_references(definitions: wire.Definitions) -> None:
     for observations in definitions.observations:
         _known(f"rows of observations {observations.name!r}", [observations.rows], prepared)
         _known(f"join key of observations {observations.name!r}", observations.keys, join_keys)
+
+
+def _check_rolling(view: wire.View, pipeline: wire.Rolling) -> None:
+    """Raise BadInput for durations that make no sense; a row holds until the next one, which may be a window later."""
+    window, every = clock.duration(pipeline.window), clock.duration(pipeline.every)
+    if view.ttl and clock.duration(view.ttl) < window + every:
+        raise BadInput(
+            f"ttl of view {view.name!r}",
+            view.ttl,
+            f"is shorter than window and grid ({pipeline.window} and {pipeline.every}), so values that still hold would expire",
+            "leave it out, or make it longer",
+        )
+    for name, aggregate in pipeline.aggregates.items():
+        if not aggregate.column and aggregate.function != "count":
+            raise BadInput(
+                f"aggregate {name!r} of view {view.name!r}", aggregate.function, "has no column", "name its numeric column"
+            )
 
 
 def _known(subject: str, names: Iterable[str], known: Iterable[str]) -> None:

@@ -14,21 +14,21 @@ Sums are taken over whole numbers (of 2**-40 for floats), so they do not depend 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from cellwork import clock
 from cellwork.errors import BadInput
-from cellwork.features.rows import BATCH, CREATED, EVENT, require, require_time, shaped
+from cellwork.features.row import BATCH, CREATED, EVENT, require, require_time, schema, shaped
 from cellwork.wire.features import Rolling, Select, View
 
 if TYPE_CHECKING:
     import polars as pl
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-SCALE = 2.0**40
+SCALE = 2**40
 LARGEST = 2.0**80
 NEVER = 2**62
 
@@ -91,58 +91,68 @@ def step_until(view: View, rows: pl.DataFrame, arrived: datetime, after: datetim
 
 
 def rolling_rows(
-    view: View, keys: Sequence[str], rows: pl.DataFrame, steps: Sequence[Step], *, emit: Collection[str] | None = None
+    view: View,
+    keys: Sequence[str],
+    rows: pl.DataFrame,
+    steps: Sequence[Step],
+    *,
+    emit: Sequence[Step] | None = None,
 ) -> pl.DataFrame:
-    """Return the feature rows of the steps of the batches `emit` (default all).
+    """Return the feature rows of the steps `emit` (default all).
 
     A row is there for each grid time at which a value of the key changes, and for the first grid time of a step if the key has
     rows in the window; it is created at its grid time.
 
     Parameters
     ----------
-    rows : prepared rows with `_batch`, of all batches whose rows may still count in the steps asked for.
-    steps : a step for each batch of `rows`, in order.
+    rows : prepared rows with `_batch`, of all batches whose rows may still count in `emit`.
+    steps : the step of each batch of `rows`, in order.
     """
-    asked = [step for step in steps if emit is None or step.batch in emit]
+    import polars as pl
+
     totals = _totals(view, keys, rows, steps)
-    points = _first_points(totals, keys, asked, _every(view), values(view))
-    return _finish(view, keys, _changes(totals, asked), points)
+    spans = _intervals(steps if emit is None else emit, _every(view))
+    points = pl.concat([totals, _at(_first_points(totals, keys, spans), totals, keys).filter(pl.col("rows") > 0)])
+    owned = points.unique([*keys, "g"]).sort("g").join_asof(spans, left_on="g", right_on="last", strategy="forward")
+    return _finish(view, keys, owned.filter(pl.col("g") > pl.col("after")))
 
 
 def corrected_rolling_rows(
     view: View,
     keys: Sequence[str],
-    old: tuple[pl.DataFrame, Sequence[Step]],
-    new: tuple[pl.DataFrame, Sequence[Step]],
+    rows: pl.DataFrame,
+    steps: Sequence[Step],
+    written: pl.DataFrame,
     *,
+    corrected: Step,
     arrived: datetime,
-    batch: str,
 ) -> pl.DataFrame:
-    """Return rows for the grid times at which `new` differs from `old`, and the first after each such stretch.
-
-    They are created when the correction `arrived`, and caused by `batch`.
+    """Return rows for the written grid times whose values a correction changes; they are created when it `arrived`.
 
     Parameters
     ----------
-    old, new : rows and steps (as in `rolling_rows`) before and after the correction; neither goes further than the other.
+    rows, steps : as in `rolling_rows`, with the correction in the place of the batch that it corrects.
+    written : all feature rows of the view so far.
+    corrected : the step of the correction: nothing at or before its `after` can change.
     """
     import polars as pl
 
-    columns = values(view)
-    ends = [step.until for step in (*old[1], *new[1]) if step.until is not None]
-    before, now = _totals(view, keys, *old), _totals(view, keys, *new)
-    grid = pl.concat([before, now]).select(*keys, "g").unique()
-    if ends:
-        grid = grid.filter(pl.col("g") <= _micros(max(ends)))
-    both = _at(grid, now, keys, columns).join(
-        _at(grid, before, keys, columns), on=[*keys, "g"], suffix="_before", nulls_equal=True
-    )
-    differs = pl.any_horizontal(pl.col(name) != pl.col(f"{name}_before") for name in columns)
-    marked = both.sort("g").with_columns(differs.alias("differs"))
+    features = [field.name for field in view.fields]
+    ends = [step.until for step in steps if step.until is not None]
+    totals = _totals(view, keys, rows, steps)
+    there = written.select(*keys, pl.col(EVENT).to_physical().alias("g"))
+    grid = pl.concat([totals.select(*keys, "g"), there]).unique()
+    grid = grid.filter(pl.col("g") <= (_micros(max(ends)) if ends else -NEVER))
+    if corrected.after is not None:
+        grid = grid.filter(pl.col("g") > _micros(corrected.after))
+    now = _finish(view, keys, _at(grid, totals, keys).with_columns(pl.lit(corrected.batch).alias(BATCH)))
+    before = written.sort(EVENT, CREATED).select(*keys, EVENT, *(pl.col(name).alias(f"{name}_before") for name in features))
+    both = now.sort(EVENT).join_asof(before, on=EVENT, by=list(keys), strategy="backward", check_sortedness=False)
+    differs = pl.any_horizontal(pl.col(name).ne_missing(pl.col(f"{name}_before")) for name in features)
+    marked = both.with_columns(differs.alias("differs"))
     stretch = pl.col("differs") | pl.col("differs").shift(1, fill_value=False).over(keys)
-    rows = marked.filter(stretch).select(*keys, "g", *columns).with_columns(pl.lit(batch).alias(BATCH))
-    stamp = pl.lit(arrived).dt.cast_time_unit("us")
-    return _finish(view, keys, rows).with_columns(pl.max_horizontal(CREATED, stamp))
+    stamp = pl.lit(arrived).dt.cast_time_unit("us").dt.convert_time_zone("UTC")
+    return marked.filter(stretch).select(now.columns).with_columns(pl.max_horizontal(CREATED, stamp))
 
 
 def values(view: View) -> list[str]:
@@ -179,7 +189,7 @@ def _totals(view: View, keys: Sequence[str], rows: pl.DataFrame, steps: Sequence
     columns = values(view)
     spans = _spans(view, keys, rows, steps)
     signed = [
-        spans.select(*keys, pl.col(side).alias("g"), *(sign * pl.col(name) for name in columns))
+        spans.select(*keys, pl.col(side).alias("g"), pl.col(columns) * sign)
         for side, sign in (("enter", 1), ("leave", -1))
     ]
     deltas = pl.concat(signed).group_by([*keys, "g"]).agg(pl.col(columns).sum())
@@ -197,7 +207,9 @@ def _spans(view: View, keys: Sequence[str], rows: pl.DataFrame, steps: Sequence[
     require(f"rows {pipeline.rows!r} of view {view.name!r}", rows, [*keys, BATCH])
     every = _every(view)
     window = round(clock.duration(pipeline.window).total_seconds() * 1_000_000)
-    closed = {step.batch: _micros(step.after) // every * every + every if step.after else -NEVER for step in steps}
+    closed: dict[str, int] = {}
+    for step in steps:
+        closed.setdefault(step.batch, _micros(step.after) // every * every + every if step.after else -NEVER)
     event, known = (pl.col(name).dt.cast_time_unit("us").to_physical() for name in (pipeline.event, pipeline.known))
     return (
         rows.drop_nulls([*keys, pipeline.event, pipeline.known])
@@ -228,13 +240,68 @@ def _added(view: View, rows: pl.DataFrame) -> list[pl.Expr]:
             raise BadInput(subject, column, f"is of type {dtype}, which has no sum", "use count, or a numeric column")
         value = pl.col(column)
         if dtype.is_float():
-            largest = rows.get_column(column).cast(pl.Float64).replace([float("inf"), -float("inf")], None).fill_nan(None)
-            if (largest.abs().max() or 0.0) > LARGEST:  # type: ignore[operator]
+            value = pl.when(value.is_finite()).then(value.cast(pl.Float64))
+            if (rows.select(value.abs().max()).item() or 0.0) > LARGEST:
                 raise BadInput(subject, column, f"has a value beyond {LARGEST:.0e}", "scale the column")
-            finite = pl.when(value.is_finite()).then(value.cast(pl.Float64))
-            added.append((finite * SCALE).round().cast(pl.Int128).fill_null(0).alias(f"sum:{column}"))
-            added.append(finite.is_not_null().cast(pl.Int128).alias(f"values:{column}"))
+            scaled = (value * SCALE).round().cast(pl.Int128)
         else:
-            added.append(value.cast(pl.Int128).fill_null(0).alias(f"sum:{column}"))
-            added.append(value.is_not_null().cast(pl.Int128).alias(f"values:{column}"))
+            scaled = value.cast(pl.Int128) * SCALE
+        added.append(scaled.fill_null(0).alias(f"sum:{column}"))
+        added.append(value.is_not_null().cast(pl.Int128).alias(f"values:{column}"))
     return added
+
+
+def _intervals(steps: Sequence[Step], every: int) -> pl.DataFrame:
+    """Return the steps that hold a grid time, in order: `_batch`, after, first and last grid time (microseconds)."""
+    import polars as pl
+
+    spans = []
+    for step in steps:
+        if step.until is not None:
+            after = _micros(step.after) if step.after else -NEVER
+            first, last = (after // every + 1) * every, _micros(step.until) // every * every
+            if first <= last:
+                spans.append((step.batch, after, first, last))
+    types = {BATCH: pl.String, "after": pl.Int64, "first": pl.Int64, "last": pl.Int64}
+    return pl.DataFrame(spans, types, orient="row").sort("last")
+
+
+def _first_points(totals: pl.DataFrame, keys: Sequence[str], spans: pl.DataFrame) -> pl.DataFrame:
+    """Return every key at the first grid time of every step that goes on from another."""
+    import polars as pl
+
+    firsts = spans.filter(pl.col("after") > -NEVER).select(pl.col("first").alias("g"))
+    return totals.select(keys).unique().join(firsts, how="cross")
+
+
+def _at(grid: pl.DataFrame, totals: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
+    """Return the totals that hold at each key and grid time of `grid`; 0 before the first."""
+    import polars as pl
+
+    columns = [name for name in totals.columns if name not in (*keys, "g")]
+    found = grid.sort("g").join_asof(
+        totals.sort("g"), on="g", by=list(keys), strategy="backward", check_sortedness=False
+    )
+    return found.with_columns(pl.col(columns).fill_null(0)).select(totals.columns)
+
+
+def _finish(view: View, keys: Sequence[str], points: pl.DataFrame) -> pl.DataFrame:
+    """Return feature rows from totals at grid times: the mean of no values is null, their sum 0."""
+    import polars as pl
+
+    assert isinstance(view.pipeline, Rolling)
+    types = schema(view)
+    features = []
+    for name, aggregate in view.pipeline.aggregates.items():
+        if name not in types:
+            continue
+        total, counted = pl.col(f"sum:{aggregate.column}"), pl.col(f"values:{aggregate.column}")
+        if aggregate.function == "count":
+            value = counted if aggregate.column else pl.col("rows")
+        elif aggregate.function == "sum":
+            value = total // SCALE if types[name].is_integer() else total.cast(pl.Float64) / float(SCALE)
+        else:
+            value = pl.when(counted > 0).then(total.cast(pl.Float64) / counted.cast(pl.Float64) / float(SCALE))
+        features.append(value.cast(types[name]).alias(name))
+    times = [pl.col("g").cast(pl.Datetime("us", "UTC")).alias(name) for name in (EVENT, CREATED)]
+    return shaped(view, keys, points.select(*keys, *features, *times, BATCH))

@@ -80,12 +80,19 @@ def read(path: Path) -> JobRequest:
     notebook = (path.parent / (file.notebook or f"{name}.ipynb")).resolve()
     folder = root.folder.resolve() if root and notebook.is_relative_to(root.folder.resolve()) else notebook.parent
     if not notebook.is_file():
-        raise NotFound(f"notebook of {path.name}", notebook, "is not there", "write its path as `notebook:`, relative to the file")
+        raise NotFound(
+            f"notebook of {path.name}", notebook, "is not there", "write its path as `notebook:`, relative to the file"
+        )
     text = notebook.read_text()
     check(schedule, file.with_)
     parameters.check(parameters.read(text, notebook.name), tried(schedule, file.with_), notebook.name)
     if file.retries < 0 or file.concurrency < 1:
-        raise BadInput(f"schedule file {path.name}", f"retries {file.retries}, concurrency {file.concurrency}", "is out of range", "retries from 0, concurrency from 1")
+        raise BadInput(
+            f"schedule file {path.name}",
+            f"retries {file.retries}, concurrency {file.concurrency}",
+            "is out of range",
+            "retries from 0, concurrency from 1",
+        )
     return JobRequest(
         project=root.name if root else ids.name(file.project, "project"),
         name=name,
@@ -108,7 +115,9 @@ def files(path: Path) -> list[Path]:
         raise NotFound("schedule file", path, "is not there", "name a .yaml file or a folder of them")
     found = [file for file in sorted(path.glob("*.yaml")) if "on" in _mapping(file)]
     if not found:
-        raise NotFound("schedule files", path, "has no .yaml file with `on:`", "write <notebook name>.yaml beside the notebook")
+        raise NotFound(
+            "schedule files", path, "has no .yaml file with `on:`", "write <notebook name>.yaml beside the notebook"
+        )
     return found
 
 
@@ -119,34 +128,26 @@ def parse(path: Path) -> File:
     except msgspec.ValidationError as error:
         unknown = re.search(r"unknown field `(\w+)`", str(error))
         known = {"with" if f == "with_" else f for kind in (File, On, Cron, OnEvent) for f in kind.__struct_fields__}
-        raise BadInput(f"schedule file {path.name}", unknown[1] if unknown else "", str(error), near_miss(unknown[1], known) if unknown else "look at: cellwork job apply --help") from None
+        raise BadInput(
+            f"schedule file {path.name}",
+            unknown[1] if unknown else "",
+            str(error),
+            near_miss(unknown[1], known) if unknown else "look at: cellwork job apply --help",
+        ) from None
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """YAML 1.1 reads `on` as true and 2013-12-01 as a date; here they stay what was written."""
-
-    Loader.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in rules if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")]
-        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF"))
-    try:
-        content = yaml.load(path.read_text(), Loader)  # noqa: S506 - a subclass of SafeLoader
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise BadInput(f"schedule file {path.name}", place, f"is not YAML: {getattr(error, 'problem', error)}", "mend it") from None
-    if not isinstance(content, dict):
-        raise BadInput(f"schedule file {path.name}", "", "holds no fields", "write on:, with: and so on; see cellwork job apply --help")
-    return content
+    return parameters.from_yaml(path.read_text(), f"schedule file {path.name}")
 
 
 def _schedule(on: On, path: Path) -> Schedule:
     if on.schedule and on.event:
-        raise BadInput(f"schedule file {path.name}", "on", "has a schedule and an event", "write two files for one notebook, with `notebook:` in each")
+        raise BadInput(
+            f"schedule file {path.name}",
+            "on",
+            "has a schedule and an event",
+            "write two files for one notebook, with `notebook:` in each",
+        )
     if on.schedule:
         return Schedule(cron=on.schedule.cron, timezone=on.schedule.timezone)
     return Schedule(event=on.event.name, match=on.event.match) if on.event else Schedule()
@@ -162,9 +163,19 @@ def check(schedule: Schedule, values: Mapping[str, Any]) -> None:
     if schedule.event and schedule.event not in EVENTS:
         raise BadInput("event", schedule.event, "is not one of the platform's", near_miss(schedule.event, EVENTS))
     for variable in _variables(values):
-        if variable not in ALWAYS and not (schedule.event and variable.startswith("event.")) and not (variable == "batch" and schedule.event.startswith("batch.")):
-            known = [*ALWAYS, *(["event.<field>"] if schedule.event else []), *(["batch"] if schedule.event.startswith("batch.") else [])]
-            raise BadInput("variable", f"${{{variable}}}", "has no value under this schedule", near_miss(variable, known))
+        if (
+            variable not in ALWAYS
+            and not (schedule.event and variable.startswith("event."))
+            and not (variable == "batch" and schedule.event.startswith("batch."))
+        ):
+            known = [
+                *ALWAYS,
+                *(["event.<field>"] if schedule.event else []),
+                *(["batch"] if schedule.event.startswith("batch.") else []),
+            ]
+            raise BadInput(
+                "variable", f"${{{variable}}}", "has no value under this schedule", near_miss(variable, known)
+            )
 
 
 def _variables(value: Any) -> Iterator[str]:
@@ -180,7 +191,10 @@ def _variables(value: Any) -> Iterator[str]:
 
 def variables(due: datetime, timezone: str = "UTC", event: Event | None = None) -> dict[str, Any]:
     """Return what ``${…}`` stands for at a fire."""
-    known: dict[str, Any] = {"date": due.astimezone(clock.zone(timezone)).date().isoformat(), "due": clock.utc(due).isoformat()}
+    known: dict[str, Any] = {
+        "date": due.astimezone(clock.zone(timezone)).date().isoformat(),
+        "due": clock.utc(due).isoformat(),
+    }
     if event:
         fields = {"id": event.id, "name": event.name, "project": event.project, "subject": event.subject, **event.data}
         known |= {f"event.{key}": value for key, value in fields.items()}
@@ -205,7 +219,9 @@ def expand(value: Any, known: Mapping[str, Any]) -> Any:
         return value
     missing = next((name for name in VARIABLE.findall(value) if name not in known), None)
     if missing is not None:
-        raise BadInput("variable", f"${{{missing}}}", "has no value here", f"give the parameter itself {near_miss(missing, known)}")
+        raise BadInput(
+            "variable", f"${{{missing}}}", "has no value here", f"give the parameter itself {near_miss(missing, known)}"
+        )
     whole = VARIABLE.fullmatch(value)
     return known[whole[1]] if whole else VARIABLE.sub(lambda match: str(known[match[1]]), value)
 
@@ -213,7 +229,9 @@ def expand(value: Any, known: Mapping[str, Any]) -> Any:
 def tried(schedule: Schedule, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return `values` as a fire would fill them, without those that only an event knows."""
     known = variables(clock.now(), schedule.timezone)
-    return {key: expand(value, known) for key, value in values.items() if all(name in known for name in _variables(value))}
+    return {
+        key: expand(value, known) for key, value in values.items() if all(name in known for name in _variables(value))
+    }
 
 
 def beside(notebook: Path, folder: Path, root: project.Project | None) -> dict[str, str]:
@@ -224,5 +242,10 @@ def beside(notebook: Path, folder: Path, root: project.Project | None) -> dict[s
     found = sorted(path.resolve() for path in chosen if path.is_file() and path.resolve().is_relative_to(folder))
     large = next((path for path in found if path.stat().st_size > MOST_FILE_BYTES), None)
     if large or len(found) > MOST_FILES:
-        raise BadInput("files beside the notebook", large or len(found), f"are over {MOST_FILE_BYTES // 1024} KiB or {MOST_FILES} files", "install what is large as a package")
+        raise BadInput(
+            "files beside the notebook",
+            large or len(found),
+            f"are over {MOST_FILE_BYTES // 1024} KiB or {MOST_FILES} files",
+            "install what is large as a package",
+        )
     return {path.relative_to(folder).as_posix(): path.read_text() for path in found}

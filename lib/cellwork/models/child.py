@@ -51,6 +51,12 @@ if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]), Path(sys.argv[2]), result)
     except CellworkError as error:
-        problem = Problem(type=type(error).__name__, subject=error.subject, value=error.value, verdict=error.verdict, way_out=error.way_out)
+        problem = Problem(
+            type=type(error).__name__,
+            subject=error.subject,
+            value=error.value,
+            verdict=error.verdict,
+            way_out=error.way_out,
+        )
         sys.stderr.write(f"\n{msgspec.json.encode(problem).decode()}\n")
         sys.exit(1)

@@ -25,7 +25,6 @@ class Column(Struct):
     kind: Kind
 
 
-
 def kinds(frame: pl.DataFrame | pd.DataFrame) -> list[Column]:
     """Return the columns of `frame` in order; raises BadInput for one that is neither number, flag nor text."""
     return [Column(name=str(name), kind=_kind(str(name), frame[name])) for name in frame.columns]
@@ -95,4 +94,6 @@ def _values(column: Column, values: Any) -> np.ndarray[Any, Any]:
             return values.astype("Float64").to_numpy(dtype=float, na_value=np.nan)
         return np.array(values, dtype=float)
     except (ValueError, TypeError, pl.exceptions.PolarsError):
-        raise BadInput("model column", column.name, "holds values that are no numbers", "send it as it was in training") from None
+        raise BadInput(
+            "model column", column.name, "holds values that are no numbers", "send it as it was in training"
+        ) from None

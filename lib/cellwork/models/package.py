@@ -50,7 +50,12 @@ def read(folder: Path) -> Manifest:
     try:
         return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
     except (OSError, msgspec.MsgspecError) as error:
-        raise BadInput("model folder", folder.name, f"has no readable {MANIFEST} ({error})", "register the model with cellwork.models.registry.register") from None
+        raise BadInput(
+            "model folder",
+            folder.name,
+            f"has no readable {MANIFEST} ({error})",
+            "register the model with cellwork.models.registry.register",
+        ) from None
 
 
 def digest(folder: Path) -> str:
@@ -58,7 +63,9 @@ def digest(folder: Path) -> str:
     total = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
-            total.update(f"{path.relative_to(folder).as_posix()}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            total.update(
+                f"{path.relative_to(folder).as_posix()}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode()
+            )
     return total.hexdigest()
 
 
@@ -79,7 +86,12 @@ def download(client: Client, name: str, version: int, folder: Path) -> Path:
         _fetch(client, versions.artifact_path(client, name, version), part)
         found = digest(part)
         if found != registered.digest:
-            raise Refused(f"content of {registered.subject}", found[:12], f"is not what was registered ({registered.digest[:12] or 'no digest'})", "register it again")
+            raise Refused(
+                f"content of {registered.subject}",
+                found[:12],
+                f"is not what was registered ({registered.digest[:12] or 'no digest'})",
+                "register it again",
+            )
         if folder.exists():
             shutil.rmtree(folder)
         part.rename(folder)
@@ -94,7 +106,9 @@ def _fetch(client: Client, root: str, folder: Path) -> None:
         raise NotFound("model files", root, "are not in MLflow's artifact service", "register the model again")
     total = sum(size for _, size in files)
     if total > MOST_BYTES:
-        raise TooLarge("model folder", f"{total} bytes", f"is over the limit of {MOST_BYTES} bytes", "make the model smaller")
+        raise TooLarge(
+            "model folder", f"{total} bytes", f"is over the limit of {MOST_BYTES} bytes", "make the model smaller"
+        )
     for path, _ in files:
         answer = client.connection.raw("mlflow", "GET", f"/api/2.0/mlflow-artifacts/artifacts/{root}/{path}")
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +118,9 @@ def _fetch(client: Client, root: str, folder: Path) -> None:
 def _listing(client: Client, root: str, below: PurePosixPath, depth: int = 0) -> Sequence[tuple[PurePosixPath, int]]:
     """Return (path below `root`, size) of every file; a name that could leave the folder is refused."""
     where = f"{root}/{below}" if below.parts else root
-    answer: dict[str, Any] = client.connection.call("mlflow", "GET", "/api/2.0/mlflow-artifacts/artifacts", dict, path=where)
+    answer: dict[str, Any] = client.connection.call(
+        "mlflow", "GET", "/api/2.0/mlflow-artifacts/artifacts", dict, path=where
+    )
     found: list[tuple[PurePosixPath, int]] = []
     for entry in answer.get("files", []):
         name = str(entry["path"])
@@ -124,7 +140,12 @@ def untrusted(source: Path | bytes) -> list[str]:
     names = skops.io.get_untrusted_types(**({"data": source} if isinstance(source, bytes) else {"file": source}))
     for name in names:
         if name not in TRUSTED_OWN and not _is_harmless(name):
-            raise Refused("type in the model", name, "is not one that may be loaded", "build the model from scikit-learn's own classes")
+            raise Refused(
+                "type in the model",
+                name,
+                "is not one that may be loaded",
+                "build the model from scikit-learn's own classes",
+            )
     return list(names)
 
 

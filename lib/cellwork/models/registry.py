@@ -69,7 +69,9 @@ def register(
         folder = Path(temporary) / "model"
         manifest = _manifest(model, X_example, dataset)
         run = _training_run(client, ids.split_name(full)[0], full, tags, metrics or {}, parameters or {})
-        logged = client.create_logged_model(run.info.experiment_id, name=ids.split_name(full)[1], source_run_id=run.info.run_id)
+        logged = client.create_logged_model(
+            run.info.experiment_id, name=ids.split_name(full)[1], source_run_id=run.info.run_id
+        )
         save(model, manifest, folder, logged_model=logged.model_id, run=run.info.run_id)
         tags[versions.TAG + "digest"] = package.digest(folder)
         client.log_model_artifacts(logged.model_id, str(folder))
@@ -79,7 +81,9 @@ def register(
     return VersionRef(name=full, version=number, digest=tags[versions.TAG + "digest"])
 
 
-def save(model: Any, manifest: package.Manifest, folder: Path, *, logged_model: str | None = None, run: str | None = None) -> None:
+def save(
+    model: Any, manifest: package.Manifest, folder: Path, *, logged_model: str | None = None, run: str | None = None
+) -> None:
     """Write the model folder: MLflow's format with our manifest in it; raises Refused for a type that may not be loaded."""
     import mlflow.sklearn
     import skops.io
@@ -112,12 +116,20 @@ def tracking() -> Iterator[MlflowClient]:
         text = str(error).splitlines()[0][:300]
         if getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST"):
             raise BadInput("training run", "", f"was not taken by MLflow: {text}", "mend the value it names") from None
-        raise Unavailable("MLflow", uri, f"did not take the training run ({text})", "look at: cellwork status") from None
+        raise Unavailable(
+            "MLflow", uri, f"did not take the training run ({text})", "look at: cellwork status"
+        ) from None
 
 
 def _tracking_variables() -> dict[str, str]:
     """Return what MLflow's client reads from the environment, where it is not set there already."""
-    bounds = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+    bounds = {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
+        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    }
     if os.environ.get("MLFLOW_TRACKING_URI"):
         return bounds
     url, token = base.address()
@@ -134,19 +146,37 @@ def _origin(dataset: Dataset, baseline: str) -> dict[str, str]:
             here["project"] = project.find().name
         except NotFound:
             here["project"] = dataset.project
-    about = {"dataset": dataset.id, "dataset_sha256": dataset.content_sha256, "observations": dataset.observations, "label": dataset.label, "baseline": baseline}
+    about = {
+        "dataset": dataset.id,
+        "dataset_sha256": dataset.content_sha256,
+        "observations": dataset.observations,
+        "label": dataset.label,
+        "baseline": baseline,
+    }
     features = msgspec.json.encode(dataset.features).decode()
     inputs = msgspec.json.encode(dataset.inputs).decode()
-    return {**{key: str(value) for key, value in here.items() if value}, **about, "features": features, "inputs": inputs}
+    return {
+        **{key: str(value) for key, value in here.items() if value},
+        **about,
+        "features": features,
+        "inputs": inputs,
+    }
 
 
 def _manifest(model: Any, X_example: pl.DataFrame | pd.DataFrame, dataset: Dataset) -> package.Manifest:
     unknown = sorted(set(map(str, X_example.columns)) - {*dataset.inputs, *dataset.features})
     if unknown:
-        raise BadInput("column of the example", unknown[0], f"is not one of dataset {dataset.name!r}", "train on the dataset's inputs and features only")
+        raise BadInput(
+            "column of the example",
+            unknown[0],
+            f"is not one of dataset {dataset.name!r}",
+            "train on the dataset's inputs and features only",
+        )
     kinds = columns.kinds(X_example)
     rows = columns.to_pandas(X_example.head(EXAMPLE_ROWS), kinds)
-    example = [{key: None if value != value else value for key, value in row.items()} for row in rows.to_dict("records")]
+    example = [
+        {key: None if value != value else value for key, value in row.items()} for row in rows.to_dict("records")
+    ]
     kind = "classifier" if hasattr(model, "predict_proba") else "regressor"
     return package.Manifest(kind=kind, columns=kinds, example=example)  # type: ignore[arg-type]
 
@@ -158,21 +188,42 @@ def _trial(model: Any, frame: pd.DataFrame) -> Any:
     try:
         return model.predict_proba(frame) if hasattr(model, "predict_proba") else model.predict(frame)
     except (NotFittedError, ValueError, TypeError, KeyError) as error:
-        raise BadInput("model", type(model).__name__, f"does not score its example: {error}", "give rows as they were given to fit") from None
+        raise BadInput(
+            "model", type(model).__name__, f"does not score its example: {error}", "give rows as they were given to fit"
+        ) from None
 
 
-def _training_run(client: MlflowClient, experiment: str, name: str, tags: dict[str, str], metrics: Mapping[str, float | Metric], parameters: Mapping[str, Any]) -> Any:
+def _training_run(
+    client: MlflowClient,
+    experiment: str,
+    name: str,
+    tags: dict[str, str],
+    metrics: Mapping[str, float | Metric],
+    parameters: Mapping[str, Any],
+) -> Any:
     from mlflow.entities import Metric as Logged
     from mlflow.entities import Param
     from mlflow.utils.time import get_current_time_millis
 
     found = client.get_experiment_by_name(experiment)
-    run = client.create_run(found.experiment_id if found else client.create_experiment(experiment), run_name=name, tags={"mlflow.source.type": "NOTEBOOK", **tags})
+    run = client.create_run(
+        found.experiment_id if found else client.create_experiment(experiment),
+        run_name=name,
+        tags={"mlflow.source.type": "NOTEBOOK", **tags},
+    )
     now = get_current_time_millis()
     flat: dict[str, float] = {}
     for key, metric in metrics.items():
-        flat |= {key: metric.value, f"{key}_low": metric.low, f"{key}_high": metric.high} if isinstance(metric, Metric) else {key: float(metric)}
-    client.log_batch(run.info.run_id, [Logged(k, v, now, 0) for k, v in flat.items()], [Param(k, str(v)) for k, v in parameters.items()])
+        flat |= (
+            {key: metric.value, f"{key}_low": metric.low, f"{key}_high": metric.high}
+            if isinstance(metric, Metric)
+            else {key: float(metric)}
+        )
+    client.log_batch(
+        run.info.run_id,
+        [Logged(k, v, now, 0) for k, v in flat.items()],
+        [Param(k, str(v)) for k, v in parameters.items()],
+    )
     return run
 
 
@@ -185,5 +236,7 @@ def _next_version(client: MlflowClient, name: str, model: str, run: str, tags: d
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    made = client.create_model_version(registered, f"models:/{model}", run, tags=tags, description=description, model_id=model)
+    made = client.create_model_version(
+        registered, f"models:/{model}", run, tags=tags, description=description, await_creation_for=0, model_id=model
+    )
     return int(made.version)

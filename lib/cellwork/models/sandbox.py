@@ -49,7 +49,12 @@ def score(folder: Path, frame: pl.DataFrame, *, timeout: float = 300, memory_mb:
     columns = [column.name for column in package.read(folder).columns]
     missing = [name for name in columns if name not in frame.columns]
     if missing:
-        raise BadInput("model column", missing[0], "is not in the frame to score", "build the frame with the features the model was trained on")
+        raise BadInput(
+            "model column",
+            missing[0],
+            "is not in the frame to score",
+            "build the frame with the features the model was trained on",
+        )
     with tempfile.TemporaryDirectory(prefix="cellwork-score-") as temporary:
         features = Path(temporary) / "features.arrow"
         frame.select(columns).write_ipc(features, compat_level=_oldest())

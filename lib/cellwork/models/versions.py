@@ -72,17 +72,24 @@ def get(client: Client, name: str, version: int) -> Version:
     try:
         answer = _get(client, "/model-versions/get", name=mlflow_name(name), version=version)
     except NotFound:
-        raise NotFound("model version", subject(name, version), "is not registered", "look at: cellwork model list") from None
+        raise NotFound(
+            "model version", subject(name, version), "is not registered", "look at: cellwork model list"
+        ) from None
     return _version(answer["model_version"])
 
 
 def of_project(client: Client, project: str) -> list[Version]:
     """Return every version of every model of `project`, newest first."""
     pattern = f"name LIKE '{ids.name(project, 'project')}.%'"
-    found = [_version(row) for row in _pages(client, "/model-versions/search", "model_versions", filter=pattern, max_results=1000)]
+    found = [
+        _version(row)
+        for row in _pages(client, "/model-versions/search", "model_versions", filter=pattern, max_results=1000)
+    ]
     named = aliases_of_project(client, project)
     for version in found:
-        version.aliases = sorted(alias for alias, number in named.get(version.name, {}).items() if number == version.version)
+        version.aliases = sorted(
+            alias for alias, number in named.get(version.name, {}).items() if number == version.version
+        )
     return sorted(found, key=lambda version: version.at, reverse=True)
 
 
@@ -112,7 +119,12 @@ def artifact_path(client: Client, name: str, version: int) -> str:
     uri = str(_get(client, "/model-versions/get-download-uri", **query)["artifact_uri"])
     scheme, _, rest = uri.partition(":")
     if scheme != "mlflow-artifacts":
-        raise BadInput(f"artifacts of {subject(name, version)}", uri, "are not kept by MLflow's artifact service", "register the model through the platform")
+        raise BadInput(
+            f"artifacts of {subject(name, version)}",
+            uri,
+            "are not kept by MLflow's artifact service",
+            "register the model through the platform",
+        )
     return (rest[2:].partition("/")[2] if rest.startswith("//") else rest).strip("/")
 
 

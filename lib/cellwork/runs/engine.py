@@ -90,7 +90,7 @@ def execute(
             _papermill(notebook, output, values, used, progress, timeout, cell_timeout, report_mode)
         finally:
             if used and used is not kernel:
-                used.stop(gently=10)
+                used.stop(gently=3)
 
 
 def _papermill(

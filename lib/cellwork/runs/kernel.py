@@ -38,7 +38,13 @@ class Kernel:
 
     @classmethod
     def start(
-        cls, folder: Path, environment: Mapping[str, str], *, name: str = "python3", cwd: Path | None = None, timeout: float = 60
+        cls,
+        folder: Path,
+        environment: Mapping[str, str],
+        *,
+        name: str = "python3",
+        cwd: Path | None = None,
+        timeout: float = 60,
     ) -> Kernel:
         """Start the kernel `name`, with its sockets in `folder` (private, a short path), and wait until it answers.
 
@@ -65,7 +71,9 @@ class Kernel:
         except BaseException as error:  # also SystemExit of a signal: no kernel stays behind
             kernel.stop()
             if isinstance(error, RuntimeError):
-                raise Unavailable("kernel", name, f"did not start: {error}", "run it in JupyterLab to see why") from None
+                raise Unavailable(
+                    "kernel", name, f"did not start: {error}", "run it in JupyterLab to see why"
+                ) from None
             raise
         return kernel
 
@@ -145,7 +153,9 @@ def _manager(folder: Path, name: str) -> Any:
                 "code": code, "silent": silent, "store_history": store_history, "user_expressions": user_expressions or {},
                 "allow_stdin": bool(allow_stdin), "stop_on_error": stop_on_error,
             }  # fmt: skip
-            message = self.session.msg("execute_request", content, metadata={"cellId": self.cell_id} if self.cell_id else {})
+            message = self.session.msg(
+                "execute_request", content, metadata={"cellId": self.cell_id} if self.cell_id else {}
+            )
             self.shell_channel.send(message)
             identity: str = message["header"]["msg_id"]
             return identity

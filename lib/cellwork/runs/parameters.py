@@ -65,7 +65,10 @@ def declared(notebook: Notebook) -> dict[str, Parameter]:
         tree = ast.parse(text)
     except SyntaxError as error:
         raise BadInput(
-            "parameters cell", f"line {error.lineno}", f"is not Python: {error.msg}", "mend the cell tagged 'parameters'"
+            "parameters cell",
+            f"line {error.lineno}",
+            f"is not Python: {error.msg}",
+            "mend the cell tagged 'parameters'",
         ) from None
     comments = _comments(text)
     return {p.name: p for statement in tree.body for p in _parameters(statement, comments)}
@@ -117,15 +120,28 @@ def check(notebook: Notebook, given: Mapping[str, Any], name: str = "notebook") 
             raise BadInput("parameter", str(key)[:80], "is not a name", "use the names of the cell tagged 'parameters'")
         if not known:
             raise BadInput(
-                f"notebook {name!r}", "", f"has no cell tagged 'parameters', so {key!r} can't be set", "add the tag to the cell that assigns it"
+                f"notebook {name!r}",
+                "",
+                f"has no cell tagged 'parameters', so {key!r} can't be set",
+                "add the tag to the cell that assigns it",
             )
         if key not in known:
             raise BadInput(f"parameter of {name}", key, "is unknown", near_miss(key, known))
         _check_json(value, key)
         if not fits(value, known[key].type):
-            raise BadInput(f"parameter {key}", _short(value), f"is not of type {known[key].type}", f"its default is {known[key].default}")
+            raise BadInput(
+                f"parameter {key}",
+                _short(value),
+                f"is not of type {known[key].type}",
+                f"its default is {known[key].default}",
+            )
     if given and len(msgspec.json.encode(given)) > MOST_BYTES:
-        raise BadInput("parameters", f"of {name}", f"are over {MOST_BYTES:,} bytes", "hand over a name or an id, and read the data in the notebook")
+        raise BadInput(
+            "parameters",
+            f"of {name}",
+            f"are over {MOST_BYTES:,} bytes",
+            "hand over a name or an id, and read the data in the notebook",
+        )
     return dict(given)
 
 
@@ -151,7 +167,12 @@ def _check_json(value: Any, key: str, depth: int = 0) -> None:
         for item in value:
             _check_json(item, key, depth + 1)
     elif value is not None and not isinstance(value, bool | int | float):
-        raise BadInput(f"parameter {key}", _short(value), f"is a {type(value).__name__}, which is not JSON", "use text, numbers, true, false, null, lists and objects with text keys")
+        raise BadInput(
+            f"parameter {key}",
+            _short(value),
+            f"is a {type(value).__name__}, which is not JSON",
+            "use text, numbers, true, false, null, lists and objects with text keys",
+        )
 
 
 def fits(value: Any, type_name: str) -> bool:
@@ -204,3 +225,33 @@ def from_text(text: str, parameter: Parameter | None) -> Any:
         return msgspec.json.decode(text)
     except msgspec.DecodeError:
         return text
+
+
+def from_yaml(text: str, subject: str = "YAML") -> dict[str, Any]:
+    """Return the mapping in `text`; words such as `on` and `no`, and dates, stay the text they are written as.
+
+    Raises
+    ------
+    BadInput
+        It is not YAML (with the line), or no mapping.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        """Without YAML 1.1's surprises."""
+
+    surprises = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in rules if tag not in surprises]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
+    try:
+        content = yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise BadInput(subject, place, f"is not YAML: {getattr(error, 'problem', error)}", "mend it") from None
+    if not isinstance(content, dict):
+        raise BadInput(subject, _short(content), "is not a mapping", "write `name: value` lines")
+    return content

@@ -38,7 +38,7 @@ class Manager(NotebookExecutionManager):  # type: ignore[misc]
 
     def save(self, **_: Any) -> None:
         if self.output:
-            files.write(self.output, nbformat.writes(self.nb))
+            files.write(self.output, nbformat.writes(self.nb), sync=False)
         self.last_save_time = self.now()
 
     def notebook_start(self, **_: Any) -> None:
@@ -121,7 +121,7 @@ class CellworkEngine(Engine):  # type: ignore[misc]
                     Client(manager, used, deadline=deadline, cell_timeout=cell_timeout or execution_timeout).execute()
                 finally:
                     if used is not kernel:
-                        used.stop(gently=10)
+                        used.stop(gently=3)
         finally:
             manager.notebook_complete()
         return manager.nb

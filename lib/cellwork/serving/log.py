@@ -74,14 +74,16 @@ class PredictionLog:
         return _prediction(dict(row))
 
     def after(self, seq: int, *, endpoint: str = "", limit: int = 1000, brief: bool = False) -> list[Prediction]:
-        """Return predictions with a greater `seq`, in order; `brief` ones without entities and features."""
+        """Return predictions with a greater `seq`, in order, for a negative one the last `-seq`; `brief` ones without entities and features."""
         from sqlalchemy import text
 
+        newest, order = seq < 0, "DESC" if seq < 0 else "ASC"
         names = ", ".join(("seq", *(name for name in COLUMNS if not (brief and name in HEAVY))))
-        query = f"SELECT {names} FROM predictions WHERE seq > :seq {'AND endpoint = :endpoint' if endpoint else ''} ORDER BY seq LIMIT :limit"
+        query = f"SELECT {names} FROM predictions WHERE seq > :seq {'AND endpoint = :endpoint' if endpoint else ''} ORDER BY seq {order} LIMIT :limit"
+        limit = min(limit, -seq) if newest else limit
         with self.engine.connect() as db:
             rows = db.execute(text(query), {"seq": seq, "endpoint": endpoint, "limit": limit}).mappings().all()
-        return [_prediction(dict(row)) for row in rows]
+        return [_prediction(dict(row)) for row in (reversed(rows) if newest else rows)]
 
 
 def _find(db: Connection, endpoint: str, ids: Sequence[str]) -> dict[str, Prediction]:

@@ -56,7 +56,12 @@ def cluster(address: str = "", *, workers: int | None = None, threads: int = 1) 
             client = stack.enter_context(Client(place, timeout=START_SECONDS))
             client.wait_for_workers(1, timeout=START_SECONDS)
         except (OSError, TimeoutError) as error:
-            raise Unavailable("Dask scheduler", address or "of this machine", f"gave no worker within {START_SECONDS} s ({error})", "check its address, or leave it out to train here") from None
+            raise Unavailable(
+                "Dask scheduler",
+                address or "of this machine",
+                f"gave no worker within {START_SECONDS} s ({error})",
+                "check its address, or leave it out to train here",
+            ) from None
         yield Cluster(client, client.dashboard_link or "")
 
 

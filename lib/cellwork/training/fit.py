@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from cellwork.training.cluster import Cluster
 
 
-def fit(pipeline: Any, X: Any, y: Any, *, parameters: Mapping[str, Any] | None = None, cluster: Cluster | None = None) -> Any:
+def fit(
+    pipeline: Any, X: Any, y: Any, *, parameters: Mapping[str, Any] | None = None, cluster: Cluster | None = None
+) -> Any:
     """Return a fitted clone of `pipeline` with `parameters` set.
 
     Parameters
@@ -63,4 +65,6 @@ def truth(y: Any) -> np.ndarray[Any, Any]:
     missing = int(np.isnan(floats).sum())
     if missing:
         raise BadInput("labels", f"{missing} of {len(floats)}", "are missing", "leave those rows out")
-    return floats.astype(np.int64) if (floats == floats.round()).all() and len(np.unique(floats[:1000])) <= 20 else floats
+    return (
+        floats.astype(np.int64) if (floats == floats.round()).all() and len(np.unique(floats[:1000])) <= 20 else floats
+    )

@@ -62,7 +62,9 @@ class Race:
                 return self._once(models, candidates, progress)
             except Lost:
                 continue
-        raise Unavailable("workers", "", f"died with the data {SENDS} times", "give them more memory, or train on fewer rows")
+        raise Unavailable(
+            "workers", "", f"died with the data {SENDS} times", "give them more memory, or train on fewer rows"
+        )
 
     def _once(self, models: Sequence[Any], candidates: Sequence[Candidate], progress: Callable[[Step], None]) -> Any:
         held = self.client.scatter(self.data, broadcast=True, hash=False)
@@ -78,12 +80,23 @@ class Race:
             self._follow(measured, fitted, candidates, progress)
             best = best_of(candidates, self.metric)
             if best is None:
-                raise BadInput("candidates", f"all {len(candidates)}", f"failed, the first with {candidates[0].error}", "mend the pipeline or the parameters")
+                raise BadInput(
+                    "candidates",
+                    f"all {len(candidates)}",
+                    f"failed, the first with {candidates[0].error}",
+                    "mend the pipeline or the parameters",
+                )
             return self._model(candidates.index(best), models, fitted, held)
         finally:
             self.client.cancel([*measured, *fitted.values()])
 
-    def _follow(self, measured: dict[Any, tuple[int, int]], fitted: dict[tuple[int, int], Any], candidates: Sequence[Candidate], progress: Callable[[Step], None]) -> None:
+    def _follow(
+        self,
+        measured: dict[Any, tuple[int, int]],
+        fitted: dict[tuple[int, int], Any],
+        candidates: Sequence[Candidate],
+        progress: Callable[[Step], None],
+    ) -> None:
         pending = set(measured)
         while pending:
             done = self._wait(pending)
@@ -105,11 +118,15 @@ class Race:
         elif future.status == "error":
             error = future.exception()
             killed = type(error).__name__ == "KilledWorker"
-            candidate.error = "ended its worker again and again (out of memory?)" if killed else f"{type(error).__name__}: {error}"
+            candidate.error = (
+                "ended its worker again and again (out of memory?)" if killed else f"{type(error).__name__}: {error}"
+            )
         else:
             raise Lost
 
-    def _forget(self, fitted: dict[tuple[int, int], Any], candidates: Sequence[Candidate], best: Candidate | None) -> None:
+    def _forget(
+        self, fitted: dict[tuple[int, int], Any], candidates: Sequence[Candidate], best: Candidate | None
+    ) -> None:
         """Let the workers drop the models that are done and not the best."""
         for k, fold in list(fitted):
             if candidates[k] is not best and (fold in candidates[k].scores or candidates[k].error):
@@ -140,10 +157,14 @@ class Race:
                 raise Lost from None
             now = time.monotonic()
             if now > self.deadline:
-                raise Unavailable("search", "", "took longer than its timeout", "try fewer candidates, or give it more time")
+                raise Unavailable(
+                    "search", "", "took longer than its timeout", "try fewer candidates, or give it more time"
+                )
             empty_since = None if self.client.scheduler_info(n_workers=-1)["workers"] else empty_since or now
             if empty_since and now - empty_since > EMPTY_SECONDS:
-                raise Unavailable("cluster", "", f"has had no worker for {EMPTY_SECONDS} s", "start workers, or open a new cluster")
+                raise Unavailable(
+                    "cluster", "", f"has had no worker for {EMPTY_SECONDS} s", "start workers, or open a new cluster"
+                )
 
 
 def _cancelled() -> tuple[type[BaseException], ...]:

@@ -57,3 +57,5 @@ class Dataset(Struct):
     at: datetime
     origin: Origin
     seconds: float = 0.0
+    label_known: str = ""
+    """Column of when the label was known, if the observations have one."""

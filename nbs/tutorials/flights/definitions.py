@@ -124,7 +124,7 @@ sky = FeatureView(
             "visib",
         )
     ],
-    source=PipelineSource(name="sky", pipeline=Select(rows="hours", event="time_hour", known="known")),
+    source=PipelineSource(Select(rows="hours", event="time_hour", known="known")),
     ttl=timedelta(hours=12),
     description="The last known hour of weather at the origin",
 )
@@ -136,7 +136,7 @@ craft = FeatureView(
         Field(name="seats", dtype=Int64),
         Field(name="engines", dtype=Int64),
     ],
-    source=PipelineSource(name="craft", pipeline=Select(rows="aircraft", event="registered", known="registered")),
+    source=PipelineSource(Select(rows="aircraft", event="registered", known="registered")),
     description="The aircraft",
 )
 departures_2h = FeatureView(
@@ -148,8 +148,7 @@ departures_2h = FeatureView(
         Field(name="flights", dtype=Int64, description="Flights that left"),
     ],
     source=PipelineSource(
-        name="departures_2h",
-        pipeline=Rolling(
+        Rolling(
             rows="legs",
             event="departed",
             known="departed",
@@ -174,7 +173,7 @@ def landings(name: str, entities: list[Entity], window: str, every: str, descrip
         name=name,
         entities=entities,
         schema=DELAY_FIELDS,
-        source=PipelineSource(name=name, pipeline=pipeline),
+        source=PipelineSource(pipeline),
         ttl=timedelta(days=2),
         description=description,
     )

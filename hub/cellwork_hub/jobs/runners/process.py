@@ -23,14 +23,19 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 
 from cellwork_hub.context import Context
-from cellwork_hub.jobs.runners import slot
-from cellwork_hub.jobs.runners.slot import Platform
+from cellwork_hub.jobs.runners.slot import Platform, serve_one
 
 log = logging.getLogger("cellwork.runner")
 
 SET_PARENT_DEATH_SIGNAL, SET_DUMPABLE = 1, 4  # linux/prctl.h
 GRACE_SECONDS = 10.0
-PRELOADED = ("httpx", "papermill", "jupyter_client.manager", "jupyter_client.asynchronous.client", "cellwork.runs.plugin")
+PRELOADED = (
+    "httpx",
+    "papermill",
+    "jupyter_client.manager",
+    "jupyter_client.asynchronous.client",
+    "cellwork.runs.plugin",
+)
 FORK = multiprocessing.get_context("fork")
 
 
@@ -50,7 +55,9 @@ def _platform() -> tuple[Platform, int]:
     token = os.environ.pop("CELLWORK_RUNNER_TOKEN", "")
     if token:
         _prctl(SET_DUMPABLE, 0)  # a notebook of the same account can't read the token from /proc
-        return Platform(os.environ["CELLWORK_URL"].rstrip("/"), token, name), int(os.environ.get("CELLWORK_RUNNERS", "2"))
+        return Platform(os.environ["CELLWORK_URL"].rstrip("/"), token, name), int(
+            os.environ.get("CELLWORK_RUNNERS", "2")
+        )
     context = Context.load()
     return Platform(context.public_url, context.token("runner"), name), context.settings.runners
 
@@ -135,7 +142,7 @@ def _slot(platform: Platform, kernels: Connection, parent: int) -> None:
     _prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
     if os.getppid() != parent:
         return
-    slot.serve_one(platform, kernels.send)
+    serve_one(platform, kernels.send)
 
 
 if __name__ == "__main__":

@@ -30,11 +30,13 @@ from cellwork.wire.jobs import Claim, Progress, RunState
 
 log = logging.getLogger("cellwork.runner")
 
-WAIT_SECONDS = 5.0
+WAIT_SECONDS = 2.0
 """How long one question for work stays open; a service that stops waits as long for its answer."""
 BEAT_SECONDS, LEAST_SECONDS, NOTEBOOK_SECONDS = 1.0, 0.2, 2.0
 """Between words to the service: at most, at least; and at least between two that carry the notebook."""
 INTERRUPT_SECONDS = 5.0
+EXIT_SECONDS = 3.0
+"""How long a kernel may take to run its exit handlers; its result is published by then."""
 LAST_WORD_SECONDS = 120.0
 KEPT = ("CELLWORK_INSTANCE",)  # by which the supervisor knows what belongs to it
 
@@ -69,7 +71,7 @@ def serve_one(platform: Platform, tell: Callable[[int], None]) -> None:
             kernel = _kernel(folder / "k2", tell)
         attempt = Attempt(jobs, claim, kernel, folder)
         attempt.execute(platform.url)
-        kernel.stop(gently=0 if attempt.word else 10)
+        kernel.stop(gently=0 if attempt.word else EXIT_SECONDS)
 
 
 @contextlib.contextmanager
@@ -119,6 +121,7 @@ class Attempt:
         """Run the notebook and tell the service how it ended, unless the attempt was replaced meanwhile."""
         reporter = threading.Thread(target=self._report, daemon=True)
         reporter.start()
+        started = time.monotonic()
         state, error = self._run(url)
         self._over.set()
         self._news.set()
@@ -127,6 +130,13 @@ class Attempt:
             state, error = self.word, "" if self.word == "stopped" else "its runner was stopped"  # type: ignore[assignment]
         if self.word != "lost":
             self._last_word(state, error)
+        log.info(
+            "run %s attempt %d: %s after %.1f s",
+            self.claim.run.id,
+            self.claim.attempt,
+            self.word or state,
+            time.monotonic() - started,
+        )
 
     def _run(self, url: str) -> tuple[RunState, str]:
         try:
@@ -179,7 +189,9 @@ class Attempt:
                 log.warning("run %s: %s", self.claim.run.id, error)
 
     def _progress(self, state: RunState, *, error: str = "", notebook: str = "") -> Progress:
-        return Progress(fence=self.claim.fence, state=state, cell=self.cell, cells=self.cells, error=error, notebook=notebook)
+        return Progress(
+            fence=self.claim.fence, state=state, cell=self.cell, cells=self.cells, error=error, notebook=notebook
+        )
 
     def _changed(self) -> str:
         """Return the notebook so far if it changed since it was sent, but not too often."""

@@ -87,4 +87,4 @@ class PipelineSource(DataSource):  # type: ignore[misc]
         return ()
 
     def get_table_query_string(self) -> str:
-        return self.name
+        return str(self.name)

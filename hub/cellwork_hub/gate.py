@@ -1,0 +1,111 @@
+"""Default deny in front of an ASGI app that knows nothing of the hub: who calls, whether the rules let it pass, what is handed on.
+
+The app behind gets no credential: tokens and cookies end here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+from cellwork import errors, ids
+from cellwork.wire.records import Principal
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cellwork_hub.edge import canonical_path, problem_response, respond
+from cellwork_hub.login import Login
+
+log = logging.getLogger("cellwork")
+
+NEVER_HANDED_ON = (b"authorization", b"cookie", b"x-forwarded-user", b"proxy-authorization")
+
+
+class Asked:
+    """A request as the rules see it. `path` is canonical and below the service's prefix."""
+
+    def __init__(self, scope: Scope, path: str, receive: Receive) -> None:
+        self.method = scope["method"] if scope["type"] == "http" else "WEBSOCKET"
+        self.path, self.query, self._receive = path, scope.get("query_string", b""), receive
+        self._read: list[Message] = []
+
+    async def body(self, most: int = 1024 * 1024) -> bytes:
+        """Return the whole body, which is also handed on; raises TooLarge above `most` bytes."""
+        size = 0
+        while not self._read or self._read[-1].get("more_body", False):
+            message = await self._receive()
+            size += len(message.get("body", b""))
+            if size > most:
+                raise errors.TooLarge("body", f"{size} bytes", f"is over the limit of {most} bytes", "send less")
+            self._read.append(message)
+        return b"".join(message.get("body", b"") for message in self._read)
+
+    async def replay(self) -> Message:
+        return self._read.pop(0) if self._read else await self._receive()
+
+
+Rules = Callable[[Principal, Asked], Awaitable[None]]
+"""Raises an error for what may not pass; returning lets it pass."""
+
+
+class Gate:
+    """`rules` judge each request of somebody known; without rules the app judges by itself, and finds the principal in the scope."""
+
+    def __init__(self, app: ASGIApp, login: Login, rules: Rules | None = None, *, ready: Callable[[], Awaitable[bool]] | None = None) -> None:
+        self.app, self.login, self.rules, self.ready = app, login, rules, ready
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        request_id = ids.new("req")
+        try:
+            await self._pass(scope, receive, send)
+        except errors.CellworkError as error:
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 4403, "reason": str(error)[:120]})
+                return
+            answer = problem_response(error, request_id, anonymous=scope.get("cellwork.anonymous", False))
+            await respond(send, *answer[:3], {**answer[3], "x-request-id": request_id})
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = canonical_path(scope, self.login.prefix)
+        if scope["type"] == "http" and path == "/oauth_callback":
+            await _redirect(send, await self.login.from_hub(scope))
+            return
+        if self.rules and scope["type"] == "http" and path in ("/health/live", "/health/ready"):
+            await self._health(path, send)
+            return
+        principal = await self.login(scope)
+        if principal.kind == "nobody" and self.login.wants_page(scope) and not path.startswith("/health/"):
+            await _redirect(send, self.login.to_hub(scope, path))
+            return
+        if self.rules is None:
+            await self.app({**scope, "cellwork.principal": principal}, receive, send)
+            return
+        if principal.kind == "nobody":
+            scope["cellwork.anonymous"] = True
+            raise errors.Refused("request", "", "carries no valid credential", "send 'Authorization: Bearer <token>' with a token of the hub")
+        asked = Asked(scope, path, receive)
+        await self.rules(principal, asked)
+        await self.app(_handed_on(scope, path), asked.replay, send)
+
+    async def _health(self, path: str, send: Send) -> None:
+        if path == "/health/ready" and self.ready and not await self.ready():
+            raise errors.Unavailable("service", self.login.service, "is not ready yet", "ask again in a second")
+        await respond(send, 200, b'{"status":"ready"}', "application/json", {})
+
+
+def require(principal: Principal, scope: str) -> None:
+    if scope not in principal.scopes:
+        raise errors.Refused(f"{principal.kind} {principal.name!r}", scope, "is a scope it does not have", "ask an admin for a role with that scope")
+
+
+def _handed_on(scope: Scope, path: str) -> Scope:
+    headers = [(key, value) for key, value in scope["headers"] if key not in NEVER_HANDED_ON]
+    return {**scope, "path": path, "raw_path": path.encode(), "root_path": "", "headers": headers}
+
+
+async def _redirect(send: Send, headers: list[tuple[str, str]]) -> None:
+    pairs = [(k.encode(), v.encode("latin-1")) for k, v in [("content-length", "0"), ("cache-control", "no-store"), *headers]]
+    await send({"type": "http.response.start", "status": 302, "headers": pairs})
+    await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,351 @@
+"""Datasets: observations joined point in time with features. Built here, stored whole, never changed.
+
+Every observation of the time asked for comes out exactly once, in the order of its batch. The columns are: the id, the
+time, the keys, the inputs, `view__feature` of each feature, `view__event_timestamp` and `view___batch` of each view
+(the time and the raw batch of the value that was found: lineage), the label and when it was known, and `_batch`, the
+observation's own raw batch. A label that is sealed, or was never known, is null. The folder of a dataset holds
+`data.parquet` and, written last, `manifest.json`; without a manifest it does not exist.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import polars as pl
+from cellwork import clock, files, ids
+from cellwork.errors import BadInput, Conflict, NotFound, near_miss
+from cellwork.features import history
+from cellwork.wire.batches import Batch
+from cellwork.wire.datasets import Coverage, Dataset, DatasetRequest
+from cellwork.wire.features import Definitions, Observations, View
+from deltalake import DeltaTable
+from sqlalchemy import Connection, text
+
+from cellwork_hub import records
+from cellwork_hub.platform import batches, features
+from cellwork_hub.platform.batches import PARQUET
+from cellwork_hub.platform.state import State
+from cellwork_hub.route import Call, Route
+
+MIGRATION = (
+    "CREATE TABLE datasets (seq {serial}, id TEXT UNIQUE NOT NULL, project TEXT NOT NULL, name TEXT NOT NULL, record {json} NOT NULL)",
+    "CREATE TABLE dataset_builds (key TEXT PRIMARY KEY, dataset TEXT NOT NULL)",
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a request means under the definitions that hold now."""
+
+    definitions: Definitions
+    revision: int
+    observations: Observations
+    views: list[tuple[View, list[str]]]
+    """Views with the features asked of each, in the order they were first named."""
+    batches: list[Batch]
+    """Batches whose observations are taken."""
+    others: list[Batch]
+    """Batches of the other sources that the observations are prepared with."""
+
+
+def plan(state: State, project: str, observations: str, wanted: Sequence[str]) -> Plan:
+    """Return the plan of all current observations.
+
+    Raises
+    ------
+    BadInput
+        A name is unknown (with the near miss), or a view needs a key that the observations do not have.
+    """
+    definitions, revision = features.definitions(state, project)
+    known = {each.name: each for each in definitions.observations}
+    if observations not in known:
+        raise BadInput(
+            f"observations of project {project!r}", observations, "are not defined", near_miss(observations, known)
+        )
+    found = known[observations]
+    views = chosen(definitions, wanted)
+    for view, _ in views:
+        for key in join_keys(definitions, view):
+            if key not in found.keys:
+                verdict = f"is needed by view {view.name!r} and not among the keys of observations {observations!r}"
+                raise BadInput("join key", key, verdict, near_miss(key, found.keys))
+    sources = next(prepared.sources for prepared in definitions.prepared if prepared.name == found.rows)
+    others = [batch for source in sources[1:] for batch in batches.current(state, project, source)]
+    return Plan(definitions, revision, found, views, batches.current(state, project, sources[0]), others)
+
+
+def chosen(definitions: Definitions, wanted: Sequence[str]) -> list[tuple[View, list[str]]]:
+    """Return views with their features for names of feature services, ``view`` and ``view:feature``; each feature once."""
+    services = {service.name: service.features for service in definitions.services}
+    views = {view.name: view for view in definitions.views}
+    asked: dict[str, list[str]] = {}
+    for name in (each for item in wanted for each in services.get(item, [item])):
+        view, _, feature = name.partition(":")
+        if view not in views:
+            raise BadInput("feature service or view", view, "is not defined", near_miss(view, [*services, *views]))
+        fields = [field.name for field in views[view].fields]
+        if feature and feature not in fields:
+            raise BadInput(f"feature of view {view!r}", feature, "is not defined", near_miss(feature, fields))
+        there = asked.setdefault(view, [])
+        there += [field for field in ([feature] if feature else fields) if field not in there]
+    return [(views[name], fields) for name, fields in asked.items()]
+
+
+def join_keys(definitions: Definitions, view: View) -> list[str]:
+    entities = {entity.name: entity.join_keys for entity in definitions.entities}
+    return [key for entity in view.entities for key in entities[entity]]
+
+
+def joined(
+    state: State, made: Plan, rows: pl.DataFrame, *, sealed: bool = False
+) -> tuple[pl.DataFrame, list[Coverage]]:
+    """Return the observations `rows` with their features, in the columns of a dataset, and the coverage of each view."""
+    about, definitions = made.observations, made.definitions
+    views = [
+        history.JoinView(
+            view=view,
+            keys={key: about.keys[key] for key in join_keys(definitions, view)},
+            fields=fields,
+            rows=features.view_rows(state, definitions.project, view, sealed=sealed),
+        )
+        for view, fields in made.views
+    ]
+    frame, coverage = history.join(rows, at=about.at, views=views)
+    if frame.height != rows.height:
+        raise AssertionError(f"the join made {frame.height} rows of {rows.height}")
+    return frame.select(columns(made)), coverage
+
+
+def columns(made: Plan) -> list[str]:
+    about = made.observations
+    found = [f"{view.name}__{column}" for view, fields in made.views for column in fields]
+    traces = [f"{view.name}__{column}" for view, _ in made.views for column in ("event_timestamp", "_batch")]
+    truth = [column for column in (about.label, about.label_known) if column]
+    return list(
+        dict.fromkeys([about.id, about.at, *about.keys.values(), *about.inputs, *found, *traces, *truth, "_batch"])
+    )
+
+
+def observed(state: State, made: Plan, *, sealed: bool = False) -> pl.DataFrame:
+    """Return the observations of the plan's batches; the label is null unless it became known."""
+    about = made.observations
+    rows = features.prepared_rows(state, made.definitions, about.rows, batches=made.batches, sealed=sealed)
+    for column in (about.id, about.at, *about.keys.values(), *about.inputs, about.label, about.label_known):
+        if column and column not in rows.columns:
+            raise BadInput(
+                f"column of observations {about.name!r}",
+                column,
+                f"is not in {about.rows!r}",
+                near_miss(column, rows.columns),
+            )
+    if about.label and about.label_known:
+        known = pl.when(pl.col(about.label_known).is_not_null()).then(pl.col(about.label))
+        rows = rows.with_columns(known.alias(about.label))
+    return rows
+
+
+def build(state: State, call: Call, request: DatasetRequest) -> Dataset:
+    """Return the dataset of `request`: the stored one where nothing it depends on has changed, else a new one.
+
+    Raises
+    ------
+    BadInput
+        A name is unknown, the time is empty, or no observation lies in it.
+    Conflict
+        Feature pipelines of its views have not finished, so values would be missing.
+    """
+    started = time.perf_counter()
+    request = _checked(request)
+    made = plan(state, request.project, request.observations, request.features)
+    made = _narrowed(state, made, request)
+    _refuse_unfinished(state, made)
+    key = _key(state, made, request)
+    stored = _built_before(state, key)
+    if stored:
+        return stored
+    about = made.observations
+    rows = observed(state, made).filter(pl.col(about.at) >= request.start, pl.col(about.at) < request.end)
+    if not rows.height:
+        when = f"{request.start.isoformat()} to {request.end.isoformat()}"
+        raise BadInput(
+            f"time of observations {about.name!r}", when, "has no rows", "choose another time, or ingest its batches"
+        )
+    frame, coverage = joined(state, made, rows)
+    record = _described(call, request, made, frame, coverage)
+    record.seconds = time.perf_counter() - started
+    return _store(state, call, key, record, frame)
+
+
+def _checked(request: DatasetRequest) -> DatasetRequest:
+    ids.name(request.project, "project")
+    ids.name(request.name, "dataset")
+    start, end = clock.utc(request.start), clock.utc(request.end)
+    if start >= end:
+        raise BadInput(
+            "end of the dataset", end.isoformat(), f"is not after its start {start.isoformat()}", "swap them"
+        )
+    return msgspec.structs.replace(request, start=start, end=end)
+
+
+def _narrowed(state: State, made: Plan, request: DatasetRequest) -> Plan:
+    """Return the plan for what the request leaves out: labels, or all batches but one."""
+    about, taken = made.observations, made.batches
+    if not request.labels:
+        about = msgspec.structs.replace(about, label="", label_known="")
+    if request.batch:
+        taken = [batches.get(state, request.batch)]
+        source = next(p.sources[0] for p in made.definitions.prepared if p.name == about.rows)
+        if (taken[0].project, taken[0].dataset) != (request.project, source):
+            raise BadInput(
+                "batch",
+                request.batch,
+                f"is not of data set '{request.project}/{source}'",
+                "look at: cellwork batch list",
+            )
+    return Plan(made.definitions, made.revision, about, made.views, taken, made.others)
+
+
+def _refuse_unfinished(state: State, made: Plan) -> None:
+    waiting = features.unfinished(state, made.definitions.project, [view.name for view, _ in made.views])
+    if waiting:
+        way_out = "wait for them (client.features.wait), or mend what failed: cellwork feature runs"
+        raise Conflict(
+            "feature pipelines of views", ", ".join(waiting), "have not finished, so values would be missing", way_out
+        )
+
+
+def _key(state: State, made: Plan, request: DatasetRequest) -> str:
+    """Return the hash of all that the content of the dataset depends on."""
+    tables = [state.home.feature_table(request.project, view.name) for view, _ in made.views]
+    versions = [DeltaTable(table).version() if DeltaTable.is_deltatable(str(table)) else -1 for table in tables]
+    inputs = sorted(batch.id for batch in [*made.batches, *made.others])
+    return hashlib.sha256(msgspec.json.encode([request, made.revision, inputs, versions])).hexdigest()
+
+
+def _described(
+    call: Call, request: DatasetRequest, made: Plan, frame: pl.DataFrame, coverage: list[Coverage]
+) -> Dataset:
+    about = made.observations
+    content = ids.frame_sha256(frame)
+    return Dataset(
+        id=ids.of_content("ds", msgspec.json.encode(request, order="sorted"), content),
+        project=request.project, name=request.name, rows=frame.height, observations=about.name,
+        id_column=about.id, time_column=about.at, inputs=about.inputs,
+        features=[f"{view.name}__{field}" for view, fields in made.views for field in fields],
+        label=about.label, label_known=about.label_known, labelled=frame.get_column(about.label).count() if about.label else 0,
+        start=request.start, end=request.end, content_sha256=content, revision=made.revision,
+        batches=_sources(made, frame), coverage=coverage, at=clock.now(), origin=call.origin,
+    )  # fmt: skip
+
+
+def _sources(made: Plan, frame: pl.DataFrame) -> list[str]:
+    """Return the raw batches behind the frame: of its observations, of what they are prepared with, of the values found."""
+    found = {batch.id for batch in made.others}
+    for column in ["_batch", *(f"{view.name}___batch" for view, _ in made.views)]:
+        found.update(frame.get_column(column).drop_nulls().unique().to_list())
+    return sorted(found - {""})
+
+
+def _store(state: State, call: Call, key: str, record: Dataset, frame: pl.DataFrame) -> Dataset:
+    folder = state.home.dataset(record.id)
+    there = _select(state, "id = :id", id=record.id)
+    if not there:
+        buffer = io.BytesIO()
+        frame.write_parquet(buffer, compression="zstd")
+        files.write(folder / "data.parquet", buffer.getvalue())
+        files.write(folder / "manifest.json", msgspec.json.encode(record))
+    with state.engine.begin() as db:
+        db.execute(
+            text("INSERT INTO dataset_builds VALUES (:k, :id) ON CONFLICT DO NOTHING"), {"k": key, "id": record.id}
+        )
+        if not there:
+            _record(db, call, record)
+    return there[0] if there else record
+
+
+def _record(db: Connection, call: Call, record: Dataset) -> None:
+    insert = "INSERT INTO datasets (id, project, name, record) VALUES (:id, :p, :n, :record) ON CONFLICT DO NOTHING"
+    values = {"id": record.id, "p": record.project, "n": record.name, "record": msgspec.json.encode(record).decode()}
+    if not db.execute(text(insert), values).rowcount:
+        return
+    for batch in record.batches:
+        records.edge(db, record.id, "built_from", batch)
+    records.event(
+        db, "dataset.built", record.project, record.id, name=record.name, rows=record.rows, labelled=record.labelled
+    )
+    after = {"dataset": record.id, "rows": record.rows, "revision": record.revision}
+    records.audit(db, call, "dataset.build", f"{record.project}/{record.name}", after=after)
+
+
+def holdout_frame(state: State, project: str, holdout: str, observations: str, wanted: list[str]) -> pl.DataFrame:
+    """Return the sealed observations of `holdout` with their labels and features, in the columns of a dataset.
+
+    For the evaluator alone: sealed labels are in it. No route may return it, or a row of it.
+
+    Raises
+    ------
+    NotFound
+        No current batch of these observations is sealed for `holdout`.
+    """
+    made = plan(state, project, observations, wanted)
+    taken = [batch for batch in made.batches if batch.sealed == holdout]
+    if not taken:
+        known = {batch.sealed for batch in made.batches if batch.sealed}
+        raise NotFound(
+            f"holdout of observations {observations!r}", holdout, "keeps no batch", near_miss(holdout, known)
+        )
+    _refuse_unfinished(state, made)
+    made = Plan(made.definitions, made.revision, made.observations, made.views, taken, made.others)
+    return joined(state, made, observed(state, made, sealed=True), sealed=True)[0]
+
+
+def get(state: State, dataset: str) -> Dataset:
+    found = _select(state, "id = :id", id=ids.check(dataset, "ds"))
+    if not found:
+        raise NotFound("dataset", dataset, "does not exist", "look at: cellwork dataset list")
+    return found[0]
+
+
+def _built_before(state: State, key: str) -> Dataset | None:
+    found = _select(state, "id = (SELECT dataset FROM dataset_builds WHERE key = :k)", k=key)
+    return found[0] if found else None
+
+
+def _select(state: State, where: str, limit: int = -1, **values: Any) -> list[Dataset]:
+    bound = "" if limit < 0 else f" LIMIT {int(limit)}"
+    with state.engine.connect() as db:
+        rows = db.execute(text(f"SELECT record FROM datasets WHERE {where} ORDER BY seq{bound}"), values)
+        return [msgspec.json.decode(row.record, type=Dataset) for row in rows]
+
+
+def routes(state: State) -> list[Route]:
+    def post_dataset(call: Call) -> Dataset:
+        return build(state, call, call.body)
+
+    def list_datasets(call: Call) -> list[Dataset]:
+        limit, after = call.limit(100, 1000), call.query.get("cursor", "")
+        where = "project = :p AND seq > coalesce((SELECT seq FROM datasets WHERE id = :after), 0)"
+        found = _select(state, where, limit, p=call.required("project"), after=after)
+        if len(found) == limit:
+            call.next_page(found[-1].id)
+        return found
+
+    def get_dataset(call: Call) -> Dataset:
+        return get(state, call.path["dataset"])
+
+    def get_data(call: Call) -> bytes:
+        call.media_type = PARQUET
+        return (state.home.dataset(get(state, call.path["dataset"]).id) / "data.parquet").read_bytes()
+
+    return [
+        Route("POST", "/api/v1/datasets", post_dataset, scope="data:write", body=DatasetRequest, answer=Dataset, doc="Build a dataset, or return the one that is there."),
+        Route("GET", "/api/v1/datasets", list_datasets, scope="data:read", answer=list[Dataset], doc="Datasets of a project, oldest first."),
+        Route("GET", "/api/v1/datasets/{dataset}", get_dataset, scope="data:read", answer=Dataset, doc="The record of one dataset."),
+        Route("GET", "/api/v1/datasets/{dataset}/data", get_data, scope="data:read", answer=bytes, doc="Its rows, as parquet."),
+    ]  # fmt: skip

@@ -1,0 +1,165 @@
+"""Evaluations of registered versions on sealed holdouts, and the doors to the gate and to promotion.
+
+Every question to a holdout is counted before it is answered, whatever comes of it.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+from cellwork import clock, ids
+from cellwork.client import Client
+from cellwork.errors import BadInput, NotFound
+from cellwork.models import package, versions
+from cellwork.models.versions import Version
+from cellwork.wire.evaluations import Evaluation, EvaluationRequest, Gate, Metric, Promoted, Promotion
+from sqlalchemy import Connection, text
+
+from cellwork_hub import records
+from cellwork_hub.platform import promotion, scoring
+from cellwork_hub.platform.judgements import MIGRATION, latest, select
+from cellwork_hub.platform.state import State
+from cellwork_hub.route import Call, Route
+
+__all__ = ["MIGRATION", "evaluate", "routes"]
+
+
+def evaluate(state: State, call: Call, request: EvaluationRequest) -> Evaluation:
+    """Score a registered version on a sealed holdout, beside its baseline and the champion.
+
+    Raises
+    ------
+    NotFound
+        The version or the holdout does not exist.
+    BadInput
+        The model can't be scored, or the baseline's column is not among its columns.
+    Refused
+        The version has no dataset, or its content is not what was registered.
+    """
+    started = time.perf_counter()
+    project = ids.split_name(request.name)[0]
+    with state.context.client("cellwork") as client:
+        version = versions.get(client, request.name, request.version)
+        trained = scoring.trained_on(state, version)
+        folder = scoring.copy(state, client, version)
+        kind = package.read(folder).kind
+        holdout = scoring.sealed(state, request.holdout, trained)
+        question = _count(state, call, project, request)
+        found = scoring.of_model(folder, holdout)
+        column = request.baseline or version.tags.get("baseline", "")
+        simple = scoring.of_baseline(state, column, kind, trained, holdout)
+        champion, theirs = _champion(state, client, version, request.holdout)
+    record = Evaluation(
+        id=ids.new("eval"), version=version.ref, holdout=request.holdout, question_no=question, rows=len(holdout.labels),
+        metrics=found, baseline=simple, champion=theirs, dataset=trained.id, by=call.principal.name, at=clock.now(),
+        origin=call.origin, seconds=time.perf_counter() - started,
+    )  # fmt: skip
+    with state.engine.begin() as db:
+        _keep(db, call, record, version, champion)
+    return record
+
+
+def _count(state: State, call: Call, project: str, request: EvaluationRequest) -> int:
+    """Note that the holdout was asked, and return how often that is now."""
+    where = {"p": project, "h": request.holdout}
+    values = {
+        **where,
+        "v": versions.subject(request.name, request.version),
+        "by": call.principal.name,
+        "at": records.micros(clock.now()),
+    }
+    with state.engine.begin() as db:
+        db.execute(
+            text("INSERT INTO questions (project, holdout, version, principal, at) VALUES (:p, :h, :v, :by, :at)"),
+            values,
+        )
+        return int(
+            db.execute(text("SELECT count(*) FROM questions WHERE project = :p AND holdout = :h"), where).scalar_one()
+        )
+
+
+def _champion(state: State, client: Client, version: Version, holdout: str) -> tuple[int, dict[str, Metric]]:
+    """Return the champion's version and its metrics on `holdout` (0 and none if there is none, or it is `version` itself)."""
+    number = versions.aliases(client, version.name).get("champion", 0)
+    if number in (0, version.version):
+        return 0, {}
+    champion = versions.get(client, version.name, number)
+    known = latest(state, version.name, number, digest=champion.digest, holdout=holdout)
+    if known is not None:
+        return number, known.metrics
+    trained = scoring.trained_on(state, champion)
+    return number, scoring.of_model(scoring.copy(state, client, champion), scoring.sealed(state, holdout, trained))
+
+
+def _keep(db: Connection, call: Call, record: Evaluation, version: Version, champion: int) -> None:
+    project = ids.split_name(version.name)[0]
+    db.execute(
+        text("INSERT INTO evaluations (id, name, version, digest, holdout, champion, record) VALUES (:id, :n, :v, :d, :h, :c, :r)"),
+        {"id": record.id, "n": version.name, "v": version.version, "d": version.digest, "h": record.holdout, "c": champion, "r": msgspec.json.encode(record).decode()},
+    )  # fmt: skip
+    edges(db, version, record.dataset)
+    records.edge(db, version.subject, "evaluated_on", record.id)
+    records.edge(db, record.id, "evaluated_on", f"holdout:{project}/{record.holdout}")
+    records.event(
+        db, "evaluation.done", project, record.id, name=version.name, version=version.version, holdout=record.holdout,
+        question_no=record.question_no, metrics={name: metric.value for name, metric in record.metrics.items()},
+    )  # fmt: skip
+    after = {"evaluation": record.id, "holdout": record.holdout, "question_no": record.question_no}
+    records.audit(db, call, "holdout.evaluate", version.subject, after=after)
+
+
+def edges(db: Connection, version: Version, dataset: str) -> None:
+    """Say where a version comes from: its training run, its dataset, and the notebook run behind them."""
+    if version.run:
+        records.edge(db, version.run, "registered_as", version.subject)
+        if version.tags.get("run"):
+            records.edge(db, version.run, "made_by", version.tags["run"])
+    records.edge(db, version.subject, "trained_on", dataset)
+
+
+def _number(call: Call, name: str) -> int:
+    if not call.path[name].isdecimal():
+        raise BadInput("version", call.path[name], "is not a number", "write its number, e.g. 3")
+    return int(call.path[name])
+
+
+def routes(state: State) -> list[Route]:
+    def post_evaluation(call: Call) -> Evaluation:
+        return evaluate(state, call, call.body)
+
+    def list_evaluations(call: Call) -> list[Evaluation]:
+        limit, name = call.limit(100, 1000), call.required("name")
+        where, values = "name = :n", {"n": name, "v": call.number("version", 0)}
+        where += " AND version = :v" if values["v"] else ""
+        where += " AND seq < (SELECT seq FROM evaluations WHERE id = :after)" if call.query.get("cursor") else ""
+        found = select(state, where, limit, **values, after=call.query.get("cursor", ""))
+        if len(found) == limit:
+            call.next_page(found[-1].id)
+        return found
+
+    def get_evaluation(call: Call) -> Evaluation:
+        found = select(state, "id = :id", 1, id=ids.check(call.path["evaluation"], "eval"))
+        if not found:
+            raise NotFound(
+                "evaluation", call.path["evaluation"], "does not exist", "look at: cellwork model show NAME@VERSION"
+            )
+        return found[0]
+
+    def get_gate(call: Call) -> Gate:
+        return promotion.gate(state, f"{call.path['project']}/{call.path['name']}", _number(call, "version"))
+
+    def post_gate(call: Call) -> Promoted:
+        return promotion.promote(state, call, call.body)
+
+    def route(method: str, path: str, handler: Any, scope: str, answer: Any, doc: str, body: Any = None) -> Route:
+        return Route(method, path, handler, scope=scope, body=body, answer=answer, doc=doc)
+
+    return [
+        route("POST", "/api/v1/evaluations", post_evaluation, "holdout:evaluate", Evaluation, "Score a version on a sealed holdout.", EvaluationRequest),
+        route("GET", "/api/v1/evaluations", list_evaluations, "models:read", list[Evaluation], "Evaluations of a model, newest first."),
+        route("GET", "/api/v1/evaluations/{evaluation}", get_evaluation, "models:read", Evaluation, "One evaluation."),
+        route("GET", "/api/v1/gate/{project}/{name}/{version}", get_gate, "models:read", Gate, "What the gate says about a version."),
+        route("POST", "/api/v1/gate", post_gate, "models:promote", Promoted, "Make a version the champion if the gate passes.", Promotion),
+    ]  # fmt: skip

@@ -1,0 +1,144 @@
+"""A small real world for the inference service: scikit-learn models in folders, a server on a free port, callers with scopes."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import uvicorn
+from cellwork import scopes
+from cellwork.client import Client
+from cellwork.models import columns, package, registry
+from cellwork.settings import Settings
+from cellwork.wire.evaluations import Check, Gate, VersionRef
+from cellwork.wire.features import Definitions, Entity, Field, Select, View
+from cellwork.wire.records import Principal
+from cellwork_hub.auth import NOBODY, bearer
+from cellwork_hub.context import Context
+from cellwork_hub.edge import Service
+from starlette.types import Scope
+
+MODEL = "shop/churn"
+FRAME = pd.DataFrame({"visits": np.arange(40.0), "plan": ["free", "paid"] * 20, "customer__age": np.arange(40.0) % 7})
+DEFINITIONS = Definitions(
+    project="shop",
+    entities=[Entity(name="customer", join_keys=["customer_id"])],
+    views=[
+        View(
+            name="customer",
+            entities=["customer"],
+            fields=[Field(name="age", type="Float32")],
+            pipeline=Select(rows="customers", event="at", known="at"),
+            ttl="7d",
+        )
+    ],
+)
+
+
+def estimator(seed: int = 0) -> Any:
+    """A pipeline that takes numbers, text and missing values; its scores depend on `seed`."""
+    from sklearn.compose import make_column_transformer
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OrdinalEncoder
+
+    encode = make_column_transformer(
+        (OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), ["plan"]),
+        ("passthrough", ["visits", "customer__age"]),
+    )
+    labels = np.random.default_rng(seed).integers(0, 2, len(FRAME))
+    return make_pipeline(encode, HistGradientBoostingClassifier(max_iter=5, min_samples_leaf=2)).fit(FRAME, labels)
+
+
+def fragile() -> Any:
+    """A linear model: raises at a missing value, and overflows to infinity for numbers over some hundreds."""
+    from sklearn.linear_model import LinearRegression
+
+    frame = FRAME[["visits"]]
+    model = LinearRegression().fit(frame, frame["visits"])
+    model.coef_ = np.array([1e306])
+    return model
+
+
+def save(model: Any, frame: pd.DataFrame, folder: Path) -> Path:
+    """Write the model folder that training would register."""
+    rows = frame.head(3).to_dict("records")
+    kind: Any = "classifier" if hasattr(model, "predict_proba") else "regressor"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        registry.save(model, package.Manifest(kind=kind, columns=columns.kinds(frame), example=rows), folder)
+    return folder
+
+
+class Folders:
+    """The registry's twin: versions are folders, the gate says what it is told to."""
+
+    def __init__(self) -> None:
+        self.folders: dict[tuple[str, int], Path] = {}
+        self.closed: dict[int, list[Check]] = {}
+        self.away = False
+
+    def add(self, folder: Path, version: int, name: str = MODEL) -> None:
+        self.folders[name, version] = folder
+
+    def gate(self, name: str, version: int) -> Gate:
+        ref = VersionRef(name=name, version=version, digest=package.digest(self.folders[name, version]))
+        checks = self.closed.get(version, [Check(name="evaluated", passed=True, text="0.73 on november")])
+        return Gate(version=ref, passed=all(check.passed for check in checks), checks=checks)
+
+    def fetch(self, ref: VersionRef, folder: Path) -> None:
+        assert not self.away, "the registry was asked although it is away"
+        shutil.copytree(self.folders[ref.name, ref.version], folder)
+
+    def definitions(self, project: str) -> Definitions | None:
+        return DEFINITIONS if project == "shop" else None
+
+
+async def authorise(scope: Scope) -> Principal:
+    """The token is the name of a role."""
+    token = bearer(scope)
+    return Principal(kind="user", name=token, scopes=frozenset(scopes.ROLES[token])) if token in scopes.ROLES else NOBODY
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def context(home: Path) -> Context:
+    settings = Settings(home=home)
+    settings.folder.ensure()
+    return Context(settings, {"public": 1, "hub": 1, "inference": free_port()})
+
+
+@contextmanager
+def running(build: Callable[[], Service], port: int) -> Iterator[str]:
+    """Serve the app of `build` on a thread and yield its address; leaving stops it."""
+    config = uvicorn.Config(build(), host="127.0.0.1", port=port, log_level="warning", lifespan="on")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    end = time.monotonic() + 60
+    while not server.started and thread.is_alive() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert server.started, "the service did not start"
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive(), "the service did not stop"
+
+
+def caller(address: str, role: str = "deployer") -> Client:
+    return Client(address, role, timeout=60)
