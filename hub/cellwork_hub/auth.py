@@ -10,9 +10,10 @@ import time
 from typing import Any
 
 import httpx
+from starlette.types import Scope
+
 from cellwork import errors, scopes
 from cellwork.wire.records import Principal
-from starlette.types import Scope
 
 NOBODY = Principal(kind="nobody", name="anonymous")
 

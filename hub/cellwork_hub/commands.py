@@ -12,11 +12,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import click
+
 from cellwork import files, settings
 from cellwork.cli import show
-from cellwork.errors import CellworkError, Conflict, Refused, Unavailable
+from cellwork.errors import Conflict, Unavailable
 from cellwork.settings import Settings
-
 from cellwork_hub import doctor as checks
 from cellwork_hub import preparation, processes, supervisor
 from cellwork_hub.units import environment, reachable
@@ -114,7 +114,9 @@ def _follow(chosen: Settings, process: subprocess.Popen[bytes] | None) -> superv
             if board.state() == "ready":
                 return board
         if code is not None and not other:
-            raise Unavailable("platform", home.root, f"did not start (exit code {code})", f"look into {home.log('supervisor')}")
+            raise Unavailable(
+                "platform", home.root, f"did not start (exit code {code})", f"look into {home.log('supervisor')}"
+            )
         if process is None and not other:
             raise Unavailable("platform", home.root, "stopped while it was starting", "try again: cellwork up")
         time.sleep(0.05)
@@ -126,7 +128,9 @@ def _raise_failure(log: Path, board: supervisor.Board) -> None:
         raise Unavailable("platform", "", board.error, f"more in {log}")
     for service in board.services:
         if service.state == "failed":
-            raise Unavailable("service", service.name, service.message.partition("; ")[0], service.message.partition("; ")[2])
+            raise Unavailable(
+                "service", service.name, service.message.partition("; ")[0], service.message.partition("; ")[2]
+            )
 
 
 def _say_where(chosen: Settings, board: supervisor.Board) -> None:
@@ -212,7 +216,10 @@ def status(json: bool) -> None:
 def _print_status(chosen: Settings, board: supervisor.Board) -> None:
     rows = supervisor.with_memory(board)
     show.table(
-        [(s.name, s.state, str(s.pid or "-"), str(s.port or "-"), s.restarts, round(s.rss_mb), s.message) for s in rows],
+        [
+            (s.name, s.state, str(s.pid or "-"), str(s.port or "-"), s.restarts, round(s.rss_mb), s.message)
+            for s in rows
+        ],
         ("service", "state", "pid", "port", "restarts", "MB", "message"),
     )
     click.echo(f"{address(chosen, board.port)}  {sum(s.rss_mb for s in rows):.0f} MB in all  home {chosen.home}")
@@ -231,7 +238,9 @@ def doctor(json: bool) -> None:
         show.document(found)
     else:
         for check in found:
-            click.echo(f"{check.verdict:<8} {check.name}: {check.found}" + (f"; {check.way_out}" if check.way_out else ""))
+            click.echo(
+                f"{check.verdict:<8} {check.name}: {check.found}" + (f"; {check.way_out}" if check.way_out else "")
+            )
     if any(check.verdict == "missing" for check in found):
         sys.exit(1)
 
@@ -248,7 +257,9 @@ def user(context: click.Context, json: bool) -> None:
         chosen = settings.load()[0]
         name = preparation.one_user(chosen)
         if json:
-            show.document([{"name": name, "trust": chosen.trust, "password_file": str(chosen.folder.secret("password"))}])
+            show.document(
+                [{"name": name, "trust": chosen.trust, "password_file": str(chosen.folder.secret("password"))}]
+            )
         else:
             show.table([(name, chosen.trust, str(chosen.folder.secret("password")))], ("user", "trust", "password in"))
 

@@ -12,12 +12,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
-from cellwork import errors
-from cellwork.wire.records import Principal
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
+from cellwork import errors
+from cellwork.wire.records import Principal
 from cellwork_hub.context import Context
 from cellwork_hub.edge import serve
 from cellwork_hub.gate import Asked, Gate, require
@@ -26,12 +26,17 @@ from cellwork_hub.login import Login
 KERNEL = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 OPEN = (
     ("GET", r"/|/voila/tree|/voila/render/[\w.-]+\.ipynb"),
-    ("GET", r"/voila/(?:static|templates|labextensions)/[\w./@~+-]+|/voila/api/themes/[\w./@~+-]+|/voila/files/[\w-]+\.(?:png|jpg|svg)"),
+    (
+        "GET",
+        r"/voila/(?:static|templates|labextensions)/[\w./@~+-]+|/voila/api/themes/[\w./@~+-]+|/voila/files/[\w-]+\.(?:png|jpg|svg)",
+    ),
     ("GET", rf"/api/kernels/{KERNEL}"),
     ("POST", rf"/voila/api/shutdown/{KERNEL}"),
     ("WEBSOCKET", rf"/api/kernels/{KERNEL}/channels"),
 )
-HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"te", b"trailer", b"proxy-connection"})
+HOP_BY_HOP = frozenset(
+    {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"te", b"trailer", b"proxy-connection"}
+)
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
 """Nothing is loaded from elsewhere, whatever a template or a library asks for."""
 MOST_BYTES = 32 * 1024 * 1024
@@ -40,7 +45,12 @@ MOST_BYTES = 32 * 1024 * 1024
 async def judge(principal: Principal, asked: Asked) -> None:
     require(principal, "monitors:read")
     if not any(asked.method == method and re.fullmatch(pattern, asked.path) for method, pattern in OPEN):
-        raise errors.Refused("request", f"{asked.method} {asked.path}", "is not opened here", "open a dashboard from the list at /services/dashboards/")
+        raise errors.Refused(
+            "request",
+            f"{asked.method} {asked.path}",
+            "is not opened here",
+            "open a dashboard from the list at /services/dashboards/",
+        )
 
 
 class Proxy:
@@ -48,7 +58,9 @@ class Proxy:
 
     def __init__(self, path: Path, prefix: str) -> None:
         self.path, self.prefix = path, prefix
-        self._http = httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(path)), timeout=httpx.Timeout(120, connect=5))
+        self._http = httpx.AsyncClient(
+            transport=httpx.AsyncHTTPTransport(uds=str(path)), timeout=httpx.Timeout(120, connect=5)
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -73,18 +85,31 @@ class Proxy:
 
     def _target(self, scope: Scope) -> str:
         query = scope.get("query_string", b"").decode("latin-1")
-        return self.prefix + scope["path"] + (f"?{query}" if query else "")
+        path: str = scope["path"]
+        return self.prefix + path + (f"?{query}" if query else "")
 
     async def _http_request(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(key, value) for key, value in scope["headers"] if key not in HOP_BY_HOP | {b"content-length"}]
         content = await _read(receive)
-        request = self._http.build_request(scope["method"], f"http://voila{self._target(scope)}", headers=headers, content=content)
+        request = self._http.build_request(
+            scope["method"], f"http://voila{self._target(scope)}", headers=headers, content=content
+        )
         try:
             answer = await self._http.send(request, stream=True)
         except httpx.TransportError:
             raise errors.Unavailable("dashboards", "", "are starting", "try again in some seconds") from None
-        pairs = [(key.lower(), value) for key, value in answer.headers.raw if key.lower() not in HOP_BY_HOP | {b"set-cookie", b"content-security-policy"}]
-        await send({"type": "http.response.start", "status": answer.status_code, "headers": [*pairs, (b"content-security-policy", POLICY.encode())]})
+        pairs = [
+            (key.lower(), value)
+            for key, value in answer.headers.raw
+            if key.lower() not in HOP_BY_HOP | {b"set-cookie", b"content-security-policy"}
+        ]
+        await send(
+            {
+                "type": "http.response.start",
+                "status": answer.status_code,
+                "headers": [*pairs, (b"content-security-policy", POLICY.encode())],
+            }
+        )
         async with _closing(answer):
             async for chunk in answer.aiter_raw():
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -98,7 +123,14 @@ class Proxy:
         uri = f"ws://{headers.get('host', 'voila')}{self._target(scope)}"
         try:
             connection = unix_connect(
-                str(self.path), uri, subprotocols=subprotocols, additional_headers=kept, max_size=MOST_BYTES, compression=None, proxy=None, user_agent_header=None
+                str(self.path),
+                uri,
+                subprotocols=subprotocols,
+                additional_headers=kept,
+                max_size=MOST_BYTES,
+                compression=None,
+                proxy=None,
+                user_agent_header=None,
             )
             async with connection as behind:
                 await send({"type": "websocket.accept", "subprotocol": behind.subprotocol})
@@ -112,7 +144,9 @@ async def _pump(behind: ClientConnection, receive: Receive, send: Send) -> None:
 
     async def outward() -> None:
         async for message in behind:
-            await send({"type": "websocket.send", **({"text": message} if isinstance(message, str) else {"bytes": message})})
+            await send(
+                {"type": "websocket.send", **({"text": message} if isinstance(message, str) else {"bytes": message})}
+            )
         await send({"type": "websocket.close", "code": 1000})
 
     async def inward() -> None:
@@ -158,7 +192,9 @@ def _text(headers: list[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
 
 
 def build(context: Context) -> ASGIApp:
-    login = Login("dashboards", context.hub_api, context.token("dashboards"), cache_seconds=context.settings.token_cache_seconds)
+    login = Login(
+        "dashboards", context.hub_api, context.token("dashboards"), cache_seconds=context.settings.token_cache_seconds
+    )
     proxy = Proxy(context.voila_socket(), login.prefix)
     return Gate(proxy, login, judge, ready=proxy.ready)
 

@@ -10,19 +10,30 @@ import sys
 from typing import Literal
 
 import psutil
+
 from cellwork.errors import CellworkError, Refused, Unavailable
 from cellwork.settings import Settings
 from cellwork.wire import Struct
-
 from cellwork_hub import preparation, supervisor
 from cellwork_hub.units import program
 
 EXTRAS = {
-    "hub": ("jupyterhub", "jupyterhub_traefik_proxy", "mlflow", "voila", "uvicorn", "starlette", "sqlalchemy", "duckdb", "websockets"),
+    "hub": (
+        "jupyterhub",
+        "jupyterhub_traefik_proxy",
+        "mlflow",
+        "voila",
+        "uvicorn",
+        "starlette",
+        "sqlalchemy",
+        "duckdb",
+        "websockets",
+    ),
     "jupyter": ("jupyterlab", "ipykernel", "ipywidgets", "dask", "feast", "sklearn", "skops"),
     "jobs": ("papermill",),
 }
 MEMORY_GB, DISK_GB = 2.5, 2.0
+TESTED = ((3, 11), (3, 12), (3, 13))
 
 
 class Check(Struct):
@@ -37,10 +48,14 @@ def can_start(chosen: Settings) -> None:
     for extra, modules in EXTRAS.items():
         for module in modules:
             if importlib.util.find_spec(module) is None:
-                raise Unavailable("extra", extra, f"is not installed (no module {module})", "run: pip install 'cellwork[all]'")
+                raise Unavailable(
+                    "extra", extra, f"is not installed (no module {module})", "run: pip install 'cellwork[all]'"
+                )
     program("traefik")
     if chosen.trust == "team":
-        raise Refused("setting trust", "team", "needs a login for each user, which this platform has not yet", "use personal")
+        raise Refused(
+            "setting trust", "team", "needs a login for each user, which this platform has not yet", "use personal"
+        )
     chosen.folder.ensure()
     preparation.one_user(chosen)
     preparation.public_port(chosen, preparation.known_ports(chosen.folder).get("public", 0))
@@ -53,9 +68,9 @@ def examine(chosen: Settings) -> list[Check]:
 
 def _python() -> Check:
     version = platform.python_version()
-    if sys.version_info >= (3, 11):
+    if sys.version_info[:2] in TESTED:
         return Check(name="Python", verdict="ok", found=version)
-    return Check(name="Python", verdict="missing", found=version, way_out="install Python 3.11 or newer")
+    return Check(name="Python", verdict="optional", found=version, way_out="3.11 to 3.13 are tested")
 
 
 def _extras() -> list[Check]:
@@ -63,7 +78,12 @@ def _extras() -> list[Check]:
     for extra, modules in EXTRAS.items():
         lacking = [module for module in modules if importlib.util.find_spec(module) is None]
         rows.append(
-            Check(name=f"extra {extra}", verdict="missing", found=f"no {', '.join(lacking)}", way_out=f"run: pip install 'cellwork[{extra}]'")
+            Check(
+                name=f"extra {extra}",
+                verdict="missing",
+                found=f"no {', '.join(lacking)}",
+                way_out=f"run: pip install 'cellwork[{extra}]'",
+            )
             if lacking
             else Check(name=f"extra {extra}", verdict="ok", found="installed")
         )
@@ -98,7 +118,12 @@ def _memory() -> Check:
     free = psutil.virtual_memory().available / 1e9
     if free >= MEMORY_GB:
         return Check(name="memory", verdict="ok", found=f"{free:.1f} GB free")
-    return Check(name="memory", verdict="missing", found=f"{free:.1f} GB free", way_out=f"free {MEMORY_GB} GB for the platform with one user")
+    return Check(
+        name="memory",
+        verdict="missing",
+        found=f"{free:.1f} GB free",
+        way_out=f"free {MEMORY_GB} GB for the platform with one user",
+    )
 
 
 def _disk(chosen: Settings) -> Check:
@@ -106,7 +131,12 @@ def _disk(chosen: Settings) -> Check:
     free = shutil.disk_usage(folder).free / 1e9
     if free >= DISK_GB:
         return Check(name="disk", verdict="ok", found=f"{free:.0f} GB free at {folder}")
-    return Check(name="disk", verdict="missing", found=f"{free:.1f} GB free at {folder}", way_out=f"free {DISK_GB:.0f} GB or set CELLWORK_HOME")
+    return Check(
+        name="disk",
+        verdict="missing",
+        found=f"{free:.1f} GB free at {folder}",
+        way_out=f"free {DISK_GB:.0f} GB or set CELLWORK_HOME",
+    )
 
 
 def _programs() -> list[Check]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 
-from cellwork import errors, ids
-from cellwork.wire.records import Principal
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cellwork import errors, ids
+from cellwork.wire.records import Principal
 from cellwork_hub.edge import canonical_path, problem_response, respond
 from cellwork_hub.login import Login
 
@@ -50,7 +50,14 @@ Rules = Callable[[Principal, Asked], Awaitable[None]]
 class Gate:
     """`rules` judge each request of somebody known; without rules the app judges by itself, and finds the principal in the scope."""
 
-    def __init__(self, app: ASGIApp, login: Login, rules: Rules | None = None, *, ready: Callable[[], Awaitable[bool]] | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        login: Login,
+        rules: Rules | None = None,
+        *,
+        ready: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
         self.app, self.login, self.rules, self.ready = app, login, rules, ready
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,7 +91,12 @@ class Gate:
             return
         if principal.kind == "nobody":
             scope["cellwork.anonymous"] = True
-            raise errors.Refused("request", "", "carries no valid credential", "send 'Authorization: Bearer <token>' with a token of the hub")
+            raise errors.Refused(
+                "request",
+                "",
+                "carries no valid credential",
+                "send 'Authorization: Bearer <token>' with a token of the hub",
+            )
         asked = Asked(scope, path, receive)
         await self.rules(principal, asked)
         await self.app(_handed_on(scope, path), asked.replay, send)
@@ -97,7 +109,12 @@ class Gate:
 
 def require(principal: Principal, scope: str) -> None:
     if scope not in principal.scopes:
-        raise errors.Refused(f"{principal.kind} {principal.name!r}", scope, "is a scope it does not have", "ask an admin for a role with that scope")
+        raise errors.Refused(
+            f"{principal.kind} {principal.name!r}",
+            scope,
+            "is a scope it does not have",
+            "ask an admin for a role with that scope",
+        )
 
 
 def _handed_on(scope: Scope, path: str) -> Scope:
@@ -106,6 +123,8 @@ def _handed_on(scope: Scope, path: str) -> Scope:
 
 
 async def _redirect(send: Send, headers: list[tuple[str, str]]) -> None:
-    pairs = [(k.encode(), v.encode("latin-1")) for k, v in [("content-length", "0"), ("cache-control", "no-store"), *headers]]
+    pairs = [
+        (k.encode(), v.encode("latin-1")) for k, v in [("content-length", "0"), ("cache-control", "no-store"), *headers]
+    ]
     await send({"type": "http.response.start", "status": 302, "headers": pairs})
     await send({"type": "http.response.body", "body": b""})

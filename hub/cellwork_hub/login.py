@@ -14,12 +14,12 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import httpx
 import msgspec
-from cellwork import errors
-from cellwork.wire import PREFIX, Struct
-from cellwork.wire.records import Principal
 from cryptography.fernet import Fernet, InvalidToken
 from starlette.types import Scope
 
+from cellwork import errors
+from cellwork.wire import PREFIX, Struct
+from cellwork.wire.records import Principal
 from cellwork_hub.auth import NOBODY, HubTokens, bearer
 from cellwork_hub.route import Malformed
 
@@ -77,8 +77,17 @@ class Login:
         origin, host = _header(scope, b"origin"), _header(scope, b"host")
         site, referer = _header(scope, b"sec-fetch-site"), _header(scope, b"referer")
         ours = bool(origin) and urlsplit(origin).netloc == host
-        if not ours or site not in ("", "same-origin") or (referer and not urlsplit(referer).path.startswith(self.prefix + "/")):
-            raise errors.Refused("request", origin or site, "does not come from a page of this service", "open the page at the platform's own address")
+        if (
+            not ours
+            or site not in ("", "same-origin")
+            or (referer and not urlsplit(referer).path.startswith(self.prefix + "/"))
+        ):
+            raise errors.Refused(
+                "request",
+                origin or site,
+                "does not come from a page of this service",
+                "open the page at the platform's own address",
+            )
 
     def wants_page(self, scope: Scope) -> bool:
         """Whether a person waits for a page, who can log in; a program gets 401."""
@@ -91,7 +100,14 @@ class Login:
         query = scope.get("query_string", b"").decode("latin-1")
         started = _Started(state=state, next=self.prefix + path + (f"?{query}" if query else ""))
         sealed = self._seal.encrypt(msgspec.json.encode(started)).decode()
-        asked = urlencode({"client_id": f"service-{self.service}", "redirect_uri": self._callback, "response_type": "code", "state": state})
+        asked = urlencode(
+            {
+                "client_id": f"service-{self.service}",
+                "redirect_uri": self._callback,
+                "response_type": "code",
+                "state": state,
+            }
+        )
         return [
             ("location", f"/hub/api/oauth2/authorize?{asked}"),
             ("set-cookie", self._set_cookie(scope, self._state_cookie(state), sealed, LOGIN_SECONDS)),
@@ -111,7 +127,12 @@ class Login:
         opened = self._open(cookies.get(name, ""), LOGIN_SECONDS)
         started = msgspec.json.decode(opened, type=_Started) if opened else _Started(state="", next="")
         if "code" not in query or not state or not secrets.compare_digest(started.state, state):
-            raise Malformed("login", query.get("error", ""), "was not started by this browser, or too long ago", f"start again at {self.prefix}/")
+            raise Malformed(
+                "login",
+                query.get("error", ""),
+                "was not started by this browser, or too long ago",
+                f"start again at {self.prefix}/",
+            )
         token = await self._exchange(query["code"])
         principal = await self.tokens.principal(token, session=cookies.get(SESSION_COOKIE, ""), browser=True)
         if principal.kind == "nobody":
@@ -142,7 +163,9 @@ class Login:
             async with httpx.AsyncClient(timeout=10, trust_env=False) as http:
                 answer = await http.post(f"{self.hub_api}/oauth2/token", data=form)
         except httpx.TransportError as error:
-            raise errors.Unavailable("hub", self.hub_api, f"does not answer ({type(error).__name__})", "try again in some seconds") from None
+            raise errors.Unavailable(
+                "hub", self.hub_api, f"does not answer ({type(error).__name__})", "try again in some seconds"
+            ) from None
         if answer.status_code != 200:
             raise Malformed("login", answer.status_code, "is not accepted by the hub", f"start again at {self.prefix}/")
         return str(answer.json()["access_token"])

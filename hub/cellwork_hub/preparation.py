@@ -9,11 +9,11 @@ import secrets
 import socket
 
 import psutil
+
 from cellwork import files
 from cellwork.errors import BadInput, Conflict
 from cellwork.home import Home
 from cellwork.settings import Settings
-
 from cellwork_hub.context import SERVICES
 
 INTERNAL = ("hub", "proxy-api", *SERVICES)
@@ -33,7 +33,9 @@ def ports(settings: Settings) -> dict[str, int]:
     chosen = {"public": public_port(settings, known_ports(home).get("public", 0))}
     for name in INTERNAL:
         last = known_ports(home).get(name, 0)
-        chosen[name] = last if last and last not in chosen.values() and is_free("127.0.0.1", last) else _any_port(chosen)
+        chosen[name] = (
+            last if last and last not in chosen.values() and is_free("127.0.0.1", last) else _any_port(chosen)
+        )
     files.write(home.ports(), json.dumps(chosen), mode=0o600)
     return chosen
 
@@ -74,7 +76,10 @@ def holder(port: int) -> str:
     """Return who listens on `port`, as far as this account may know."""
     try:
         pids = {c.pid for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port}
-        return ", ".join(f"{psutil.Process(pid).name()} (pid {pid})" for pid in sorted(p for p in pids if p)) or "another program"
+        return (
+            ", ".join(f"{psutil.Process(pid).name()} (pid {pid})" for pid in sorted(p for p in pids if p))
+            or "another program"
+        )
     except psutil.Error:
         return "another program"
 

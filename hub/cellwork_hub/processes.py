@@ -15,6 +15,8 @@ from collections.abc import Collection, Sequence
 import psutil
 
 MARKER = "CELLWORK_INSTANCE"
+UNIT = "CELLWORK_UNIT"
+"""Which of the supervisor's units a process belongs to; user servers, which outlive the hub, are not given it."""
 SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
@@ -22,14 +24,16 @@ def new_instance() -> str:
     return secrets.token_hex(8)
 
 
-def of_instance(instance: str, *, without: Collection[int] = ()) -> list[psutil.Process]:
-    """Return the living processes of `instance`, this one and those in `without` left out."""
+def of_instance(instance: str, *, unit: str = "", without: Collection[int] = ()) -> list[psutil.Process]:
+    """Return the living processes of `instance` (of its `unit` alone, if given), this one and those in `without` left out."""
     found = []
     for process in psutil.process_iter():
         if process.pid == os.getpid() or process.pid in without:
             continue
         try:
-            if process.environ().get(MARKER) == instance and process.status() != psutil.STATUS_ZOMBIE:
+            environ = process.environ()
+            ours = environ.get(MARKER) == instance and unit in ("", environ.get(UNIT))
+            if ours and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except (psutil.Error, OSError):  # it ended while we looked, or is another account's
             continue
@@ -57,11 +61,17 @@ def end_instance(instance: str, grace: float, *, without: Collection[int] = ()) 
     return count
 
 
+def end_unit(instance: str, unit: str) -> None:
+    """Kill what a dead unit left behind: workers and kernels in process groups of their own."""
+    for process in of_instance(instance, unit=unit):
+        _signal(process, kill=True)
+
+
 def alive(pid: int, created: float) -> bool:
     """Whether the process that had `pid` at its start at `created` (seconds since 1970) still runs."""
     try:
         process = psutil.Process(pid)
-        return abs(process.create_time() - created) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        return bool(abs(process.create_time() - created) < 1 and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
         return False
 

@@ -16,16 +16,17 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import msgspec
+
 from cellwork import files, settings
 from cellwork.errors import CellworkError
 from cellwork.home import Home
 from cellwork.settings import Settings
 from cellwork.wire import Struct
 from cellwork.wire.records import ServiceStatus
-
 from cellwork_hub import preparation, processes
 from cellwork_hub.units import Unit, environment, platform_units
 
@@ -92,13 +93,22 @@ class Child:
 
     def status(self) -> ServiceStatus:
         pid = self.process.pid if self.process else 0
-        return ServiceStatus(name=self.unit.name, state=self.state, pid=pid, port=self.unit.port, restarts=self.restarts, message=self.message)
+        return ServiceStatus(
+            name=self.unit.name,
+            state=self.state,
+            pid=pid,
+            port=self.unit.port,
+            restarts=self.restarts,
+            message=self.message,
+        )
 
 
 class Supervisor:
     """Runs `units` until it is told to stop. Every path lies under `home`; children get `environ` and nothing else."""
 
-    def __init__(self, home: Home, units: Sequence[Unit], environ: dict[str, str], *, port: int = 0, ready_seconds: float = 90) -> None:
+    def __init__(
+        self, home: Home, units: Sequence[Unit], environ: dict[str, str], *, port: int = 0, ready_seconds: float = 90
+    ) -> None:
         self.home, self.environ, self.port, self.ready_seconds = home, environ, port, ready_seconds
         self.instance = environ[processes.MARKER]
         self.children = {unit.name: Child(unit) for unit in units}
@@ -150,7 +160,7 @@ class Supervisor:
         with path.open("ab") as output:
             child.process = subprocess.Popen(
                 child.unit.command,
-                env={**self.environ, **child.unit.environ},
+                env={**self.environ, processes.UNIT: child.unit.name},
                 cwd=self.home.root,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -177,6 +187,7 @@ class Supervisor:
         rapid = time.monotonic() - child.started < RAPID_SECONDS
         child.failures = child.failures + 1 if rapid else 1
         processes.end_group(child.process.pid)
+        processes.end_unit(self.instance, child.unit.name)
         child.process, child.state, child.restarts = None, "starting", child.restarts + 1
         child.message = how
         if child.failures >= RAPID_FAILURES:
@@ -228,7 +239,16 @@ class Supervisor:
         services = [child.status() for child in self.children.values()]
         if services != self._told:
             self._told = services
-            write_board(self.home, Board(instance=self.instance, pid=os.getpid(), created=processes.created(os.getpid()), port=self.port, services=services))
+            write_board(
+                self.home,
+                Board(
+                    instance=self.instance,
+                    pid=os.getpid(),
+                    created=processes.created(os.getpid()),
+                    port=self.port,
+                    services=services,
+                ),
+            )
 
 
 def write_board(home: Home, board: Board) -> None:
@@ -249,12 +269,9 @@ def _exit_text(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-def _rotate(path: os.PathLike[str]) -> None:
-    try:
-        if os.stat(path).st_size > ROTATE_BYTES:
-            os.replace(path, f"{os.fspath(path)}.1")
-    except FileNotFoundError:
-        return
+def _rotate(path: Path) -> None:
+    if path.exists() and path.stat().st_size > ROTATE_BYTES:
+        path.replace(path.with_suffix(".log.1"))
 
 
 def supervise(chosen: Settings) -> int:
@@ -271,7 +288,17 @@ def supervise(chosen: Settings) -> int:
         try:
             supervisor = _prepared(chosen)
         except CellworkError as error:
-            write_board(home, Board(instance="", pid=os.getpid(), created=processes.created(os.getpid()), port=0, services=[], error=str(error)))
+            write_board(
+                home,
+                Board(
+                    instance="",
+                    pid=os.getpid(),
+                    created=processes.created(os.getpid()),
+                    port=0,
+                    services=[],
+                    error=str(error),
+                ),
+            )
             raise
 
         def stop(number: int, frame: object) -> None:
@@ -288,7 +315,9 @@ def _prepared(chosen: Settings) -> Supervisor:
     ports = preparation.ports(chosen)
     preparation.write_proxy(chosen, ports)
     environ = environment(chosen, processes.new_instance())
-    return Supervisor(chosen.folder, platform_units(chosen, ports), environ, port=ports["public"], ready_seconds=chosen.ready_seconds)
+    return Supervisor(
+        chosen.folder, platform_units(chosen, ports), environ, port=ports["public"], ready_seconds=chosen.ready_seconds
+    )
 
 
 def end_leftovers(home: Home) -> None:

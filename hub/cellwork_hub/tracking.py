@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
+from starlette.types import ASGIApp
+
 from cellwork import errors
 from cellwork.home import Home
 from cellwork.wire.records import Principal
-from starlette.types import ASGIApp
-
 from cellwork_hub.context import Context
 from cellwork_hub.edge import serve
 from cellwork_hub.gate import Asked, Gate, require
@@ -85,7 +85,9 @@ async def check_alias(asked: Asked, match: re.Match[str]) -> None:
     message = SetRegisteredModelAlias() if asked.method == "POST" else DeleteRegisteredModelAlias()
     alias = await field(asked, message, "alias")
     if alias.lower() in RESERVED_ALIASES:
-        raise errors.Refused("alias", alias, "is set by evaluation and deployment only", "use: cellwork model promote, or another alias")
+        raise errors.Refused(
+            "alias", alias, "is set by evaluation and deployment only", "use: cellwork model promote, or another alias"
+        )
 
 
 async def check_experiment(asked: Asked, match: re.Match[str]) -> None:
@@ -102,7 +104,9 @@ async def check_version(asked: Asked, match: re.Match[str]) -> None:
 
 def _check_location(location: str, *, empty: bool) -> None:
     if not (location.startswith(LOCATIONS) or (empty and not location)):
-        raise errors.Refused("artifact location", location, "is not the platform's", "leave it out, or log the model in a run first")
+        raise errors.Refused(
+            "artifact location", location, "is not the platform's", "leave it out, or log the model in a run first"
+        )
 
 
 async def check_artifact(asked: Asked, match: re.Match[str]) -> None:
@@ -110,7 +114,9 @@ async def check_artifact(asked: Asked, match: re.Match[str]) -> None:
     path = match["path"].strip("/")
     for folder in registered_folders():
         if path == folder or path.startswith(folder + "/") or folder.startswith(path + "/"):
-            raise errors.Refused("artifact", path, "belongs to a registered version", "log a new model and register that")
+            raise errors.Refused(
+                "artifact", path, "belongs to a registered version", "log a new model and register that"
+            )
 
 
 def registered_folders() -> list[str]:
@@ -121,24 +127,51 @@ def registered_folders() -> list[str]:
     with _get_model_registry_store().ManagedSessionMaker() as session:
         rows = session.query(SqlModelVersion.storage_location, SqlModelVersion.source).all()
     prefix = "mlflow-artifacts:/"
-    return [location[len(prefix) :].strip("/") for row in rows for location in row if location and location.startswith(prefix)]
+    return [
+        location[len(prefix) :].strip("/")
+        for row in rows
+        for location in row
+        if location and location.startswith(prefix)
+    ]
 
 
 RULES = (
     _rule("GET", r"/|/version|/static-files/.+", "models:read"),
     _rule("GET", API3 + r"/server-info", "models:read"),
-    _rule("GET", API + r"/(?:artifacts/list|experiments/(?:get|get-by-name|search)|runs/get|metrics/get-history(?:-bulk|-bulk-interval)?)", "models:read"),
-    _rule("GET", API + r"/(?:registered-models/(?:alias|get|get-latest-versions|search)|model-versions/(?:get|get-download-uri|search))", "models:read"),
+    _rule(
+        "GET",
+        API
+        + r"/(?:artifacts/list|experiments/(?:get|get-by-name|search)|runs/get|metrics/get-history(?:-bulk|-bulk-interval)?)",
+        "models:read",
+    ),
+    _rule(
+        "GET",
+        API
+        + r"/(?:registered-models/(?:alias|get|get-latest-versions|search)|model-versions/(?:get|get-download-uri|search))",
+        "models:read",
+    ),
     _rule("GET", API + r"/logged-models/[\w-]+(?:/artifacts/(?:directories|files))?", "models:read"),
-    _rule("POST", API + r"/(?:experiments/(?:search|search-datasets)|runs/search|logged-models/search|registered-models/get-latest-versions)", "models:read"),
+    _rule(
+        "POST",
+        API
+        + r"/(?:experiments/(?:search|search-datasets)|runs/search|logged-models/search|registered-models/get-latest-versions)",
+        "models:read",
+    ),
     _rule("GET", API3 + r"/(?:traces/get|datasets/search)", "models:read"),
     _rule("POST", API3 + r"/(?:traces/search|datasets/search)", "models:read"),
     _rule("POST", r"/graphql", "models:read"),
     _rule("GET", ARTIFACTS + r"(?:/.+)?", "models:read"),
     _rule("GET", r"/get-artifact|/model-versions/get-artifact", "models:read"),
     _rule("POST", API + r"/experiments/create", "models:write", check_experiment),
-    _rule("POST", API + r"/experiments/(?:update|delete|restore|set-experiment-tag|delete-experiment-tag)", "models:write"),
-    _rule("POST", API + r"/runs/(?:create|update|delete|restore|set-tag|delete-tag|outputs|log-(?:batch|metric|parameter|inputs|model))", "models:write"),
+    _rule(
+        "POST", API + r"/experiments/(?:update|delete|restore|set-experiment-tag|delete-experiment-tag)", "models:write"
+    ),
+    _rule(
+        "POST",
+        API
+        + r"/runs/(?:create|update|delete|restore|set-tag|delete-tag|outputs|log-(?:batch|metric|parameter|inputs|model))",
+        "models:write",
+    ),
     _rule("POST", API + r"/logged-models(?:/[\w-]+/params)?", "models:write"),
     _rule("PATCH", API + r"/logged-models/[\w-]+(?:/tags)?", "models:write"),
     _rule("DELETE", API + r"/logged-models/[\w-]+/tags/[^/]+", "models:write"),
@@ -163,10 +196,20 @@ async def judge(principal: Principal, asked: Asked) -> None:
         if match and asked.method in rule.methods.split():
             break
     else:
-        raise errors.Refused("request", f"{asked.method} {asked.path}", "is not opened here", "the platform opens tracking, registry and artifacts")
+        raise errors.Refused(
+            "request",
+            f"{asked.method} {asked.path}",
+            "is not opened here",
+            "the platform opens tracking, registry and artifacts",
+        )
     platform = principal.kind == "service" and principal.name == PLATFORM
     if not rule.scope and not platform:
-        raise errors.Refused("request", f"{asked.method} {asked.path}", "is the platform's alone", "what is registered stays, so that predictions can be traced")
+        raise errors.Refused(
+            "request",
+            f"{asked.method} {asked.path}",
+            "is the platform's alone",
+            "what is registered stays, so that predictions can be traced",
+        )
     if rule.scope:
         require(principal, rule.scope)
     if rule.guard and not platform:
@@ -193,7 +236,9 @@ def mlflow_app(home: Home, database_url: str) -> ASGIApp:
 
 
 def build(context: Context) -> ASGIApp:
-    login = Login("mlflow", context.hub_api, context.token("mlflow"), cache_seconds=context.settings.token_cache_seconds)
+    login = Login(
+        "mlflow", context.hub_api, context.token("mlflow"), cache_seconds=context.settings.token_cache_seconds
+    )
     return Gate(mlflow_app(context.home, context.database_url("mlflow")), login, judge)
 
 

@@ -6,18 +6,22 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from cellwork.errors import NotFound, Unavailable
 from cellwork.settings import Settings
-
 from cellwork_hub import processes
 from cellwork_hub.context import SERVICES
 
 MODULES = {"cellwork": "cellwork_hub.platform"} | {
     name: f"cellwork_hub.{module}"
-    for name, module in (("mlflow", "tracking"), ("jobs", "jobs"), ("inference", "inference"), ("dashboards", "dashboards"))
+    for name, module in (
+        ("mlflow", "tracking"),
+        ("jobs", "jobs"),
+        ("inference", "inference"),
+        ("dashboards", "dashboards"),
+    )
 }
 NEVER_HANDED_ON = ("CELLWORK_", "JUPYTERHUB_", "JPY_", "MLFLOW_", "PYTHONDONTWRITEBYTECODE")
 """Prefixes of variables that belong to whoever called `cellwork up`, perhaps a notebook of another platform."""
@@ -39,7 +43,6 @@ class Unit:
     port: int = 0
     grace: float = 15.0
     """Seconds between SIGTERM and SIGKILL."""
-    environ: Mapping[str, str] = field(default_factory=dict)
 
 
 def platform_units(settings: Settings, ports: Mapping[str, int]) -> list[Unit]:
@@ -50,7 +53,7 @@ def platform_units(settings: Settings, ports: Mapping[str, int]) -> list[Unit]:
     units.append(Unit("proxy", traefik, (f"http://127.0.0.1:{ports['proxy-api']}/ping",), port=ports["public"]))
     routes = (f"{public}/hub/health", *(f"{public}/services/{name}/health/live" for name in SERVICES))
     hub = (sys.executable, "-m", "jupyterhub", "-f", str(hub_config()))
-    units.append(Unit("hub", hub, routes, after=(*SERVICES, "proxy"), port=ports["hub"]))
+    units.append(Unit("hub", hub, routes, after=("proxy",), port=ports["hub"]))
     dashboards = (sys.executable, "-m", "cellwork_hub.voila")
     units.append(Unit("voila", dashboards, (f"http://127.0.0.1:{ports['dashboards']}/health/ready",), after=("hub",)))
     runner = (sys.executable, "-m", "cellwork_hub.jobs.runners.process")
@@ -59,7 +62,9 @@ def platform_units(settings: Settings, ports: Mapping[str, int]) -> list[Unit]:
 
 
 def _service(name: str, port: int) -> Unit:
-    ready = (f"http://127.0.0.1:{port}/health/{'live' if name == 'dashboards' else 'ready'}",)  # Voila comes after the hub
+    ready = (
+        f"http://127.0.0.1:{port}/health/{'live' if name == 'dashboards' else 'ready'}",
+    )  # Voila comes after the hub
     return Unit(name, (sys.executable, "-m", MODULES[name]), ready, port=port)
 
 
@@ -69,7 +74,9 @@ def hub_config() -> Path:
     for candidate in (package / "jupyterhub_config.py", package.parent / "jupyterhub_config.py"):
         if candidate.is_file():
             return candidate
-    raise NotFound("file", "jupyterhub_config.py", "is neither in the package nor in a checkout", "install cellwork again")
+    raise NotFound(
+        "file", "jupyterhub_config.py", "is neither in the package nor in a checkout", "install cellwork again"
+    )
 
 
 def program(name: str) -> str:

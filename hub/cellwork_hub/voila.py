@@ -12,8 +12,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cellwork import assets
-from cellwork.wire import PREFIX
 from tornado.httpserver import HTTPServer
 from tornado.ioloop import IOLoop
 from tornado.netutil import bind_sockets, bind_unix_socket
@@ -22,6 +20,8 @@ from traitlets.config import Config
 from voila.app import Voila
 from voila.request_info_handler import RequestInfoSocketHandler
 
+from cellwork import assets
+from cellwork.wire import PREFIX
 from cellwork_hub import processes
 from cellwork_hub.context import Context
 
@@ -47,7 +47,9 @@ class OwnVoila(Voila):  # type: ignore[misc]
         """Open the kernels' port first: the first kernels start in here."""
         sockets = bind_sockets(0, "127.0.0.1")
         self.port = sockets[0].getsockname()[1]
-        HTTPServer(Application([(rf"{re.escape(self.server_url)}voila/query/{KERNEL_ID}", RequestInfoSocketHandler)])).add_sockets(sockets)
+        HTTPServer(
+            Application([(rf"{re.escape(self.server_url)}voila/query/{KERNEL_ID}", RequestInfoSocketHandler)])
+        ).add_sockets(sockets)
         settings: dict[str, Any] = super().init_settings()
         return settings
 
@@ -57,7 +59,10 @@ def configuration(kernels: int) -> Config:
     c = Config()
     c.Voila.base_url = c.Voila.server_url = f"{PREFIX['dashboards']}/"
     c.Voila.open_browser = False
-    c.Voila.tornado_settings = {"disable_check_xsrf": True, "mathjax_url": ""}  # the gate checks the origin and strips cookies
+    c.Voila.tornado_settings = {
+        "disable_check_xsrf": True,
+        "mathjax_url": "",
+    }  # the gate checks the origin and strips cookies
     c.VoilaConfiguration.allow_template_override = "NO"
     c.VoilaConfiguration.allow_theme_override = "NO"
     c.VoilaConfiguration.classic_tree = True

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import httpx
 import uvicorn
+from starlette.types import Scope
+
 from cellwork import db, scopes
 from cellwork.client import Client
 from cellwork.home import Home
@@ -25,7 +27,6 @@ from cellwork.wire.records import Event, Principal
 from cellwork_hub.auth import NOBODY, bearer
 from cellwork_hub.jobs import app
 from cellwork_hub.jobs.store import State
-from starlette.types import Scope
 
 USERS = {
     "ada-token": Principal(kind="user", name="ada", scopes=scopes.ROLES["author"]),

@@ -6,7 +6,6 @@ from typing import Any
 
 from cellwork import scopes
 from cellwork.settings import Settings
-
 from cellwork_hub.context import SERVICES
 
 SERVICE_SCOPES: dict[str, tuple[frozenset[str], tuple[str, ...]]] = {
@@ -17,7 +16,10 @@ SERVICE_SCOPES: dict[str, tuple[frozenset[str], tuple[str, ...]]] = {
     "mlflow": (frozenset(), ()),
     "dashboards": (scopes.READ, ()),
     "runner": (frozenset({"runs:execute", "jobs:read"}), ()),
-    "cli": (scopes.ROLES["admin"], ("admin:servers", "tokens", "list:users", "read:users", "read:hub", "access:services")),
+    "cli": (
+        scopes.ROLES["admin"],
+        ("admin:servers", "tokens", "list:users", "read:users", "read:hub", "access:services"),
+    ),
 }
 OWNER = scopes.ROLES["deployer"]
 """What the one user of `personal` trust may do."""

@@ -7,7 +7,6 @@ from typing import Any
 from cellwork import files, scopes
 from cellwork.settings import Settings
 from cellwork.wire import PREFIX
-
 from cellwork_hub.config.roles import to_hub
 from cellwork_hub.context import SERVICES
 

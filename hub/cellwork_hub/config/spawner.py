@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jupyterhub.spawner import LocalProcessSpawner
+
 from cellwork import assets
 from cellwork.errors import NotFound
 from cellwork.settings import Settings
 from cellwork.wire import PREFIX
-from jupyterhub.spawner import LocalProcessSpawner
-
 from cellwork_hub import processes
 from cellwork_hub.units import reachable
 
@@ -36,7 +36,11 @@ class AccountSpawner(LocalProcessSpawner):  # type: ignore[misc]
         return None
 
     def user_env(self, env: dict[str, str]) -> dict[str, str]:
-        kept = {key: os.environ[key] for key in ("HOME", "USER", "SHELL", "TMPDIR", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE") if key in os.environ}
+        kept = {
+            key: os.environ[key]
+            for key in ("HOME", "USER", "SHELL", "TMPDIR", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+            if key in os.environ
+        }
         return {**env, **kept}
 
     async def start(self) -> tuple[str, int]:

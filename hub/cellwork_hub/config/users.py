@@ -6,11 +6,11 @@ from pathlib import Path
 from secrets import compare_digest
 from typing import Any
 
-from cellwork import files
-from cellwork.settings import Settings
 from jupyterhub.auth import Authenticator
 from traitlets import Unicode
 
+from cellwork import files
+from cellwork.settings import Settings
 from cellwork_hub.preparation import one_user
 
 NOTICE = (

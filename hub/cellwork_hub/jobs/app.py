@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from cellwork import db
-from cellwork.wire.records import Principal
 from starlette.types import Scope
 
+from cellwork import db
+from cellwork.wire.records import Principal
 from cellwork_hub import records
 from cellwork_hub.auth import HubTokens
 from cellwork_hub.context import Context

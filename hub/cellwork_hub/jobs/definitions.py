@@ -5,18 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from sqlalchemy import Connection, text
+
 from cellwork import clock, ids
 from cellwork.errors import BadInput
 from cellwork.jobs import schedule
 from cellwork.runs import parameters
 from cellwork.wire.jobs import Job, JobRequest, Schedule
-from sqlalchemy import Connection, text
-
 from cellwork_hub import records
 from cellwork_hub.jobs import store
 from cellwork_hub.jobs.store import State
 from cellwork_hub.route import Call, Route
 
+BY_NAME = (
+    "SELECT * FROM jobs WHERE (:project = '' OR project = :project) AND project || '/' || name > :cursor "
+    "ORDER BY project || '/' || name LIMIT :limit"
+)
 CHANGES = (
     "notebook",
     "notebook_sha256",
@@ -60,9 +64,7 @@ def ensure(state: State, call: Call, request: JobRequest) -> Job:
         "timeout_seconds": request.timeout_seconds, "retries": request.retries, "concurrency": request.concurrency,
     }  # fmt: skip
     with state.engine.begin() as db:
-        found = store.one(
-            db, "SELECT * FROM jobs WHERE project = :p AND name = :n", p=request.project, n=request.name
-        )
+        found = store.one(db, "SELECT * FROM jobs WHERE project = :p AND name = :n", p=request.project, n=request.name)
         if found is not None and all(found[key] == wanted[key] for key in CHANGES):
             return store.as_job(found)
         who, granted = store.owner(state, call.principal)
@@ -103,10 +105,8 @@ def pause(state: State, call: Call, *, paused: bool) -> Job:
         row = store.job_row(db, call.path["project"], call.path["name"])
         if bool(row["paused"]) != paused:
             due = store.due_after(msgspec.json.decode(row["schedule"], type=Schedule), clock.now())
-            db.execute(
-                text("UPDATE jobs SET paused = :paused, since = :now, next_due = :due WHERE id = :id"),
-                {"paused": int(paused), "now": store.now(), "due": due, "id": row["id"]},
-            )
+            change = "UPDATE jobs SET paused = :paused, since = :now, next_due = :due WHERE id = :id"
+            store.write(db, change, paused=int(paused), now=store.now(), due=due, id=row["id"])
             name = f"{row['project']}/{row['name']}"
             records.event(db, "job.changed", row["project"], name, paused=paused)
             records.audit(
@@ -120,29 +120,19 @@ def remove(state: State, call: Call) -> None:
     with state.engine.begin() as db:
         row = store.job_row(db, call.path["project"], call.path["name"])
         name = f"{row['project']}/{row['name']}"
-        waiting = (
-            db.execute(text("SELECT id FROM runs WHERE job_id = :id AND state = 'queued'"), {"id": row["id"]})
-            .scalars()
-            .all()
-        )
-        for run in waiting:
-            db.execute(text("UPDATE runs SET state = 'stopped' WHERE id = :id"), {"id": run})
-            records.event(db, "run.stopped", row["project"], run, job=name)
-        db.execute(text("DELETE FROM jobs WHERE id = :id"), {"id": row["id"]})
+        for run in store.select(db, "SELECT id FROM runs WHERE job_id = :id AND state = 'queued'", id=row["id"]):
+            store.write(db, "UPDATE runs SET state = 'stopped' WHERE id = :id", id=run["id"])
+            records.event(db, "run.stopped", row["project"], run["id"], job=name)
+        store.write(db, "DELETE FROM jobs WHERE id = :id", id=row["id"])
         records.event(db, "job.changed", row["project"], name, removed=True)
         records.audit(db, call, "job.remove", name, before=store.as_job(row))
 
 
 def listing(state: State, call: Call) -> list[Job]:
-    limit = call.limit()
+    limit, project, cursor = call.limit(), call.query.get("project", ""), call.query.get("cursor", "")
     with state.engine.connect() as db:
-        rows = db.execute(
-            text(
-                "SELECT * FROM jobs WHERE (:p = '' OR project = :p) AND project || '/' || name > :cursor ORDER BY project || '/' || name LIMIT :limit"
-            ),
-            {"p": call.query.get("project", ""), "cursor": call.query.get("cursor", ""), "limit": limit},
-        )
-        jobs = [store.as_job(row) for row in rows.mappings()]
+        rows = store.select(db, BY_NAME, project=project, cursor=cursor, limit=limit)
+    jobs = [store.as_job(row) for row in rows]
     if len(jobs) == limit:
         call.next_page(f"{jobs[-1].project}/{jobs[-1].name}")
     return jobs

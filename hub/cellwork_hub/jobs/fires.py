@@ -9,66 +9,63 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
+from itertools import takewhile
 from typing import Any
 
 import msgspec
+from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
+
 from cellwork import clock, ids
 from cellwork.errors import BadInput, CellworkError
 from cellwork.jobs import schedule
 from cellwork.runs import parameters
 from cellwork.wire.jobs import Schedule
 from cellwork.wire.records import Event
-from sqlalchemy import Connection, text
-from sqlalchemy.exc import OperationalError
-
 from cellwork_hub import records
-from cellwork_hub.jobs import claims, runs, store
+from cellwork_hub.jobs import attempts, runs, store
 from cellwork_hub.jobs.store import Events, State
-from cellwork_hub.records import moment
+from cellwork_hub.records import micros, moment
 
 log = logging.getLogger("cellwork.jobs")
 
 TICK_SECONDS = 0.5
 FOLLOW_SECONDS = 1.0
 CURSOR = "cellwork"
+DUE = "SELECT * FROM jobs WHERE paused = 0 AND next_due <= :now"
 
 
-def last_due(plan: Schedule, first: datetime, now: datetime) -> tuple[datetime, int]:
-    """Return the last time `plan` was due from `first` (a due time) up to `now`, and how many came before it."""
-    last, skipped = first, 0
-    for due in clock.fires(plan.cron, first, plan.timezone):
-        if due > now:
-            break
-        last, skipped = due, skipped + 1
-    return last, skipped
+def last_due(plan: Schedule, first: datetime, now: datetime) -> datetime:
+    """Return the last time `plan` was due up to `now`; `first`, a due time, if none came after it.
+
+    It looks back an hour, a day, and so on, so that an absence of a year costs no more than one of a day.
+    """
+    for days in (1 / 24, 1, 32, 366, 366 * 30):
+        start = max(first, now - timedelta(days=days))
+        found = list(takewhile(lambda due: due <= now, clock.fires(plan.cron, start, plan.timezone)))
+        if found or start == first:
+            return found[-1] if found else first
+    return first
 
 
 def tick(state: State) -> int:
     """Fire what is due by the clock; returns how many runs were queued."""
-    fired = 0
+    fired, now = 0, clock.now()
     with state.engine.begin() as db:
-        now = clock.now()
-        due = (
-            db.execute(text("SELECT * FROM jobs WHERE paused = 0 AND next_due <= :now"), {"now": records.micros(now)})
-            .mappings()
-            .all()
-        )
-        for job in due:
+        for job in store.select(db, DUE, now=micros(now)):
             plan = msgspec.json.decode(job["schedule"], type=Schedule)
-            last, skipped = last_due(plan, moment(job["next_due"]), now)
-            if skipped:
+            due = micros(last_due(plan, moment(job["next_due"]), now))
+            if due != job["next_due"]:
                 log.warning(
-                    "job %s/%s: %d missed times before %s are not made up for",
+                    "job %s/%s: missed since %s; only its last time is made up for",
                     job["project"],
                     job["name"],
-                    skipped,
-                    last,
+                    moment(job["next_due"]),
                 )
-            fired += fire(state, db, job, records.micros(last), "schedule")
-            db.execute(
-                text("UPDATE jobs SET next_due = :due WHERE id = :id"),
-                {"due": store.due_after(plan, now), "id": job["id"]},
+            fired += fire(state, db, job, due, "schedule")
+            store.write(
+                db, "UPDATE jobs SET next_due = :due WHERE id = :id", due=store.due_after(plan, now), id=job["id"]
             )
     if fired:
         state.bell.ring()
@@ -79,21 +76,19 @@ def take_events(state: State, events: Iterable[Event]) -> int:
     """Fire the jobs that wait for `events` and move the cursor past them, in one transaction; returns how many runs were queued."""
     fired, last = 0, 0
     with state.engine.begin() as db:
-        jobs = [dict(job) for job in db.execute(text("SELECT * FROM jobs WHERE paused = 0")).mappings()]
+        jobs = store.select(db, "SELECT * FROM jobs WHERE paused = 0")
         plans = [(job, plan) for job in jobs if (plan := msgspec.json.decode(job["schedule"], type=Schedule)).event]
         for event in events:
-            last = event.seq
+            at, last = micros(event.at), event.seq
             for job, plan in plans:
-                if (
-                    plan.event == event.name
-                    and records.micros(event.at) >= job["since"]
-                    and matches(plan, job["project"], event)
-                ):
-                    fired += fire(state, db, job, records.micros(event.at), f"event {event.id}", event)
+                if plan.event == event.name and at >= job["since"] and matches(plan, job["project"], event):
+                    fired += fire(state, db, job, at, f"event {event.id}", event)
         if last:
-            db.execute(
-                text("INSERT INTO cursors VALUES (:name, :seq) ON CONFLICT (name) DO UPDATE SET seq = excluded.seq"),
-                {"name": CURSOR, "seq": last},
+            store.write(
+                db,
+                "INSERT INTO cursors VALUES (:name, :seq) ON CONFLICT (name) DO UPDATE SET seq = excluded.seq",
+                name=CURSOR,
+                seq=last,
             )
     if fired:
         state.bell.ring()
@@ -107,8 +102,10 @@ def matches(plan: Schedule, project: str, event: Event) -> bool:
 
 
 def cursor(state: State) -> int:
+    """Return the sequence number of the last event that was taken."""
     with state.engine.connect() as db:
-        return int(db.execute(text("SELECT seq FROM cursors WHERE name = :name"), {"name": CURSOR}).scalar() or 0)
+        row = store.one(db, "SELECT seq FROM cursors WHERE name = :name", name=CURSOR)
+    return row["seq"] if row else 0
 
 
 def fire(state: State, db: Connection, job: Mapping[str, Any], due: int, cause: str, event: Event | None = None) -> int:
@@ -149,7 +146,7 @@ def _refuse(db: Connection, row: Mapping[str, Any], error: str) -> None:
         "error": error,
     }
     store.insert(db, "attempts", attempt)
-    db.execute(text("UPDATE runs SET state = 'failed' WHERE id = :id"), {"id": row["id"]})
+    store.write(db, "UPDATE runs SET state = 'failed' WHERE id = :id", id=row["id"])
     records.event(db, "run.failed", row["project"], row["id"], job=row["job"], notebook=row["notebook"])
 
 
@@ -164,7 +161,7 @@ class Ticker:
         ]
 
     def start(self) -> None:
-        claims.extend(self.state)
+        attempts.extend(self.state)
         for thread in self._threads:
             thread.start()
 
@@ -179,7 +176,7 @@ class Ticker:
     def _tick(self) -> None:
         while not self._stop.wait(TICK_SECONDS):
             try:
-                claims.expire(self.state)
+                attempts.expire(self.state)
                 tick(self.state)
             except (CellworkError, OperationalError) as error:
                 log.warning("the clock waits: %s", error)

@@ -6,18 +6,23 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from sqlalchemy import Connection
+
 from cellwork import clock, ids
 from cellwork.errors import BadInput
 from cellwork.jobs import schedule
 from cellwork.runs import parameters
 from cellwork.wire.jobs import Run, RunRequest, Schedule
-from sqlalchemy import Connection, text
-
 from cellwork_hub import records
 from cellwork_hub.jobs import store
 from cellwork_hub.jobs.definitions import check_limits
 from cellwork_hub.jobs.store import State
 from cellwork_hub.route import Call, Route
+
+NEWEST = (
+    "SELECT * FROM runs WHERE seq < :cursor AND (:job = '' OR job = :job) AND (:project = '' OR project = :project) "
+    "AND (:state = '' OR state = :state) ORDER BY seq DESC LIMIT :limit"
+)
 
 
 def queue(db: Connection, row: Mapping[str, Any]) -> str:
@@ -100,7 +105,7 @@ def stop(state: State, call: Call) -> Run:
     with state.engine.begin() as db:
         row = store.run_row(db, call.path["run"])
         if row["state"] in ("queued", "running"):
-            db.execute(text("UPDATE runs SET state = 'stopped' WHERE id = :id"), {"id": row["id"]})
+            store.write(db, "UPDATE runs SET state = 'stopped' WHERE id = :id", id=row["id"])
             records.event(db, "run.stopped", row["project"], row["id"], job=row["job"])
             records.audit(db, call, "run.stop", row["id"], before=row["state"], after="stopped")
         return store.as_run(db, store.run_row(db, row["id"]))
@@ -110,14 +115,7 @@ def listing(state: State, call: Call) -> list[Run]:
     limit = call.limit()
     where = {key: call.query.get(key, "") for key in ("job", "project", "state")}
     with state.engine.connect() as db:
-        rows = db.execute(
-            text(
-                "SELECT * FROM runs WHERE seq < :cursor AND (:job = '' OR job = :job) AND (:project = '' OR project = :project) "
-                "AND (:state = '' OR state = :state) ORDER BY seq DESC LIMIT :limit"
-            ),
-            {**where, "cursor": call.number("cursor", 2**62), "limit": limit},
-        ).mappings()
-        found = [dict(row) for row in rows]
+        found = store.select(db, NEWEST, **where, cursor=call.number("cursor", 2**62), limit=limit)
         if len(found) == limit:
             call.next_page(found[-1]["seq"])
         return [store.as_run(db, row) for row in found]

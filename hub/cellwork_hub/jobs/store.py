@@ -14,13 +14,13 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 import msgspec
+from sqlalchemy import Connection, Engine, text
+
 from cellwork import clock, files, ids, scopes
 from cellwork.errors import BadInput, NotFound, Refused
 from cellwork.home import Home
 from cellwork.wire.jobs import Attempt, Job, Run, Schedule
 from cellwork.wire.records import Event, Principal
-from sqlalchemy import Connection, Engine, text
-
 from cellwork_hub.records import micros, moment
 
 MIGRATION = (
@@ -190,6 +190,11 @@ def select(db: Connection, statement: str, **values: Any) -> list[dict[str, Any]
 
 def one(db: Connection, statement: str, **values: Any) -> dict[str, Any] | None:
     return next(iter(select(db, statement, **values)), None)
+
+
+def write(db: Connection, statement: str, **values: Any) -> int:
+    """Execute a change and return how many rows it touched."""
+    return db.execute(text(statement), values).rowcount
 
 
 def insert(db: Connection, table: str, row: Mapping[str, Any], *, once: bool = False) -> bool:

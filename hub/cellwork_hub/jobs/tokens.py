@@ -6,9 +6,9 @@ import logging
 from typing import Any
 
 import httpx
+
 from cellwork import scopes
 from cellwork.errors import Refused, Unavailable
-
 from cellwork_hub.context import SERVICES
 
 log = logging.getLogger("cellwork.jobs")

@@ -15,13 +15,13 @@ from typing import Any
 
 import msgspec
 import polars as pl
+from sqlalchemy import Connection, text
+
 from cellwork import clock, ids
 from cellwork.data import delivery, schema, sealed, tables
 from cellwork.data.delivery import Delivery
 from cellwork.errors import BadInput, Conflict, NotFound, near_miss
 from cellwork.wire.batches import Batch, Column, Ingested, RawDataset
-from sqlalchemy import Connection, text
-
 from cellwork_hub import records
 from cellwork_hub.platform.state import State
 from cellwork_hub.route import Call, Route

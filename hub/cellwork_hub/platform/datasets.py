@@ -18,17 +18,16 @@ from typing import Any
 
 import msgspec
 import polars as pl
+from sqlalchemy import Connection, text
+
 from cellwork import clock, files, ids
 from cellwork.errors import BadInput, Conflict, NotFound, near_miss
-from cellwork.features import history
+from cellwork.features import history, references
 from cellwork.wire.batches import Batch
 from cellwork.wire.datasets import Coverage, Dataset, DatasetRequest
 from cellwork.wire.features import Definitions, Observations, View
-from deltalake import DeltaTable
-from sqlalchemy import Connection, text
-
 from cellwork_hub import records
-from cellwork_hub.platform import batches, features
+from cellwork_hub.platform import batches, feature_definitions, feature_queue, feature_tables
 from cellwork_hub.platform.batches import PARQUET
 from cellwork_hub.platform.state import State
 from cellwork_hub.route import Call, Route
@@ -62,44 +61,21 @@ def plan(state: State, project: str, observations: str, wanted: Sequence[str]) -
     BadInput
         A name is unknown (with the near miss), or a view needs a key that the observations do not have.
     """
-    definitions, revision = features.definitions(state, project)
+    definitions, revision = feature_definitions.definitions(state, project)
     known = {each.name: each for each in definitions.observations}
     if observations not in known:
         raise BadInput(
             f"observations of project {project!r}", observations, "are not defined", near_miss(observations, known)
         )
-    found = known[observations]
-    views = chosen(definitions, wanted)
+    found, views = known[observations], references.chosen(definitions, wanted)
     for view, _ in views:
-        for key in join_keys(definitions, view):
+        for key in references.join_keys(definitions, view):
             if key not in found.keys:
                 verdict = f"is needed by view {view.name!r} and not among the keys of observations {observations!r}"
                 raise BadInput("join key", key, verdict, near_miss(key, found.keys))
-    sources = next(prepared.sources for prepared in definitions.prepared if prepared.name == found.rows)
-    others = [batch for source in sources[1:] for batch in batches.current(state, project, source)]
-    return Plan(definitions, revision, found, views, batches.current(state, project, sources[0]), others)
-
-
-def chosen(definitions: Definitions, wanted: Sequence[str]) -> list[tuple[View, list[str]]]:
-    """Return views with their features for names of feature services, ``view`` and ``view:feature``; each feature once."""
-    services = {service.name: service.features for service in definitions.services}
-    views = {view.name: view for view in definitions.views}
-    asked: dict[str, list[str]] = {}
-    for name in (each for item in wanted for each in services.get(item, [item])):
-        view, _, feature = name.partition(":")
-        if view not in views:
-            raise BadInput("feature service or view", view, "is not defined", near_miss(view, [*services, *views]))
-        fields = [field.name for field in views[view].fields]
-        if feature and feature not in fields:
-            raise BadInput(f"feature of view {view!r}", feature, "is not defined", near_miss(feature, fields))
-        there = asked.setdefault(view, [])
-        there += [field for field in ([feature] if feature else fields) if field not in there]
-    return [(views[name], fields) for name, fields in asked.items()]
-
-
-def join_keys(definitions: Definitions, view: View) -> list[str]:
-    entities = {entity.name: entity.join_keys for entity in definitions.entities}
-    return [key for entity in view.entities for key in entities[entity]]
+    first, *rest = references.prepared_of(definitions, found.rows).sources
+    others = [batch for source in rest for batch in batches.current(state, project, source)]
+    return Plan(definitions, revision, found, views, batches.current(state, project, first), others)
 
 
 def joined(
@@ -110,9 +86,9 @@ def joined(
     views = [
         history.JoinView(
             view=view,
-            keys={key: about.keys[key] for key in join_keys(definitions, view)},
+            keys={key: about.keys[key] for key in references.join_keys(definitions, view)},
             fields=fields,
-            rows=features.view_rows(state, definitions.project, view, sealed=sealed),
+            rows=feature_tables.view_rows(state, definitions.project, view, sealed=sealed),
         )
         for view, fields in made.views
     ]
@@ -135,7 +111,7 @@ def columns(made: Plan) -> list[str]:
 def observed(state: State, made: Plan, *, sealed: bool = False) -> pl.DataFrame:
     """Return the observations of the plan's batches; the label is null unless it became known."""
     about = made.observations
-    rows = features.prepared_rows(state, made.definitions, about.rows, batches=made.batches, sealed=sealed)
+    rows = feature_tables.prepared_rows(state, made.definitions, about.rows, batches=made.batches, sealed=sealed)
     for column in (about.id, about.at, *about.keys.values(), *about.inputs, about.label, about.label_known):
         if column and column not in rows.columns:
             raise BadInput(
@@ -200,7 +176,7 @@ def _narrowed(state: State, made: Plan, request: DatasetRequest) -> Plan:
         about = msgspec.structs.replace(about, label="", label_known="")
     if request.batch:
         taken = [batches.get(state, request.batch)]
-        source = next(p.sources[0] for p in made.definitions.prepared if p.name == about.rows)
+        source = references.prepared_of(made.definitions, about.rows).sources[0]
         if (taken[0].project, taken[0].dataset) != (request.project, source):
             raise BadInput(
                 "batch",
@@ -212,18 +188,24 @@ def _narrowed(state: State, made: Plan, request: DatasetRequest) -> Plan:
 
 
 def _refuse_unfinished(state: State, made: Plan) -> None:
-    waiting = features.unfinished(state, made.definitions.project, [view.name for view, _ in made.views])
-    if waiting:
-        way_out = "wait for them (client.features.wait), or mend what failed: cellwork feature runs"
-        raise Conflict(
-            "feature pipelines of views", ", ".join(waiting), "have not finished, so values would be missing", way_out
-        )
+    """Raise Conflict while rows of the plan's views are still to be made: their values would be missing."""
+    project = made.definitions.project
+    for view, _ in made.views:
+        for stage in ("failed", "queued", "running"):
+            runs = feature_queue.listing(state, project, after=0, limit=1, view=view.name, state=stage)
+            for _, run in runs:
+                verdict = f"has a pipeline run that is {stage}" + (f" ({run.error})" if run.error else "")
+                way_out = (
+                    "mend its definition and apply it again"
+                    if stage == "failed"
+                    else "wait: cellwork feature runs --wait"
+                )
+                raise Conflict(f"feature view {view.name!r}", run.batch, verdict, way_out)
 
 
 def _key(state: State, made: Plan, request: DatasetRequest) -> str:
     """Return the hash of all that the content of the dataset depends on."""
-    tables = [state.home.feature_table(request.project, view.name) for view, _ in made.views]
-    versions = [DeltaTable(table).version() if DeltaTable.is_deltatable(str(table)) else -1 for table in tables]
+    versions = [feature_tables.version(state, request.project, view) for view, _ in made.views]
     inputs = sorted(batch.id for batch in [*made.batches, *made.others])
     return hashlib.sha256(msgspec.json.encode([request, made.revision, inputs, versions])).hexdigest()
 

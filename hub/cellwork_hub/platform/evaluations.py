@@ -9,14 +9,14 @@ import time
 from typing import Any
 
 import msgspec
+from sqlalchemy import Connection, text
+
 from cellwork import clock, ids
 from cellwork.client import Client
 from cellwork.errors import BadInput, NotFound
 from cellwork.models import package, versions
 from cellwork.models.versions import Version
 from cellwork.wire.evaluations import Evaluation, EvaluationRequest, Gate, Metric, Promoted, Promotion
-from sqlalchemy import Connection, text
-
 from cellwork_hub import records
 from cellwork_hub.platform import promotion, scoring
 from cellwork_hub.platform.judgements import MIGRATION, latest, select
@@ -103,7 +103,7 @@ def _keep(db: Connection, call: Call, record: Evaluation, version: Version, cham
     records.edge(db, version.subject, "evaluated_on", record.id)
     records.edge(db, record.id, "evaluated_on", f"holdout:{project}/{record.holdout}")
     records.event(
-        db, "evaluation.done", project, record.id, name=version.name, version=version.version, holdout=record.holdout,
+        db, "evaluation.done", project, record.id, model=version.name, version=version.version, holdout=record.holdout,
         question_no=record.question_no, metrics={name: metric.value for name, metric in record.metrics.items()},
     )  # fmt: skip
     after = {"evaluation": record.id, "holdout": record.holdout, "question_no": record.question_no}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from cellwork.wire.evaluations import Evaluation
 from sqlalchemy import text
 
+from cellwork.wire.evaluations import Evaluation
 from cellwork_hub.platform.state import State
 
 MIGRATION = (

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 import msgspec
 import polars as pl
+from sqlalchemy import Connection, text
+
 from cellwork import clock, ids
 from cellwork.client import Client
 from cellwork.errors import BadInput, NotFound, Refused
@@ -18,8 +20,6 @@ from cellwork.evaluation.metrics import Kind, better, primary
 from cellwork.models import package, sandbox, versions
 from cellwork.models.versions import Version
 from cellwork.wire.evaluations import Check, Evaluation, Gate, Metric, Promoted, Promotion
-from sqlalchemy import Connection, text
-
 from cellwork_hub import records
 from cellwork_hub.platform import scoring
 from cellwork_hub.platform.judgements import compared_with, latest
@@ -217,7 +217,7 @@ def _keep(db: Connection, call: Call, promoted: Promoted, reason: str) -> None:
         records.edge(db, subject, "supersedes", before)
     project = ids.split_name(ref.name)[0]
     records.event(
-        db, "model.promoted", project, subject, name=ref.name, version=ref.version, digest=ref.digest, previous=before
+        db, "model.promoted", project, subject, model=ref.name, version=ref.version, digest=ref.digest, previous=before
     )
     records.audit(
         db,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
+
 from cellwork.client import Client
 from cellwork.errors import BadInput, NotFound, Refused
 from cellwork.evaluation import baseline, metrics
@@ -20,7 +21,6 @@ from cellwork.models.columns import to_pandas
 from cellwork.models.versions import Version
 from cellwork.wire.datasets import Dataset
 from cellwork.wire.evaluations import Metric
-
 from cellwork_hub.platform import datasets
 from cellwork_hub.platform.state import State
 

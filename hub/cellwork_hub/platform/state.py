@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cellwork.home import Home
-from cellwork.wire.batches import Batch
 from sqlalchemy import Connection, Engine
 
+from cellwork.home import Home
+from cellwork.wire.batches import Batch
 from cellwork_hub.context import Context
 
 

@@ -6,6 +6,7 @@ never dropped from it; only `X` and `y` leave out rows without a label, both the
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import html
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cellwork import clock
 from cellwork.client import connect
 from cellwork.data.ingest import located
-from cellwork.errors import BadInput
+from cellwork.errors import BadInput, Conflict
 from cellwork.wire.datasets import Dataset as Record
 from cellwork.wire.datasets import DatasetRequest
 
@@ -183,6 +184,8 @@ def build(
     ------
     BadInput
         A name is unknown, with the near miss; or no observation lies in that time.
+    Conflict
+        A pipeline of one of its views failed.
     Unavailable
         Feature pipelines did not finish in `wait` seconds.
     """
@@ -192,7 +195,8 @@ def build(
         start=moment(start), end=moment(end), labels=labels, batch=batch,
     )  # fmt: skip
     client = connect()
-    client.features.wait(space, timeout=wait)
+    with contextlib.suppress(Conflict):  # a failed run of a view that is not asked for is no reason to stop
+        client.features.wait(space, timeout=wait)
     return Dataset(client.datasets.build(request))
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 RESERVED = ("_batch", "_row", "_reason")
 """Column names that the platform writes itself."""
 
-EXACT = 2.0**53
+EXACT = 2**53
 """Up to here a float holds every whole number."""
 
 
@@ -169,7 +169,7 @@ def _fitted(series: pl.Series, column: Column, dataset: str) -> pl.Series:
         return series
     if series.null_count() == len(series):
         return pl.Series(series.name, [None] * len(series), dtype=expected)
-    if column.type == "double" and series.dtype == pl.Int64 and _within(series, EXACT):
+    if column.type == "double" and series.dtype == pl.Int64 and _exact(series):
         return series.cast(pl.Float64)
     if column.type == "int64" and series.dtype == pl.Float64 and _whole(series):
         return series.cast(pl.Int64)
@@ -181,13 +181,13 @@ def _fitted(series: pl.Series, column: Column, dataset: str) -> pl.Series:
     )
 
 
-def _within(series: pl.Series, bound: float) -> bool:
-    return bool((series.drop_nulls().abs() <= bound).all())
+def _exact(values: pl.Series) -> bool:
+    return bool(values.drop_nulls().is_between(-EXACT, EXACT).all())
 
 
 def _whole(series: pl.Series) -> bool:
     values = series.drop_nulls()
-    return bool(values.is_finite().all() and (values == values.round()).all()) and _within(values, EXACT)
+    return bool(values.is_finite().all() and (values == values.round()).all()) and _exact(values)
 
 
 def content_sha256(frame: pl.DataFrame) -> str:

@@ -8,6 +8,7 @@ from `known`, are read as that type, so that codes such as ``007`` keep their ze
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     Source = pl.DataFrame | pd.DataFrame | str | Path
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-COMPRESSED = (".gz", ".bz2", ".zst", ".lz4", ".zip")
+COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4", ".zip": "zip"}
 DATE, TIME = r"^\d{4}-\d\d-\d\d$", r"^\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:?\d\d)$"
 
 
@@ -88,30 +89,31 @@ def _kind(path: Path) -> str:
     if suffixes and suffixes[-1] in FORMATS:
         return FORMATS[suffixes[-1]]
     if path.suffix.lower() == ".zip":
-        return FORMATS.get(Path(_member(path)).suffix.lower(), "csv")
+        return FORMATS.get(Path(_unzipped(path)[0]).suffix.lower(), "csv")
     way_out = f"name it {', '.join(FORMATS)}, with {', '.join(COMPRESSED)} behind that if it is compressed"
     raise BadInput("file", path.name, "has a name that does not tell its format", way_out)
 
 
-def _member(path: Path) -> str:
+def _unzipped(path: Path) -> tuple[str, bytes]:
+    """Return name and content of the one file in a zip."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if not name.endswith("/") and "__MACOSX" not in name]
-    except zipfile.BadZipFile as error:
-        raise BadInput("zip file", path, f"can't be read: {error}", "write it again") from None
-    if len(names) != 1:
-        raise BadInput("zip file", path, f"holds {len(names)} files", "put exactly one file into it")
-    return names[0]
+            if len(names) != 1:
+                raise BadInput("zip file", path, f"holds {len(names)} files", "put exactly one file into it")
+            return names[0], archive.read(names[0])
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise BadInput("zip file", path, f"can't be unpacked: {error}", "write it again") from None
 
 
 def _unpacked(path: Path) -> bytes:
     import pyarrow as pa
 
-    if path.suffix.lower() == ".zip":
-        with zipfile.ZipFile(path) as archive:
-            return archive.read(_member(path))
+    packed = COMPRESSED.get(path.suffix.lower())
+    if packed == "zip":
+        return _unzipped(path)[1]
     try:
-        with pa.input_stream(str(path), compression="detect") as stream:
+        with pa.input_stream(str(path), compression=packed) as stream:
             data: bytes = stream.read()
             return data
     except (OSError, pa.ArrowException) as error:

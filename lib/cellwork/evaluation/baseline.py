@@ -111,7 +111,8 @@ class RateBy(Constant):
         codes, values = self._codes(X)
         known = dict(zip(self.values_.tolist(), self.rates_.tolist(), strict=True))
         table = np.array([*(known.get(value, self.rate_) for value in values.tolist()), self.rate_])
-        return table[codes]
+        rates: np.ndarray[Any, Any] = table[codes]
+        return rates
 
 
 def of(column: str) -> Constant:

@@ -58,7 +58,11 @@ def apply(project: Project | None = None, client: Client | None = None) -> Appli
 
 
 def wait(
-    project: str = "", *, timeout: float = 300, progress: Callable[[str], None] | None = print, client: Client | None = None
+    project: str = "",
+    *,
+    timeout: float = 300,
+    progress: Callable[[str], None] | None = print,
+    client: Client | None = None,
 ) -> None:
     """Return when every pipeline run of `project` (default: the current folder's) is done.
 

@@ -218,7 +218,10 @@ def _check_rolling(view: wire.View, pipeline: wire.Rolling) -> None:
     for name, aggregate in pipeline.aggregates.items():
         if not aggregate.column and aggregate.function != "count":
             raise BadInput(
-                f"aggregate {name!r} of view {view.name!r}", aggregate.function, "has no column", "name its numeric column"
+                f"aggregate {name!r} of view {view.name!r}",
+                aggregate.function,
+                "has no column",
+                "name its numeric column",
             )
 
 

@@ -87,9 +87,15 @@ def _found(observations: pl.DataFrame, at: str, view: JoinView) -> pl.DataFrame:
     import polars as pl
 
     keys, fields = list(view.keys), list(view.fields)
+    require("observations", observations, list(view.keys.values()))
     require(f"rows of view {view.view.name!r}", view.rows, [*keys, *fields, EVENT, CREATED, BATCH])
-    values = newest_known(view.rows, keys, fields).select(*keys, "known", *fields, EVENT, BATCH)
-    asked = _asked(observations, at, view)
+    rows = view.rows
+    if not rows.height:
+        rows = rows.with_columns(
+            pl.lit(None, observations.schema[column]).alias(key) for key, column in view.keys.items()
+        )
+    values = newest_known(rows, keys, fields).select(*keys, "known", *fields, EVENT, BATCH)
+    asked = _asked(observations, at, view, rows)
     matched = (
         asked.drop_nulls()
         .sort("at")
@@ -102,14 +108,13 @@ def _found(observations: pl.DataFrame, at: str, view: JoinView) -> pl.DataFrame:
     return found.with_columns(expired.alias("expired"))
 
 
-def _asked(observations: pl.DataFrame, at: str, view: JoinView) -> pl.DataFrame:
+def _asked(observations: pl.DataFrame, at: str, view: JoinView, rows: pl.DataFrame) -> pl.DataFrame:
     """Return row number, time and keys of each observation, the keys in the types of the view's rows."""
     import polars as pl
 
-    require("observations", observations, list(view.keys.values()))
     casts = []
     for key, column in view.keys.items():
-        asked, kept = observations.schema[column], view.rows.schema[key]
+        asked, kept = observations.schema[column], rows.schema[key]
         if asked != kept and not (asked.is_integer() and kept.is_integer()) and asked != pl.Null:
             raise BadInput(
                 f"column {column!r} of the observations", asked, f"is not {kept}, as the key {key!r} of view {view.view.name!r} is",
@@ -133,7 +138,11 @@ def _coverage(view: JoinView, found: pl.DataFrame) -> Coverage:
     import polars as pl
 
     there = found.filter(pl.col(EVENT).is_not_null() & ~pl.col("expired"))
-    age = there.select((pl.col("at") - pl.col(EVENT)).dt.total_microseconds().median() / 1e6).item() if there.height else None
+    age = (
+        there.select((pl.col("at") - pl.col(EVENT)).dt.total_microseconds().median() / 1e6).item()
+        if there.height
+        else None
+    )
     return Coverage(
         view=view.view.name,
         rows=found.height,

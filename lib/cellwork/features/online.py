@@ -30,7 +30,7 @@ AT_ONCE = 400
 """Entities in one statement; SQLite takes at least 999 parameters."""
 TABLES = (
     "CREATE TABLE IF NOT EXISTS active (view TEXT PRIMARY KEY, revision INTEGER NOT NULL)",
-    'CREATE TABLE IF NOT EXISTS online (view TEXT, revision INTEGER, entity BLOB, event INTEGER NOT NULL, created INTEGER NOT NULL, '
+    "CREATE TABLE IF NOT EXISTS online (view TEXT, revision INTEGER, entity BLOB, event INTEGER NOT NULL, created INTEGER NOT NULL, "
     "hash INTEGER NOT NULL, packed BLOB NOT NULL, PRIMARY KEY (view, revision, entity)) WITHOUT ROWID",
 )
 UPSERT = (
@@ -98,6 +98,11 @@ class OnlineStore:
                 connection.execute("INSERT OR REPLACE INTO active VALUES (?, ?)", (view, revision))
                 connection.execute("DELETE FROM online WHERE view = ? AND revision < ?", (view, revision))
 
+    def active(self, view: str) -> int | None:
+        """Return the revision of `view` that readers see."""
+        row = self._open().execute("SELECT revision FROM active WHERE view = ?", (view,)).fetchone()
+        return row[0] if row else None
+
     def read(self, view: str, entities: Mapping[str, Sequence[Any]]) -> list[OnlineValue]:
         """Return the newest value of `view` for each entity row, in the order asked; empty where there is none.
 
@@ -156,7 +161,9 @@ class OnlineStore:
         return connection
 
     def _unavailable(self, error: sqlite3.Error) -> Unavailable:
-        return Unavailable("online store", self.path.name, f"can't be read ({error})", "apply features, or look at: cellwork status")
+        return Unavailable(
+            "online store", self.path.name, f"can't be read ({error})", "apply features, or look at: cellwork status"
+        )
 
 
 def value(packed: bytes) -> OnlineValue:
@@ -174,7 +181,12 @@ def _entities(entities: Mapping[str, Sequence[Any]]) -> list[bytes]:
     columns = [entities[key] for key in sorted(entities)]
     lengths = {len(column) for column in columns}
     if len(lengths) != 1:
-        raise BadInput("entities", dict(zip(sorted(entities), map(len, columns), strict=True)), "differ in length", "give each key a value per row")
+        raise BadInput(
+            "entities",
+            dict(zip(sorted(entities), map(len, columns), strict=True)),
+            "differ in length",
+            "give each key a value per row",
+        )
     return [entity_key(row) for row in zip(*columns, strict=True)]
 
 

@@ -146,7 +146,9 @@ def corrected_rolling_rows(
     if corrected.after is not None:
         grid = grid.filter(pl.col("g") > _micros(corrected.after))
     now = _finish(view, keys, _at(grid, totals, keys).with_columns(pl.lit(corrected.batch).alias(BATCH)))
-    before = written.sort(EVENT, CREATED).select(*keys, EVENT, *(pl.col(name).alias(f"{name}_before") for name in features))
+    before = written.sort(EVENT, CREATED).select(
+        *keys, EVENT, *(pl.col(name).alias(f"{name}_before") for name in features)
+    )
     both = now.sort(EVENT).join_asof(before, on=EVENT, by=list(keys), strategy="backward", check_sortedness=False)
     differs = pl.any_horizontal(pl.col(name).ne_missing(pl.col(f"{name}_before")) for name in features)
     marked = both.with_columns(differs.alias("differs"))

@@ -71,7 +71,10 @@ def shaped(view: View, keys: Sequence[str], rows: pl.DataFrame) -> pl.DataFrame:
         typed = rows.with_columns(*times, *(pl.col(name).cast(dtype) for name, dtype in types.items()))
     except pl.exceptions.PolarsError as error:
         raise BadInput(
-            f"view {view.name!r}", "", f"gets a value that is not of its field's type: {error}", "change the field's dtype"
+            f"view {view.name!r}",
+            "",
+            f"gets a value that is not of its field's type: {error}",
+            "change the field's dtype",
         ) from None
     return typed.select(needed).drop_nulls([*keys, EVENT, CREATED])
 
@@ -89,5 +92,8 @@ def require_time(subject: str, rows: pl.DataFrame, column: str) -> None:
     dtype = rows.schema[column]
     if not isinstance(dtype, pl.Datetime) or dtype.time_zone is None:
         raise BadInput(
-            subject, column, f"is of type {dtype}, not a time with a zone", "make it one, e.g. timezone('UTC', column) in SQL"
+            subject,
+            column,
+            f"is of type {dtype}, not a time with a zone",
+            "make it one, e.g. timezone('UTC', column) in SQL",
         )

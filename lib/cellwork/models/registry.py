@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
     from mlflow import MlflowClient
+    from mlflow.models import ModelSignature
+
+    from cellwork.data.dataset import Rows
 
 EXAMPLE_ROWS = 5
 REQUIREMENTS = ("scikit-learn", "skops", "numpy", "scipy", "pandas")
@@ -36,7 +39,7 @@ def register(
     model: Any,
     name: str,
     *,
-    dataset: Dataset,
+    dataset: Dataset | Rows,
     X_example: pl.DataFrame | pd.DataFrame,
     metrics: Mapping[str, float | Metric] | None = None,
     parameters: Mapping[str, Any] | None = None,
@@ -49,7 +52,7 @@ def register(
     ----------
     model : a fitted scikit-learn estimator that takes the columns of `X_example`.
     name : ``name`` in the project of `dataset`, or ``project/name``.
-    dataset : what it was trained on.
+    dataset : what it was trained on, or a part of it.
     X_example : rows as they were given to `fit`; the first few are kept with the model.
     metrics, parameters : what is written on the training run.
     baseline : the input column whose rate the model must beat at evaluation.
@@ -63,11 +66,12 @@ def register(
     Unavailable
         MLflow does not answer.
     """
-    full = name if "/" in name else f"{dataset.project}/{ids.name(name)}"
-    tags = {versions.TAG + key: value for key, value in _origin(dataset, baseline).items() if value}
+    trained = dataset if isinstance(dataset, Dataset) else dataset.record
+    full = name if "/" in name else f"{trained.project}/{ids.name(name)}"
+    tags = {versions.TAG + key: value for key, value in _origin(trained, baseline).items() if value}
     with tempfile.TemporaryDirectory(prefix="cellwork-model-") as temporary, tracking() as client:
         folder = Path(temporary) / "model"
-        manifest = _manifest(model, X_example, dataset)
+        manifest = _manifest(model, X_example, trained)
         run = _training_run(client, ids.split_name(full)[0], full, tags, metrics or {}, parameters or {})
         logged = client.create_logged_model(
             run.info.experiment_id, name=ids.split_name(full)[1], source_run_id=run.info.run_id
@@ -87,13 +91,13 @@ def save(
     """Write the model folder: MLflow's format with our manifest in it; raises Refused for a type that may not be loaded."""
     import mlflow.sklearn
     import skops.io
-    from mlflow.models import Model, infer_signature
+    from mlflow.models import Model
 
     trusted = package.untrusted(skops.io.dumps(model))
     frame = package.example(manifest)
     mlflow.sklearn.save_model(
         model, folder, mlflow_model=Model(model_id=logged_model, run_id=run), serialization_format="skops",
-        skops_trusted_types=trusted, signature=infer_signature(frame, _trial(model, frame)),
+        skops_trusted_types=trusted, signature=_signature(manifest, _trial(model, frame)),
         pip_requirements=[f"{package_name}=={installed(package_name)}" for package_name in REQUIREMENTS],
         pyfunc_predict_fn="predict_proba" if manifest.kind == "classifier" else "predict",
     )  # fmt: skip
@@ -179,6 +183,15 @@ def _manifest(model: Any, X_example: pl.DataFrame | pd.DataFrame, dataset: Datas
     ]
     kind = "classifier" if hasattr(model, "predict_proba") else "regressor"
     return package.Manifest(kind=kind, columns=kinds, example=example)  # type: ignore[arg-type]
+
+
+def _signature(manifest: package.Manifest, output: Any) -> ModelSignature:
+    """Return MLflow's signature: double or string a column, whatever values the example happens to hold."""
+    from mlflow.models import ModelSignature, infer_signature
+    from mlflow.types import ColSpec, Schema
+
+    inputs = [ColSpec("string" if column.kind == "text" else "double", column.name) for column in manifest.columns]
+    return ModelSignature(inputs=Schema(inputs), outputs=infer_signature(output).inputs)
 
 
 def _trial(model: Any, frame: pd.DataFrame) -> Any:

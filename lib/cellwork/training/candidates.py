@@ -84,11 +84,17 @@ def leaderboard(candidates: Sequence[Candidate], metric: str) -> pl.DataFrame:
     columns: dict[str, list[Any]] = {
         "rank": list(range(1, len(ranked) + 1)),
         metric: [None if math.isnan(c.score) else c.score for c in ranked],
-        **{name: _column([c.parameters.get(name) for c in ranked]) for name in names},
+        **{title: _column([c.parameters.get(name) for c in ranked]) for name, title in _titles(names).items()},
         "seconds": [round(c.seconds, 2) for c in ranked],
         "error": [c.error for c in ranked],
     }
     return pl.DataFrame(columns, strict=False)
+
+
+def _titles(names: Sequence[str]) -> dict[str, str]:
+    """Return name -> its last part where that is enough: ``pipeline__tree__depth`` is shown as ``depth``."""
+    last = [name.rpartition("__")[2] for name in names]
+    return {name: part if last.count(part) == 1 else name for name, part in zip(names, last, strict=True)}
 
 
 def _column(values: list[Any]) -> list[Any]:

@@ -9,6 +9,7 @@ import html
 import threading
 
 import ipywidgets as widgets
+
 from ..client import Client, connect
 from ..errors import CellworkError, NotFound
 from ..wire.endpoints import Deploy, RouteTable

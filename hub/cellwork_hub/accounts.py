@@ -1,0 +1,68 @@
+"""A new password: browsers that logged in with the old one are out, user servers keep running."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import time
+
+import httpx
+
+from cellwork import files
+from cellwork.errors import Unavailable
+from cellwork.settings import Settings
+from cellwork.wire.records import ServiceStatus
+from cellwork_hub import preparation, supervisor
+from cellwork_hub.context import Context
+
+
+def reset_password(chosen: Settings) -> None:
+    """Make a new password and a new cookie secret. If the platform runs, browsers' tokens are revoked and the hub starts again.
+
+    Raises
+    ------
+    Unavailable
+        The hub did not come back in time; the password is the new one all the same.
+    """
+    home = chosen.folder.ensure()
+    files.write(home.secret("password"), preparation.new_password(), mode=0o600)
+    files.write(home.secret("hub-cookie"), secrets.token_hex(32), mode=0o600)
+    board = supervisor.running(home)
+    if board:
+        revoke_browsers(Context.load(), preparation.one_user(chosen))
+        restart_hub(chosen)
+
+
+def revoke_browsers(context: Context, user: str) -> None:
+    """Revoke the tokens that `user`'s browsers got for the services; tokens of servers and programs stay."""
+    headers = {"authorization": f"token {context.token('cli')}"}
+    with httpx.Client(base_url=context.hub_api, headers=headers, timeout=10, trust_env=False) as hub:
+        answer = hub.get(f"/users/{user}/tokens")
+        if answer.status_code == 404:  # never logged in
+            return
+        answer.raise_for_status()
+        for token in answer.json()["api_tokens"]:
+            if token["session_id"]:
+                hub.delete(f"/users/{user}/tokens/{token['id']}").raise_for_status()
+
+
+def restart_hub(chosen: Settings) -> None:
+    """End the hub; the supervisor starts it again. Return when it is ready."""
+    before = _hub(chosen)
+    os.kill(before.pid, signal.SIGTERM)
+    end = time.monotonic() + chosen.ready_seconds
+    while time.monotonic() < end:
+        now = _hub(chosen)
+        if now.restarts > before.restarts and now.state == "ready":
+            return
+        time.sleep(0.1)
+    raise Unavailable("hub", "", "did not come back", f"look into {chosen.folder.log('hub')}")
+
+
+def _hub(chosen: Settings) -> ServiceStatus:
+    board = supervisor.running(chosen.folder)
+    found = next((service for service in board.services if service.name == "hub"), None) if board else None
+    if found is None:
+        raise Unavailable("platform", chosen.home, "does not run", "start it with: cellwork up")
+    return found

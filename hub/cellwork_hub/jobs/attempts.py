@@ -1,0 +1,105 @@
+"""How attempts end, and what becomes of their run: ended, queued again after a failure or a lost runner, or stopped for good.
+
+Three lost runners are forgiven, because a run that takes its runner down would do so for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Connection
+
+from cellwork_hub import records
+from cellwork_hub.jobs import store
+from cellwork_hub.jobs.store import State
+
+Row = Mapping[str, Any]
+
+MOST_LOST = 3
+MOST_BACKOFF = timedelta(hours=1)
+
+
+def micros(span: timedelta) -> int:
+    return span // timedelta(microseconds=1)
+
+
+def begin(db: Connection, run: Row, runner: str) -> dict[str, Any]:
+    """Insert the next attempt at `run`, which `runner` has just claimed, and return it."""
+    last = store.select(db, "SELECT coalesce(max(n), 0) AS n FROM attempts WHERE run = :run", run=run["id"])[0]["n"]
+    attempt = {
+        "run": run["id"], "n": last + 1, "fence": run["fence"] + 1, "runner": runner, "state": "running",
+        "started": store.now(), "ended": None, "cell": 0, "cells": 0, "error": "",
+    }  # fmt: skip
+    store.insert(db, "attempts", attempt)
+    return attempt
+
+
+def renew(db: Connection, state: State, run: str) -> None:
+    until = store.now() + micros(state.lease)
+    store.write(db, "UPDATE runs SET lease_until = :until WHERE id = :run", until=until, run=run)
+
+
+def undo(db: Connection, attempt: Row, wait: timedelta) -> None:
+    """Make as if `attempt` had not begun; the run waits on."""
+    store.write(
+        db, "DELETE FROM attempts WHERE run = :run AND fence = :fence", run=attempt["run"], fence=attempt["fence"]
+    )
+    change = "UPDATE runs SET state = 'queued', lease_until = NULL, not_before = :at WHERE id = :run AND fence = :fence AND state = 'running'"
+    store.write(db, change, at=store.now() + micros(wait), run=attempt["run"], fence=attempt["fence"])
+
+
+def end(db: Connection, state: State, run: Row, attempt: Row, word: str, error: str = "") -> None:
+    """End `attempt` by its runner's last `word`; a failed run is queued again while it has retries left, ever later."""
+    close(db, attempt, word, error)
+    if word == "failed" and run["retries_left"] > 0 and run["state"] == "running":
+        wait = min(state.backoff * 2 ** (attempt["n"] - 1), MOST_BACKOFF)
+        settle(db, run, "queued", retries_left=run["retries_left"] - 1, not_before=store.now() + micros(wait))
+    else:
+        settle(db, run, word)
+
+
+def close(db: Connection, attempt: Row, word: str, error: str) -> None:
+    change = "UPDATE attempts SET state = :word, error = :error, ended = :now WHERE run = :run AND fence = :fence"
+    store.write(
+        db, change, word=word, error=error[:20_000], now=store.now(), run=attempt["run"], fence=attempt["fence"]
+    )
+
+
+def settle(db: Connection, run: Row, word: str, **fields: int) -> None:
+    """Put `run` into the state `word`; one that was stopped stays stopped."""
+    target = "stopped" if run["state"] == "stopped" else word
+    more = "".join(f", {key} = :{key}" for key in fields)
+    change = f"UPDATE runs SET state = :word, lease_until = NULL, token_id = ''{more} WHERE id = :id"
+    store.write(db, change, word=target, id=run["id"], **fields)
+    if target != run["state"] and target != "queued":
+        records.event(db, f"run.{target}", run["project"], run["id"], job=run["job"], notebook=run["notebook"])
+
+
+def after(state: State, run: Row) -> None:
+    """After an attempt: its token ends with it, and the next run may start."""
+    state.bell.ring()
+    if run["token_id"]:
+        state.tokens.revoke(run["principal"], run["token_id"])
+
+
+def expire(state: State) -> int:
+    """Take back the runs whose runner was not heard of within its lease; returns how many."""
+    with state.engine.begin() as db:
+        lost = store.select(db, "SELECT * FROM runs WHERE lease_until < :now", now=store.now())
+        for run in lost:
+            close(
+                db, {"run": run["id"], "fence": run["fence"]}, "failed", "its runner was lost: no word within the lease"
+            )
+            settle(db, run, "failed" if run["lost"] >= MOST_LOST else "queued", lost=run["lost"] + 1)
+    for run in lost:
+        after(state, run)
+    return len(lost)
+
+
+def extend(state: State) -> None:
+    """Give every running attempt a fresh lease: this service was away, not its runners."""
+    with state.engine.begin() as db:
+        until = store.now() + micros(state.lease)
+        store.write(db, "UPDATE runs SET lease_until = :until WHERE lease_until < :until", until=until)

@@ -1,0 +1,162 @@
+"""Features over HTTP: definitions, pipeline runs, feature rows, push and online reads. Thin; the work is in `feature_*`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from cellwork import clock, ids
+from cellwork.errors import BadInput, near_miss
+from cellwork.features import references
+from cellwork.features.online import OnlineStore
+from cellwork.features.row import BATCH, CREATED, EVENT, shaped
+from cellwork.wire.features import (
+    Applied,
+    Definitions,
+    OnlineAnswer,
+    OnlineRequest,
+    OnlineValue,
+    PipelineRun,
+    PushRequest,
+)
+from cellwork_hub import records
+from cellwork_hub.platform import batches, feature_definitions, feature_queue, feature_tables
+from cellwork_hub.platform.feature_definitions import definitions
+from cellwork_hub.platform.feature_queue import MIGRATION, Claim, enqueue
+from cellwork_hub.platform.feature_tables import prepared_rows, view_rows
+from cellwork_hub.platform.feature_worker import Worker
+from cellwork_hub.platform.state import State
+from cellwork_hub.route import Call, Route
+
+__all__ = ["MIGRATION", "Worker", "definitions", "enqueue", "online", "prepared_rows", "push", "routes", "view_rows"]
+
+
+def push(state: State, call: Call, view_name: str, request: PushRequest) -> int:
+    """Take rows for a view, past its pipeline; returns how many.
+
+    They are one delivery with a content id, in the table and online; the same delivery again changes nothing.
+    """
+    known, _ = definitions(state, request.project)
+    view = references.view_of(known, view_name)
+    keys = references.join_keys(known, view)
+    revision = feature_definitions.view_revision(state, request.project, view.name)
+    rows = _pushed(state, request, keys, view.name)
+    delivery = ids.of_content("bat", request.project, "push", view.name, ids.frame_sha256(rows))
+    typed = shaped(view, keys, rows.with_columns(pl.lit(delivery).alias(BATCH)))
+    if typed.height < rows.height:
+        raise BadInput(
+            f"rows for view {view.name!r}", rows.height - typed.height, "have no key or no time", "give each both"
+        )
+    there = feature_tables.read(state, request.project, view, revision, sealed=False)
+    typed = typed.with_columns(pl.col(key).cast(there.schema[key]) for key in keys if there.schema[key] != pl.Null)
+    feature_tables.write(state, Claim("", request.project, view.name, revision, delivery), typed, sealed=False)
+    if view.online:
+        store = OnlineStore(state.home.online(request.project))
+        store.write(view.name, revision, keys, typed)
+        if store.active(view.name) is None:
+            store.activate(view.name, revision)
+        store.close()
+    with state.engine.begin() as db:
+        records.edge(db, delivery, "made_by", f"{call.principal.kind}:{call.principal.name}")
+        records.event(db, "features.online", request.project, delivery, view=view.name, rows=typed.height)
+        records.audit(
+            db, call, "features.push", f"{request.project}/{view.name}", after={"batch": delivery, "rows": typed.height}
+        )
+    return typed.height
+
+
+def _pushed(state: State, request: PushRequest, keys: list[str], view: str) -> pl.DataFrame:
+    if not request.rows:
+        raise BadInput(f"push to view {view!r}", "", "has no rows", "send at least one")
+    now = clock.now()
+    rows: list[dict[str, Any]] = []
+    for row in request.rows:
+        if not row.get(EVENT):
+            raise BadInput(
+                f"row of a push to view {view!r}",
+                "",
+                f"has no {EVENT}",
+                "say from when on it is true, e.g. 2013-01-01T10:00:00Z",
+            )
+        rows.append(
+            {**row, EVENT: clock.utc(row[EVENT]), CREATED: clock.utc(row[CREATED]) if row.get(CREATED) else now}
+        )
+    try:
+        frame = pl.DataFrame(rows, infer_schema_length=None)
+    except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
+        raise BadInput(
+            f"push to view {view!r}", "", f"has a column of mixed types: {error}", "give each column one type"
+        ) from None
+    return frame.with_columns(pl.col(EVENT, CREATED).cast(pl.Datetime("us", "UTC")))
+
+
+def online(state: State, request: OnlineRequest) -> OnlineAnswer:
+    """Return the newest value of each view asked for, for each entity row. The caller judges a value's age by its event."""
+    known, _ = definitions(state, request.project)
+    lengths = {key: len(values) for key, values in request.entities.items()}
+    if len(set(lengths.values())) > 1:
+        raise BadInput("entities", lengths, "differ in length", "give each key a value per row")
+    store, views = OnlineStore(state.home.online(request.project)), {}
+    for view, fields in references.chosen(known, request.features):
+        keys = references.join_keys(known, view)
+        for key in keys:
+            if key not in request.entities:
+                raise BadInput(f"entities for view {view.name!r}", key, "is missing", near_miss(key, request.entities))
+        found = store.read(view.name, {key: request.entities[key] for key in keys})
+        views[view.name] = [_only(value, fields) for value in found]
+    store.close()
+    return OnlineAnswer(views=views)
+
+
+def _only(value: OnlineValue, fields: list[str]) -> OnlineValue:
+    values = {field: value.values.get(field) for field in fields}
+    return OnlineValue(values=values, event=value.event, created=value.created, batch=value.batch)
+
+
+def routes(state: State) -> list[Route]:
+    def put_definitions(call: Call) -> Applied:
+        if call.body.project != call.path["project"]:
+            raise BadInput(
+                "project of the definitions",
+                call.body.project,
+                f"is not the {call.path['project']!r} of the path",
+                "use one name",
+            )
+        return feature_definitions.apply(state, call, call.body)
+
+    def get_definitions(call: Call) -> Definitions:
+        return definitions(state, call.path["project"], call.number("revision", 0) or None)[0]
+
+    def get_runs(call: Call) -> list[PipelineRun]:
+        limit = call.limit(100, 1000)
+        chosen = {name: call.query.get(name, "") for name in ("view", "batch", "state")}
+        found = feature_queue.listing(
+            state, call.path["project"], after=call.number("cursor", 0), limit=limit, chosen=chosen
+        )
+        if len(found) == limit:
+            call.next_page(found[-1][0])
+        return [run for _, run in found]
+
+    def get_rows(call: Call) -> bytes:
+        project = call.path["project"]
+        revision = call.number("revision", 0) or None
+        view = references.view_of(definitions(state, project, revision)[0], call.path["view"])
+        rows = view_rows(state, project, view, revision=revision, batch=call.query.get("batch", ""))
+        limit = call.number("limit", -1)
+        return batches.parquet(rows if limit < 0 else rows.head(limit), call)
+
+    def post_push(call: Call) -> int:
+        return push(state, call, call.path["view"], call.body)
+
+    def post_online(call: Call) -> OnlineAnswer:
+        return online(state, call.body)
+
+    return [
+        Route("PUT", "/api/v1/features/{project}", put_definitions, scope="features:apply", body=Definitions, answer=Applied, doc="Apply definitions; only what changed is computed anew."),
+        Route("GET", "/api/v1/features/{project}", get_definitions, scope="features:read", answer=Definitions, doc="The definitions, newest or of a revision."),
+        Route("GET", "/api/v1/features/{project}/runs", get_runs, scope="features:read", answer=list[PipelineRun], doc="Pipeline runs of the views as they are now, oldest first."),
+        Route("GET", "/api/v1/features/{project}/views/{view}/rows", get_rows, scope="features:read", answer=bytes, doc="Readable feature rows, as parquet."),
+        Route("POST", "/api/v1/push/{view}", post_push, scope="features:write", body=PushRequest, answer=int, doc="Take rows for a view, past its pipeline."),
+        Route("POST", "/api/v1/online/read", post_online, scope="features:read", body=OnlineRequest, answer=OnlineAnswer, doc="The newest values of entities."),
+    ]  # fmt: skip
