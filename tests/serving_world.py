@@ -1,9 +1,13 @@
-"""A small real world for the inference service: scikit-learn models in folders, a server on a free port, callers with scopes."""
+"""A small real world for the inference service: scikit-learn models in folders, a server on a free port, callers with scopes.
+
+Run as a program it is that service: ``python serving_world.py HOME PORT MODELS``; without MODELS the registry is away.
+"""
 
 from __future__ import annotations
 
 import shutil
 import socket
+import sys
 import threading
 import time
 import warnings
@@ -15,17 +19,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import uvicorn
+from starlette.types import Scope
+
 from cellwork import scopes
 from cellwork.client import Client
 from cellwork.models import columns, package, registry
 from cellwork.settings import Settings
 from cellwork.wire.evaluations import Check, Gate, VersionRef
 from cellwork.wire.features import Definitions, Entity, Field, Select, View
+from cellwork.wire.origin import Origin
 from cellwork.wire.records import Principal
+from cellwork_hub import edge
 from cellwork_hub.auth import NOBODY, bearer
 from cellwork_hub.context import Context
-from cellwork_hub.edge import Service
-from starlette.types import Scope
+from cellwork_hub.edge import Call, Service
+from cellwork_hub.inference.app import build
 
 MODEL = "shop/churn"
 FRAME = pd.DataFrame({"visits": np.arange(40.0), "plan": ["free", "paid"] * 20, "customer__age": np.arange(40.0) % 7})
@@ -106,7 +114,9 @@ class Folders:
 async def authorise(scope: Scope) -> Principal:
     """The token is the name of a role."""
     token = bearer(scope)
-    return Principal(kind="user", name=token, scopes=frozenset(scopes.ROLES[token])) if token in scopes.ROLES else NOBODY
+    return (
+        Principal(kind="user", name=token, scopes=frozenset(scopes.ROLES[token])) if token in scopes.ROLES else NOBODY
+    )
 
 
 def free_port() -> int:
@@ -119,6 +129,16 @@ def context(home: Path) -> Context:
     settings = Settings(home=home)
     settings.folder.ensure()
     return Context(settings, {"public": 1, "hub": 1, "inference": free_port()})
+
+
+def serve(home: Path, port: int, models: list[Path]) -> None:
+    """Be the service, with the folders of `models` as versions 1, 2, …; no entity has a value online."""
+    folders = Folders()
+    folders.away = not models
+    for version, folder in enumerate(models, start=1):
+        folders.add(folder, version)
+    app = build(context(home), authorise=authorise, registry=folders, lookup=lambda project, needed: {})
+    edge.serve(app, "127.0.0.1", port)
 
 
 @contextmanager
@@ -140,5 +160,14 @@ def running(build: Callable[[], Service], port: int) -> Iterator[str]:
         assert not thread.is_alive(), "the service did not stop"
 
 
+def call() -> Call:
+    """A call as a router gets it."""
+    return Call(Principal(kind="user", name="ada"), "req_1", Origin(), {}, {}, None, {})
+
+
 def caller(address: str, role: str = "deployer") -> Client:
     return Client(address, role, timeout=60)
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]), int(sys.argv[2]), [Path(folder) for folder in sys.argv[3:]])

@@ -70,7 +70,9 @@ def _names(node: ast.AST, module: str) -> Iterator[str]:
     elif isinstance(node, ast.ImportFrom):
         generated = package_of(module) == "cellwork.ui"  # nbdev writes relative imports
         assert node.level == 0 or generated, f"{module} imports relatively"
-        base = ".".join([*(module.split(".")[: -node.level] if node.level else []), str(node.module)])
+        base = ".".join(
+            [*(module.split(".")[: -node.level] if node.level else []), *([node.module] if node.module else [])]
+        )
         known = modules()
         for alias in node.names:
             full = f"{base}.{alias.name}"

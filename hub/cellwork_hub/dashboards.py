@@ -192,9 +192,7 @@ def _text(headers: list[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
 
 
 def build(context: Context) -> ASGIApp:
-    login = Login(
-        "dashboards", context.hub_api, context.token("dashboards"), cache_seconds=context.settings.token_cache_seconds
-    )
+    login = Login.of(context, "dashboards")
     proxy = Proxy(context.voila_socket(), login.prefix)
     return Gate(proxy, login, judge, ready=proxy.ready)
 

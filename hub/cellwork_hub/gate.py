@@ -5,6 +5,7 @@ The app behind gets no credential: tokens and cookies end here.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -46,6 +47,9 @@ class Asked:
 Rules = Callable[[Principal, Asked], Awaitable[None]]
 """Raises an error for what may not pass; returning lets it pass."""
 
+Dialect = Callable[[errors.CellworkError, int], dict[str, str]]
+"""Adds to the answer to an error of that status what the app's own clients look for."""
+
 
 class Gate:
     """`rules` judge each request of somebody known; without rules the app judges by itself, and finds the principal in the scope."""
@@ -57,8 +61,9 @@ class Gate:
         rules: Rules | None = None,
         *,
         ready: Callable[[], Awaitable[bool]] | None = None,
+        dialect: Dialect | None = None,
     ) -> None:
-        self.app, self.login, self.rules, self.ready = app, login, rules, ready
+        self.app, self.login, self.rules, self.ready, self.dialect = app, login, rules, ready, dialect
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -71,8 +76,11 @@ class Gate:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 4403, "reason": str(error)[:120]})
                 return
-            answer = problem_response(error, request_id, anonymous=scope.get("cellwork.anonymous", False))
-            await respond(send, *answer[:3], {**answer[3], "x-request-id": request_id})
+            anonymous = scope.get("cellwork.anonymous", False)
+            status, body, kind, headers = problem_response(error, request_id, anonymous=anonymous)
+            if self.dialect:
+                body = json.dumps({**json.loads(body), **self.dialect(error, status)}).encode()
+            await respond(send, status, body, kind, {**headers, "x-request-id": request_id})
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = canonical_path(scope, self.login.prefix)

@@ -21,6 +21,7 @@ from cellwork import errors
 from cellwork.wire import PREFIX, Struct
 from cellwork.wire.records import Principal
 from cellwork_hub.auth import NOBODY, HubTokens, bearer
+from cellwork_hub.context import Context
 from cellwork_hub.route import Malformed
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -47,6 +48,10 @@ class Login:
         self.cookie = f"cellwork-{service}"
         key = hashlib.sha256(f"cookie of {service}\0{token}".encode()).digest()
         self._seal = Fernet(base64.urlsafe_b64encode(key))
+
+    @classmethod
+    def of(cls, context: Context, service: str) -> Login:
+        return cls(service, context.hub_api, context.token(service), cache_seconds=context.settings.token_cache_seconds)
 
     async def __call__(self, scope: Scope) -> Principal:
         """Return who calls. A cookie counts only in requests that our own pages make.

@@ -24,15 +24,15 @@ def new_instance() -> str:
     return secrets.token_hex(8)
 
 
-def of_instance(instance: str, *, unit: str = "", without: Collection[int] = ()) -> list[psutil.Process]:
-    """Return the living processes of `instance` (of its `unit` alone, if given), this one and those in `without` left out."""
+def of_instance(instance: str, *, unit: str | None = None) -> list[psutil.Process]:
+    """Return the living processes of `instance` (of its `unit` alone, ``""`` is of none), this one left out."""
     found = []
     for process in psutil.process_iter():
-        if process.pid == os.getpid() or process.pid in without:
+        if process.pid == os.getpid():
             continue
         try:
             environ = process.environ()
-            ours = environ.get(MARKER) == instance and unit in ("", environ.get(UNIT))
+            ours = environ.get(MARKER) == instance and unit in (None, environ.get(UNIT, ""))
             if ours and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except (psutil.Error, OSError):  # it ended while we looked, or is another account's
@@ -50,11 +50,11 @@ def end(processes: Sequence[psutil.Process], grace: float) -> int:
     return len(processes)
 
 
-def end_instance(instance: str, grace: float, *, without: Collection[int] = ()) -> int:
+def end_instance(instance: str, grace: float, *, unit: str | None = None) -> int:
     """End all of `instance`; a process that started another in the meantime does not save it."""
     count = 0
     for _ in range(5):
-        found = of_instance(instance, without=without)
+        found = of_instance(instance, unit=unit)
         if not found:
             break
         count += end(found, grace)
@@ -84,14 +84,16 @@ def created(pid: int) -> float:
         return 0.0
 
 
-def memory_mb(pid: int) -> float:
-    """Return the resident memory of `pid` and all below it, in MB."""
-    try:
-        top = psutil.Process(pid)
-        tree = [top, *top.children(recursive=True)]
-    except psutil.Error:
-        return 0.0
-    return sum(_rss(process) for process in tree) / 1e6
+def memory_mb(instance: str) -> dict[str, float]:
+    """Return the resident memory, in MB, of each unit's processes; ``""`` is user servers and their kernels."""
+    sizes: dict[str, float] = {}
+    for process in of_instance(instance):
+        try:
+            unit = process.environ().get(UNIT, "")
+        except (psutil.Error, OSError):
+            continue
+        sizes[unit] = sizes.get(unit, 0.0) + _rss(process) / 1e6
+    return sizes
 
 
 def own_memory_mb(pid: int) -> float:
@@ -107,17 +109,6 @@ def _rss(process: psutil.Process) -> int:
         return int(process.memory_info().rss)
     except psutil.Error:
         return 0
-
-
-def below(pids: Collection[int]) -> set[int]:
-    """Return the pids of all children, at any depth, of `pids`."""
-    found: set[int] = set()
-    for pid in pids:
-        try:
-            found |= {child.pid for child in psutil.Process(pid).children(recursive=True)}
-        except psutil.Error:
-            continue
-    return found
 
 
 def end_group(pid: int) -> None:

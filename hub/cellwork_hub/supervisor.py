@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 
@@ -70,10 +70,15 @@ def running(home: Home) -> Board | None:
 
 
 def with_memory(board: Board) -> list[ServiceStatus]:
-    """Return the services with the memory that each takes now, children included."""
-    rows = [msgspec.structs.replace(s, rss_mb=processes.memory_mb(s.pid) if s.pid else 0.0) for s in board.services]
-    own = ServiceStatus(name="supervisor", state="ready", pid=board.pid, rss_mb=processes.own_memory_mb(board.pid))
-    return [*rows, own]
+    """Return the services, user servers and the supervisor with the memory that each takes now, children included."""
+    sizes = processes.memory_mb(board.instance)
+    rows = [msgspec.structs.replace(service, rss_mb=sizes.get(service.name, 0.0)) for service in board.services]
+    own = processes.own_memory_mb(board.pid)
+    return [
+        *rows,
+        ServiceStatus(name="user-servers", state="ready" if "" in sizes else "stopped", rss_mb=sizes.get("", 0.0)),
+        ServiceStatus(name="supervisor", state="ready", pid=board.pid, rss_mb=own),
+    ]
 
 
 @dataclass
@@ -122,6 +127,7 @@ class Supervisor:
         self.tell()
         while not self.stopping:
             self.turn()
+            processes.reap_orphans({child.process.pid for child in self.children.values() if child.process})
             time.sleep(TURN_SECONDS)
         failed = [child for child in self.children.values() if child.state == "failed"]
         self.stop()
@@ -133,7 +139,6 @@ class Supervisor:
             if self.stopping:
                 break
             self.step(child)
-        processes.reap_orphans({child.process.pid for child in self.children.values() if child.process})
         states = {child.state for child in self.children.values()}
         if states == {"ready"} and not self.complete:
             self.complete = True
@@ -173,12 +178,12 @@ class Supervisor:
     def check(self, child: Child) -> None:
         seconds = time.monotonic() - child.started
         child.answered |= {url for url in child.unit.ready if url not in child.answered and answers(url)}
-        if child.answered == set(child.unit.ready):
+        if child.answered == set(child.unit.ready) and (child.unit.ready or seconds > child.unit.settle):
             child.state, child.message = "ready", f"ready after {seconds:.1f} s"
             log.info("%s %s", child.unit.name, child.message)
         elif seconds > self.ready_seconds:
             silent = sorted(set(child.unit.ready) - child.answered)
-            self.end(child)
+            self.end([child])
             self.give_up(child, f"was not ready in {self.ready_seconds:.0f} s ({silent[0]} does not answer)")
 
     def died(self, child: Child, how: str) -> None:
@@ -202,37 +207,39 @@ class Supervisor:
         log.error("%s %s", child.unit.name, child.message)
 
     def stop(self) -> None:
-        """End every process, last started first; twice is once."""
+        """End every process: what started later first, user servers and their kernels with the hub; twice is once."""
         self.stopping = True
-        for child in reversed(self.children.values()):
-            self.end(child)
-            if child.unit.name == "hub":  # user servers outlive the hub, not the platform
-                own = {c.process.pid for c in self.children.values() if c.process}
-                self._end_others(own)
-        self._end_others(set())
+        for depth in sorted({self.depth(unit) for unit in self.children}, reverse=True):
+            self.end([child for name, child in self.children.items() if self.depth(name) == depth])
+            if depth == self.depth("hub"):
+                processes.end_instance(self.instance, 10.0, unit="")
+        processes.end_instance(self.instance, 10.0)
         self.tell()
         log.info("everything has stopped")
 
-    def _end_others(self, own: set[int]) -> None:
-        count = processes.end_instance(self.instance, 10.0, without=own | processes.below(own))
-        if count:
-            log.info("ended %d processes of user servers and notebooks", count)
+    def depth(self, name: str) -> int:
+        """Return how many starts had to come before the start of `name`, one after the other."""
+        after = self.children[name].unit.after if name in self.children else ()
+        return 1 + max(map(self.depth, after), default=-1)
 
-    def end(self, child: Child) -> None:
-        """End one unit: SIGTERM, its grace, SIGKILL to its whole group."""
-        if child.process is None:
-            return
-        child.process.terminate()
-        try:
-            child.process.wait(child.unit.grace)
-        except subprocess.TimeoutExpired:
-            log.warning("%s did not end in %.0f s and is killed", child.unit.name, child.unit.grace)
-        processes.end_group(child.process.pid)
-        child.process.wait(10)
-        child.process = None
-        if child.state != "failed":
-            child.state = "stopped"
-            log.info("%s stopped", child.unit.name)
+    def end(self, children: Sequence[Child]) -> None:
+        """End these units: SIGTERM, their grace, SIGKILL to what is left of their groups."""
+        running = [child for child in children if child.process]
+        for child in running:
+            cast(subprocess.Popen[bytes], child.process).terminate()
+        started = time.monotonic()
+        for child in running:
+            process = cast(subprocess.Popen[bytes], child.process)
+            try:
+                process.wait(max(0.0, started + child.unit.grace - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                log.warning("%s did not end in %.0f s and is killed", child.unit.name, child.unit.grace)
+            processes.end_group(process.pid)
+            process.wait(10)
+            child.process = None
+            if child.state != "failed":
+                child.state = "stopped"
+                log.info("%s stopped", child.unit.name)
 
     def tell(self) -> None:
         """Write the board if anything changed."""

@@ -29,6 +29,10 @@ PLATFORM = "cellwork"
 RESERVED_ALIASES = frozenset({"champion", "previous", "candidate"})
 LOCATIONS = ("mlflow-artifacts:/", "models:/", "runs:/")
 """Where artifacts may lie; MLflow itself would also open files of this machine."""
+CODES = {
+    400: "BAD_REQUEST", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "RESOURCE_DOES_NOT_EXIST",
+    413: "BAD_REQUEST", 422: "INVALID_PARAMETER_VALUE", 503: "TEMPORARILY_UNAVAILABLE",
+}  # fmt: skip
 API = r"/(?:ajax-)?api/2\.0/mlflow"
 API3 = r"/(?:ajax-)?api/3\.0/mlflow"
 ARTIFACTS = r"/(?:ajax-)?api/2\.0/mlflow-artifacts/artifacts"
@@ -216,6 +220,11 @@ async def judge(principal: Principal, asked: Asked) -> None:
         await rule.guard(asked, match)
 
 
+def dialect(error: errors.CellworkError, status: int) -> dict[str, str]:
+    """Say it in MLflow's words too, so that its client raises with our message."""
+    return {"error_code": CODES.get(status, "INTERNAL_ERROR"), "message": str(error)}
+
+
 def mlflow_app(home: Home, database_url: str) -> ASGIApp:
     """Return MLflow's app on its database and artifact folder. Its configuration is the environment, read at import."""
     root = home.artifacts()
@@ -236,10 +245,8 @@ def mlflow_app(home: Home, database_url: str) -> ASGIApp:
 
 
 def build(context: Context) -> ASGIApp:
-    login = Login(
-        "mlflow", context.hub_api, context.token("mlflow"), cache_seconds=context.settings.token_cache_seconds
-    )
-    return Gate(mlflow_app(context.home, context.database_url("mlflow")), login, judge)
+    login = Login.of(context, "mlflow")
+    return Gate(mlflow_app(context.home, context.database_url("mlflow")), login, judge, dialect=dialect)
 
 
 if __name__ == "__main__":

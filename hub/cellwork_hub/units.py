@@ -34,7 +34,7 @@ QUIET = {
 
 @dataclass(frozen=True)
 class Unit:
-    """One process. It is ready when every URL in `ready` answers 200; without any, as soon as it runs."""
+    """One process. It is ready when every URL in `ready` answers 200; without any, when it has run for `settle` seconds."""
 
     name: str
     command: tuple[str, ...]
@@ -43,6 +43,7 @@ class Unit:
     port: int = 0
     grace: float = 15.0
     """Seconds between SIGTERM and SIGKILL."""
+    settle: float = 2.0
 
 
 def platform_units(settings: Settings, ports: Mapping[str, int]) -> list[Unit]:

@@ -60,14 +60,17 @@ def configuration(kernels: int) -> Config:
     c.Voila.base_url = c.Voila.server_url = f"{PREFIX['dashboards']}/"
     c.Voila.open_browser = False
     c.Voila.tornado_settings = {
-        "disable_check_xsrf": True,
-        "mathjax_url": "",
-    }  # the gate checks the origin and strips cookies
+        "disable_check_xsrf": True,  # the gate checks the origin and strips cookies
+        "mathjax_url": f"{PREFIX['dashboards']}/voila/static/mathjax.js",  # not shipped; the default is a public CDN
+    }
     c.VoilaConfiguration.allow_template_override = "NO"
     c.VoilaConfiguration.allow_theme_override = "NO"
     c.VoilaConfiguration.classic_tree = True
     c.VoilaConfiguration.file_allowlist = [r"[\w-]+\.(png|jpg|svg)"]
-    c.VoilaConfiguration.extension_allowlist = ["@jupyter-widgets/jupyterlab-manager"]
+    c.VoilaConfiguration.extension_allowlist = [
+        "@jupyter-widgets/jupyterlab-manager",
+        "@voila-dashboards/widgets-manager8",
+    ]
     c.VoilaConfiguration.preheat_kernel = kernels > 0
     c.VoilaConfiguration.default_pool_size = kernels
     c.MappingKernelManager.cull_idle_timeout = IDLE_SECONDS
@@ -79,7 +82,9 @@ def main(folder: str = "") -> None:
     context = Context.load()
     OwnVoila.socket = context.voila_socket()
     OwnVoila.socket.unlink(missing_ok=True)
-    for name in [name for name in os.environ if name.startswith("CELLWORK_") and name != processes.MARKER]:
+    for name in [
+        name for name in os.environ if name.startswith("CELLWORK_") and name not in (processes.MARKER, processes.UNIT)
+    ]:
         del os.environ[name]
     os.environ |= {"CELLWORK_URL": context.public_url, "CELLWORK_TOKEN": context.token("dashboards")}
     dashboards = Path(folder) if folder else assets.folder("nbs") / "dashboards"

@@ -11,12 +11,23 @@ from pathlib import Path
 
 import polars as pl
 import uvicorn
+from starlette.types import Scope
+
 from cellwork import db, scopes
 from cellwork.client import Client
 from cellwork.home import Home
 from cellwork.settings import Settings
 from cellwork.wire.features import (
-    Aggregate, Definitions, Entity, FeatureService, Field, Observations, Prepared, Rolling, Select, View,
+    Aggregate,
+    Definitions,
+    Entity,
+    FeatureService,
+    Field,
+    Observations,
+    Prepared,
+    Rolling,
+    Select,
+    View,
 )  # fmt: skip
 from cellwork.wire.records import Principal
 from cellwork_hub import records
@@ -24,7 +35,6 @@ from cellwork_hub.context import Context
 from cellwork_hub.edge import Service
 from cellwork_hub.platform import batches, features
 from cellwork_hub.platform.state import State
-from starlette.types import Scope
 
 DAY = datetime(2013, 6, 1, tzinfo=UTC)
 MIGRATIONS = [records.MIGRATION, batches.MIGRATION, features.MIGRATION]

@@ -80,6 +80,7 @@ class World:
     def __init__(self, home: Path) -> None:
         self.tokens, self.events, self.port = RunTokens(), list[Event](), free_port()
         self.state = state(home, self.tokens)
+        self.clients: dict[str, Client] = {}
         self.url = f"http://127.0.0.1:{self.port}"
         service = app.service(self.state, self._events, self.tokens.authorise)
         self.server = uvicorn.Server(uvicorn.Config(service, port=self.port, log_level="warning", lifespan="on"))
@@ -91,9 +92,13 @@ class World:
         return [event for event in self.events if event.seq > after]
 
     def client(self, who: str = "ada") -> Client:
-        return Client(self.url, f"{who}-token", timeout=30)
+        if who not in self.clients:
+            self.clients[who] = Client(self.url, f"{who}-token", timeout=30)
+        return self.clients[who]
 
     def close(self) -> None:
+        for client in self.clients.values():
+            client.close()
         self.server.should_exit = True
         self.thread.join(20)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+
 from cellwork.errors import BadInput
 from cellwork.evaluation.baseline import Constant, RateBy, of
 

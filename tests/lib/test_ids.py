@@ -32,7 +32,9 @@ def frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
 
 def normal(rows: list[dict[str, Any]]) -> list[str]:
     """The rows as a bag of texts: -0.0 is 0.0, the order does not count."""
-    return sorted(repr({k: v + 0.0 if isinstance(v, float) else v for k, v in row.items()}) for row in rows)
+    return sorted(
+        repr([row[name] + 0.0 if isinstance(row[name], float) else row[name] for name in COLUMNS]) for row in rows
+    )
 
 
 @quick

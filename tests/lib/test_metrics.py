@@ -6,10 +6,11 @@ import time
 
 import numpy as np
 import pytest
-from cellwork.errors import BadInput
-from cellwork.evaluation import metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from cellwork.errors import BadInput
+from cellwork.evaluation import metrics
 
 
 @settings(max_examples=60, deadline=None)

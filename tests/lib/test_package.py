@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+
 from cellwork.errors import BadInput, Refused
 from cellwork.models import columns, package, registry
 from cellwork.models.columns import Column, to_pandas
@@ -35,7 +36,9 @@ def encoded(last: Any) -> Any:
 
     encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-2)
     rest = make_pipeline(SimpleImputer(), StandardScaler())
-    return make_pipeline(make_column_transformer((encoder, ["carrier"]), (rest, ["hour", "wet", "weather__temp"])), last)
+    return make_pipeline(
+        make_column_transformer((encoder, ["carrier"]), (rest, ["hour", "wet", "weather__temp"])), last
+    )
 
 
 def saved(model: Any, folder: Path, frame: pl.DataFrame = FRAME) -> Path:
@@ -45,24 +48,38 @@ def saved(model: Any, folder: Path, frame: pl.DataFrame = FRAME) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["forest", "boosted", "logistic"])
-def test_a_model_scores_in_a_fresh_process_as_it_did_here(name: str, tmp_path: Path) -> None:
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import polars as pl
+from cellwork.models import package
+from cellwork.models.columns import to_pandas
+rows, answers = pl.read_parquet(sys.argv[1]), {}
+for folder in map(Path, sys.argv[2:]):
+    frame = to_pandas(rows, package.read(folder).columns)
+    answers[folder.name] = package.scores(package.load(folder), frame).tolist()
+print(json.dumps(answers))
+"""
+
+
+def test_models_score_in_a_fresh_process_as_they_did_here(tmp_path: Path) -> None:
     from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
     from sklearn.linear_model import LogisticRegression
 
-    last = {"forest": RandomForestClassifier(20), "boosted": HistGradientBoostingClassifier(max_iter=20), "logistic": LogisticRegression()}[name]
+    kinds = {
+        "forest": RandomForestClassifier(20),
+        "boosted": HistGradientBoostingClassifier(max_iter=20),
+        "logistic": LogisticRegression(),
+    }
     frame = to_pandas(FRAME)
-    model = encoded(last).fit(frame, LATE)
-    saved(model, tmp_path / "model")
+    models = {name: encoded(last).fit(frame, LATE) for name, last in kinds.items()}
+    folders = [str(saved(model, tmp_path / name)) for name, model in models.items()]
     FRAME.write_parquet(tmp_path / "rows.parquet")
-    script = (
-        "import sys, json, polars as pl; from pathlib import Path; from cellwork.models import package; from cellwork.models.columns import to_pandas\n"
-        "folder = Path(sys.argv[1]); frame = to_pandas(pl.read_parquet(sys.argv[2]), package.read(folder).columns)\n"
-        "print(json.dumps(package.scores(package.load(folder), frame).tolist()))"
-    )
-    command = [sys.executable, "-c", script, str(tmp_path / "model"), str(tmp_path / "rows.parquet")]
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "rows.parquet"), *folders]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert json.loads(answer.stdout) == model.predict_proba(frame)[:, 1].tolist()
+    assert json.loads(answer.stdout) == {
+        name: model.predict_proba(frame)[:, 1].tolist() for name, model in models.items()
+    }
 
 
 def test_the_digest_sees_every_byte_and_every_name(tmp_path: Path) -> None:
@@ -104,7 +121,17 @@ def encoded_tree() -> Any:
     return encoded(DecisionTreeClassifier(max_depth=2)).fit(to_pandas(FRAME), LATE)
 
 
-@pytest.mark.parametrize("name", ["os.system", "numpy.testing._private.utils.runstring", "numpy.load", "builtins.eval", "sklearn.nothing.Here", "scipy"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os.system",
+        "numpy.testing._private.utils.runstring",
+        "numpy.load",
+        "builtins.eval",
+        "sklearn.nothing.Here",
+        "scipy",
+    ],
+)
 def test_a_function_or_a_stranger_is_never_harmless(name: str) -> None:
     assert not package._is_harmless(name)
 
@@ -140,7 +167,12 @@ def test_a_folder_without_manifest_says_how_to_register(tmp_path: Path) -> None:
 def test_frames_of_polars_pandas_and_lists_reach_the_model_as_one() -> None:
     """Training, evaluation and serving bring three kinds of frame."""
     kinds = columns.kinds(FRAME)
-    assert [(c.name, c.kind) for c in kinds] == [("hour", "number"), ("carrier", "text"), ("wet", "flag"), ("weather__temp", "number")]
+    assert [(c.name, c.kind) for c in kinds] == [
+        ("hour", "number"),
+        ("carrier", "text"),
+        ("wet", "flag"),
+        ("weather__temp", "number"),
+    ]
     first = to_pandas(FRAME)
     assert first.dtypes.astype(str).tolist() == ["float64", "object", "float64", "float64"]
     pd.testing.assert_frame_equal(first, to_pandas(FRAME.to_pandas()))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from cellwork.errors import BadInput, NotFound, Unavailable
 from cellwork.runs import engine
 from cellwork.runs.kernel import Kernel, allowed
@@ -22,7 +23,9 @@ NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 def text_of(path: Path) -> str:
     """Everything the cells of an executed notebook printed."""
     outputs = [o for cell in json.loads(path.read_text())["cells"] for o in cell.get("outputs", [])]
-    return "".join("".join(o.get("text", "") or o.get("traceback", "") or o.get("data", {}).get("text/plain", "")) for o in outputs)
+    return "".join(
+        "".join(o.get("text", "") or o.get("traceback", "") or o.get("data", {}).get("text/plain", "")) for o in outputs
+    )
 
 
 def execute(name: str, folder: Path, *given: Any, **options: Any) -> Path:
@@ -41,7 +44,9 @@ def gone(pid: int) -> bool:
 
 def test_a_run_takes_its_parameters_and_tells_each_cell(tmp_path: Path) -> None:
     cells: list[tuple[int, int]] = []
-    output = execute("works", tmp_path, {"x": 38, "name": "it's {x}"}, progress=lambda cell, of: cells.append((cell, of)))
+    output = execute(
+        "works", tmp_path, {"x": 38, "name": "it's {x}"}, progress=lambda cell, of: cells.append((cell, of))
+    )
     assert "it's {x} 42" in text_of(output)
     assert cells == [(k, 5) for k in range(1, 6)], "the injected cell counts"
     about = json.loads(output.read_text())["metadata"]["papermill"]
@@ -115,7 +120,13 @@ def test_a_kernel_started_ahead_gets_the_run_afterwards_and_no_history_of_it(tmp
     sockets.mkdir()
     kernel = Kernel.start(sockets, allowed(os.environ))
     try:
-        output = execute("shows_origin", tmp_path, environment={"CELLWORK_RUN": "run_9", "CELLWORK_TOKEN": "tok-123"}, cwd=tmp_path, kernel=kernel)
+        output = execute(
+            "shows_origin",
+            tmp_path,
+            environment={"CELLWORK_RUN": "run_9", "CELLWORK_TOKEN": "tok-123"},
+            cwd=tmp_path,
+            kernel=kernel,
+        )
         assert "run_9" in text_of(output)
         assert "42" in text_of(output)
         assert "tok-123" not in output.read_text()
@@ -146,7 +157,12 @@ def test_the_notebook_on_disk_is_whole_at_every_moment_of_the_run(tmp_path: Path
     watcher = threading.Thread(target=look)
     watcher.start()
     try:
-        engine.execute(NOTEBOOKS / "marks.ipynb", output, {"folder": str(tmp_path), "seconds": 0.3}, environment={"CELLWORK_RUN": "r", "CELLWORK_ATTEMPT": "1"})
+        engine.execute(
+            NOTEBOOKS / "marks.ipynb",
+            output,
+            {"folder": str(tmp_path), "seconds": 0.3},
+            environment={"CELLWORK_RUN": "r", "CELLWORK_ATTEMPT": "1"},
+        )
     finally:
         over.set()
         watcher.join()

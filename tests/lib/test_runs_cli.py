@@ -12,13 +12,25 @@ from test_runs import NOTEBOOKS, text_of
 
 
 def cellwork(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environ = {key: value for key, value in os.environ.items() if not key.startswith("CELLWORK_")} | {"CELLWORK_HOME": str(cwd / "home")}
-    return subprocess.run([sys.executable, "-c", "from cellwork.cli import main; main()", *arguments], cwd=cwd, env=environ, capture_output=True, text=True, timeout=90, check=False)
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("CELLWORK_")} | {
+        "CELLWORK_HOME": str(cwd / "home")
+    }
+    return subprocess.run(
+        [sys.executable, "-c", "from cellwork.cli import main; main()", *arguments],
+        cwd=cwd,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
 
 
 def test_a_notebook_runs_with_papermills_flags_and_tells_its_progress(tmp_path: Path) -> None:
     (tmp_path / "more.yaml").write_text("name: from file\nx: 1\n")
-    answer = cellwork("run", str(NOTEBOOKS / "works.ipynb"), "-f", "more.yaml", "-p", "x", "38", "-o", "out.ipynb", cwd=tmp_path)
+    answer = cellwork(
+        "run", str(NOTEBOOKS / "works.ipynb"), "-f", "more.yaml", "-p", "x", "38", "-o", "out.ipynb", cwd=tmp_path
+    )
     assert answer.returncode == 0, answer.stderr
     assert "cell 3 of 5  " in answer.stderr
     assert "from file 42" in text_of(tmp_path / "out.ipynb")

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cellwork.errors import BadInput
-from cellwork.runs import parameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from cellwork.errors import BadInput
+from cellwork.runs import parameters
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 INJECTIONS = [
@@ -44,7 +45,7 @@ def load(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", INJECTIONS)
 def test_a_name_that_is_code_is_refused(name: str) -> None:
-    with pytest.raises(BadInput, match="is not a name|is unknown"):
+    with pytest.raises(BadInput, match=r"is not a name|is unknown"):
         parameters.check(load("works"), {name: 1})
 
 
@@ -73,7 +74,9 @@ def test_a_notebook_without_the_tagged_cell_takes_no_parameters() -> None:
         ("when", ["2013-12-24", 3], [float("nan"), float("inf"), {1: 2}, object(), (1,), "\ud800"]),
     ],
 )
-def test_values_are_held_against_annotation_type_comment_and_default(name: str, good: list[Any], bad: list[Any]) -> None:
+def test_values_are_held_against_annotation_type_comment_and_default(
+    name: str, good: list[Any], bad: list[Any]
+) -> None:
     notebook = load("typed")
     for value in good:
         assert parameters.check(notebook, {name: value}) == {name: value}
@@ -124,7 +127,15 @@ def test_what_passes_becomes_assignments_of_these_values_and_nothing_else(given:
 
 def test_text_of_the_command_line_is_read_by_the_declared_type() -> None:
     known = parameters.declared(load("typed"))
-    texts = {"x": "5", "ratio": "0.5", "name": "5", "flag": "True", "tags": '["a"]', "limit": "None", "when": "2013-12-24"}
+    texts = {
+        "x": "5",
+        "ratio": "0.5",
+        "name": "5",
+        "flag": "True",
+        "tags": '["a"]',
+        "limit": "None",
+        "when": "2013-12-24",
+    }
     read = {name: parameters.from_text(text, known[name]) for name, text in texts.items()}
     assert read == {"x": 5, "ratio": 0.5, "name": "5", "flag": True, "tags": ["a"], "limit": None, "when": "2013-12-24"}
     assert parameters.check(load("typed"), read) == read
@@ -136,7 +147,10 @@ def test_text_of_the_command_line_is_read_by_the_declared_type() -> None:
         ("not json", "is not JSON"),
         ("[]", "not a notebook"),
         ('{"nbformat": 3, "cells": []}', "not a notebook"),
-        (json.dumps({"nbformat": 4, "cells": [], "metadata": {"kernelspec": {"language": "julia"}}}), "written in julia"),
+        (
+            json.dumps({"nbformat": 4, "cells": [], "metadata": {"kernelspec": {"language": "julia"}}}),
+            "written in julia",
+        ),
     ],
 )
 def test_what_is_no_python_notebook_is_refused(text: str, verdict: str) -> None:

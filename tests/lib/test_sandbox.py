@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import psutil
 import pytest
+
 from cellwork.errors import BadInput, Refused
 from cellwork.models import columns, package, registry, sandbox
 
@@ -33,7 +34,9 @@ def classifier() -> Any:
     from sklearn.tree import DecisionTreeClassifier
 
     encode = make_column_transformer((OneHotEncoder(handle_unknown="ignore"), ["carrier"]), remainder="passthrough")
-    return make_pipeline(encode, DecisionTreeClassifier(max_depth=3)).fit(columns.to_pandas(FRAME), np.arange(60) % 7 > 3)
+    return make_pipeline(encode, DecisionTreeClassifier(max_depth=3)).fit(
+        columns.to_pandas(FRAME), np.arange(60) % 7 > 3
+    )
 
 
 def linear(**changes: Any) -> Any:
@@ -54,8 +57,7 @@ def test_a_child_scores_as_this_process_does(tmp_path: Path) -> None:
 
 def poisons() -> dict[str, tuple[Callable[[], Any], str]]:
     return {
-        "not_finite": (lambda: linear(coef_=np.array([np.nan])), r"raised|gave 60 scores that are not finite"),
-        "overflow": (lambda: linear(coef_=np.array([1e308])), "scores that are not finite"),
+        "not_finite": (lambda: linear(coef_=np.array([np.nan])), "gave 60 scores that are not finite"),
         "two_a_row": (lambda: linear(coef_=np.ones((2, 1)), intercept_=np.zeros(2)), "gave 120 scores for 60 rows"),
         "wrong_width": (lambda: linear(coef_=np.ones(3), n_features_in_=1), "ended with exit code 1: ValueError"),
     }

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import shutil
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from cellwork import clock
 from cellwork.errors import BadInput, NotFound
 from cellwork.jobs import schedule
 from cellwork.wire.jobs import Schedule
 from cellwork.wire.records import Event
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
@@ -24,7 +26,9 @@ def folder(tmp_path: Path) -> Path:
     """A project `flights` with the notebook jobs/score.ipynb."""
     jobs = tmp_path / "project" / "jobs"
     jobs.mkdir(parents=True)
-    (tmp_path / "project" / "cellwork.toml").write_text('[project]\nname = "flights"\n[features]\npaths = ["definitions/all.py"]\n')
+    (tmp_path / "project" / "cellwork.toml").write_text(
+        '[project]\nname = "flights"\n[features]\npaths = ["definitions/all.py"]\n'
+    )
     shutil.copy(NOTEBOOKS / "works.ipynb", jobs / "score.ipynb")
     return jobs
 
@@ -43,7 +47,9 @@ def test_a_cron_schedule_is_read_with_its_zone_parameters_and_limits(folder: Pat
 
 
 def test_an_event_schedule_fills_the_batch(folder: Path) -> None:
-    text = 'notebook: score.ipynb\non: {event: {name: batch.ready, match: {dataset: flights}}}\nwith: {name: "${batch}"}\n'
+    text = (
+        'notebook: score.ipynb\non: {event: {name: batch.ready, match: {dataset: flights}}}\nwith: {name: "${batch}"}\n'
+    )
     request = schedule.read(write(folder, text, "on-batch.yaml"))
     assert request.name == "on-batch"
     assert request.schedule == Schedule(event="batch.ready", match={"dataset": "flights"})
@@ -86,15 +92,33 @@ def test_a_folder_gives_its_schedule_files_and_no_other_yaml(folder: Path) -> No
     write(folder, "on: {schedule: {cron: '0 3 * * *'}}")
     write(folder, "services: {}", "compose.yaml")
     assert [path.name for path in schedule.files(folder)] == ["score.yaml"]
-    with pytest.raises(NotFound, match="has no .yaml file"):
+    with pytest.raises(NotFound, match=r"has no \.yaml file"):
         schedule.files(folder.parent)
 
 
 def test_variables_keep_the_type_of_the_event_and_the_day_of_the_jobs_clock() -> None:
-    event = Event(seq=1, id="evt_1", name="batch.ready", project="p", subject="bat_1", at=clock.now(), data={"dataset": "flights", "rows": 7})
+    event = Event(
+        seq=1,
+        id="evt_1",
+        name="batch.ready",
+        project="p",
+        subject="bat_1",
+        at=clock.now(),
+        data={"dataset": "flights", "rows": 7},
+    )
     known = schedule.variables(datetime(2013, 12, 24, 3, tzinfo=UTC), "America/New_York", event)
-    values = {"day": "${date}", "rows": "${event.rows}", "text": "${batch}: ${event.rows} rows", "deep": ["${batch}", 1]}
-    assert schedule.expand(values, known) == {"day": "2013-12-23", "rows": 7, "text": "bat_1: 7 rows", "deep": ["bat_1", 1]}
+    values = {
+        "day": "${date}",
+        "rows": "${event.rows}",
+        "text": "${batch}: ${event.rows} rows",
+        "deep": ["${batch}", 1],
+    }
+    assert schedule.expand(values, known) == {
+        "day": "2013-12-23",
+        "rows": 7,
+        "text": "bat_1: 7 rows",
+        "deep": ["bat_1", 1],
+    }
     with pytest.raises(BadInput, match=r"variable '\$\{event.row\}'.*event.rows"):
         schedule.expand("${event.row}", known)
 
@@ -102,16 +126,27 @@ def test_variables_keep_the_type_of_the_event_and_the_day_of_the_jobs_clock() ->
 @given(
     st.integers(0, 23),
     st.integers(0, 59),
-    st.sampled_from(["America/New_York", "Europe/Berlin", "Australia/Lord_Howe", "Asia/Kolkata", "America/Sao_Paulo", "UTC"]),
-    st.sampled_from([datetime(2013, 3, 8, tzinfo=UTC), datetime(2013, 3, 29, tzinfo=UTC), datetime(2013, 11, 1, tzinfo=UTC), datetime(2013, 10, 4, tzinfo=UTC)]),
+    st.sampled_from(
+        ["America/New_York", "Europe/Berlin", "Australia/Lord_Howe", "Asia/Kolkata", "America/Sao_Paulo", "UTC"]
+    ),
+    st.sampled_from(
+        [
+            datetime(2013, 3, 8, tzinfo=UTC),
+            datetime(2013, 3, 29, tzinfo=UTC),
+            datetime(2013, 11, 1, tzinfo=UTC),
+            datetime(2013, 10, 4, tzinfo=UTC),
+        ]
+    ),
 )
 @settings(max_examples=60, deadline=None)
-def test_a_daily_job_is_due_once_on_each_local_day_also_when_clocks_change(hour: int, minute: int, zone: str, start: datetime) -> None:
+def test_a_daily_job_is_due_once_on_each_local_day_also_when_clocks_change(
+    hour: int, minute: int, zone: str, start: datetime
+) -> None:
     days: list[Any] = []
     for due in clock.fires(f"{minute} {hour} * * *", start, zone):
         if due > start + timedelta(days=6):
             break
         days.append(due.astimezone(clock.zone(zone)).date())
     assert days == sorted(set(days)), "no day twice, no step back"
-    assert all(b - a == timedelta(days=1) for a, b in zip(days, days[1:], strict=False)), "no day left out"
+    assert all(b - a == timedelta(days=1) for a, b in pairwise(days)), "no day left out"
     assert len(days) >= 5

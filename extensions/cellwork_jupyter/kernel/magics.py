@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cellwork import errors
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
+
+from cellwork import errors
+
+if TYPE_CHECKING:
+    from cellwork.lineage import Trail
 
 SERVICES = ("cellwork", "jobs", "inference")
 
@@ -37,20 +41,6 @@ class Connection:
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><th>{html.escape(n)}</th><td>{html.escape(t)}</td></tr>" for n, t in self._lines())
         return f"<table>{rows}</table>"
-
-
-@dataclass(frozen=True)
-class Trail:
-    """Where something comes from: one line a step, indented by its distance."""
-
-    subject: str
-    lines: list[str]
-
-    def __repr__(self) -> str:
-        return "\n".join(self.lines)
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(repr(self))}</pre>"
 
 
 def connection() -> Connection:
@@ -91,25 +81,21 @@ class CellworkMagics(Magics):
         return connection()
 
     @magic_arguments()
-    @argument("id", help="a prediction (pred_…), version (project/name/3), dataset (ds_…), batch (bat_…) or any id")
+    @argument("--forward", action="store_true", help="what was made of it, instead of where it comes from")
+    @argument(
+        "id", help="a prediction (pred_…), a version (project/name@3), a dataset (ds_…), a batch (bat_…) or any id"
+    )
     @line_magic
     def why(self, line: str) -> Trail:
         """Show where an id comes from, back to the raw batches, as it was then.
 
         Example: %why pred_01jd3v5w2n6q8r9s0t1v2w3x4y
         """
+        from cellwork import lineage
+        from cellwork.client import connect
+
         asked = parse_argstring(self.why, line)
         try:
-            return trail(asked.id)
+            return lineage.why(connect(), asked.id, forward=asked.forward)
         except errors.CellworkError as error:
             raise UsageError(str(error)) from None
-
-
-def trail(subject: str) -> Trail:
-    from cellwork import lineage
-    from cellwork.client import connect
-
-    found = lineage.why(connect(), subject)
-    return Trail(
-        subject, [f"{'  ' * step.depth}{step.relation:14} {step.kind} {step.id}  {step.text}" for step in found.steps]
-    )

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from starlette.types import Scope
+
 from cellwork import db, ids
 from cellwork.serving import log
 from cellwork.serving.choose import Lookup
@@ -13,8 +15,6 @@ from cellwork.serving.endpoint import DEADLINE_SECONDS
 from cellwork.wire import Struct
 from cellwork.wire.endpoints import Answer, Deploy, Deployment, EndpointStatus, Prediction, Request, RouteTable
 from cellwork.wire.records import Principal
-from starlette.types import Scope
-
 from cellwork_hub import records
 from cellwork_hub.auth import HubTokens
 from cellwork_hub.context import Context
@@ -66,15 +66,17 @@ def build(
 
     return Service(
         "inference",
-        [*records.routes(engine), *_management(endpoints), *_predictions(endpoints)],
+        [*records.routes(engine), *routes(endpoints)],
         authorise=authorise
-        or HubTokens(
-            context.hub_api, context.token("inference"), cache_seconds=context.settings.token_cache_seconds
-        ),
+        or HubTokens(context.hub_api, context.token("inference"), cache_seconds=context.settings.token_cache_seconds),
         lifespan=lifespan,
         ready=lambda: settled,
         most_bytes=context.settings.request_bytes,
     )
+
+
+def routes(endpoints: Endpoints) -> list[Route]:
+    return [*_management(endpoints), *_predictions(endpoints)]
 
 
 def _name(call: Call) -> str:
@@ -93,11 +95,7 @@ def _management(endpoints: Endpoints) -> list[Route]:
         return [_status(endpoints, entry) for entry in endpoints.table.all()]
 
     def show(call: Call) -> EndpointStatus:
-        name = _name(call)
-        endpoints.get(name)
-        entry = endpoints.table.get(name)
-        assert entry is not None
-        return _status(endpoints, entry)
+        return _status(endpoints, endpoints.table.require(_name(call)))
 
     def deployment(call: Call) -> Deployment:
         return endpoints.table.deployment(call.path["deployment"]).record
@@ -126,9 +124,9 @@ def _predictions(endpoints: Endpoints) -> list[Route]:
         return endpoints.log.get(call.path["prediction"])
 
     def after(call: Call) -> list[Prediction]:
+        asked = {name: call.query.get(name, "") for name in ("endpoint", "deployment")}
         brief = call.query.get("brief", "") == "true"
-        endpoint = call.query.get("endpoint", "")
-        return endpoints.log.after(call.number("after", 0), endpoint=endpoint, limit=call.limit(1000), brief=brief)
+        return endpoints.log.after(call.number("after", 0), **asked, limit=call.limit(1000), brief=brief)
 
     return [
         Route("POST", "/predict/{project}/{name}", predict, "endpoints:predict", Request, Answer, "Score rows; logged before it is answered."),
@@ -144,7 +142,7 @@ def _status(endpoints: Endpoints, entry: Entry) -> EndpointStatus:
     taken = sorted(endpoint.latencies)
     return EndpointStatus(
         routes=entry.wire(), ready=predictor.ready, predictor=predictor.how or f"{predictor.name} {predictor.message}",
-        requests=endpoint.requests, errors=endpoint.errors,
+        requests=endpoint.requests, errors=endpoint.errors, columns=[column.name for column in entry.live.plan.columns],
         p50_ms=round(taken[len(taken) // 2] * 1e3, 3) if taken else None,
         p99_ms=round(taken[min(len(taken) - 1, int(len(taken) * 0.99))] * 1e3, 3) if taken else None,
     )  # fmt: skip

@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from anyio import to_thread
+from sqlalchemy import Engine
+
 from cellwork import clock, ids
 from cellwork.errors import CellworkError, Conflict, NotFound, Refused
 from cellwork.home import Home
@@ -23,8 +25,6 @@ from cellwork.serving.plan import Plan
 from cellwork.serving.predictor import Predictor
 from cellwork.wire.endpoints import Deploy, Deployment
 from cellwork.wire.evaluations import Gate, VersionRef
-from sqlalchemy import Engine
-
 from cellwork_hub import records
 from cellwork_hub.inference import registry as registries
 from cellwork_hub.inference import sanity

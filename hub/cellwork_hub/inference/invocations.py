@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+
 from cellwork.errors import BadInput
 from cellwork.serving.plan import Plan
 from cellwork.wire.endpoints import Answer, Row
-
 from cellwork_hub.route import Malformed
 
 FORMATS = ("dataframe_split", "dataframe_records", "inputs", "instances")

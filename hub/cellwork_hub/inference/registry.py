@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import polars as pl
 from cellwork.client import Client
-from cellwork.errors import BadInput, NotFound, Refused
-from cellwork.models import package, sandbox
+from cellwork.errors import NotFound, Refused
+from cellwork.models import package
 from cellwork.models.package import Manifest
 from cellwork.wire.evaluations import Gate, VersionRef
 from cellwork.wire.features import Definitions
 
-TYPES: dict[str, pl.DataType] = {"number": pl.Float64(), "flag": pl.Boolean(), "text": pl.String()}
+_copying = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Copy:
-    """A version's files on this machine, and its example rows' scores in a clean process."""
+    """A version's files on this machine."""
 
     folder: Path
     manifest: Manifest
-    expected: list[float]
 
 
 class Registry(Protocol):
@@ -63,16 +62,12 @@ def copy(registry: Registry, ref: VersionRef, models: Path) -> Copy:
     Raises
     ------
     Refused
-        It has no digest, or does not score its own example.
+        It has no digest.
     """
     if not re.fullmatch(r"[0-9a-f]{64}", ref.digest):
         raise Refused(f"version {ref.name}@{ref.version}", ref.digest, "has no content digest", "register it again")
     folder = models / ref.digest
-    if not folder.is_dir() or package.digest(folder) != ref.digest:
-        registry.fetch(ref, folder)
-    manifest = package.read(folder)
-    example = pl.DataFrame(manifest.example, schema={c.name: TYPES[c.kind] for c in manifest.columns}, strict=False)
-    try:
-        return Copy(folder, manifest, sandbox.score(folder, example, timeout=60).tolist())
-    except BadInput as error:
-        raise Refused(f"version {ref.name}@{ref.version}", error.value, error.verdict, error.way_out) from None
+    with _copying:
+        if not folder.is_dir() or package.digest(folder) != ref.digest:
+            registry.fetch(ref, folder)
+    return Copy(folder, package.read(folder))

@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import msgspec
+from sqlalchemy import Connection, Engine, text
+
 from cellwork.errors import Conflict, NotFound
 from cellwork.ids import split_name
 from cellwork.serving.plan import Plan
 from cellwork.wire.endpoints import Deployment, RouteTable
 from cellwork.wire.evaluations import VersionRef
 from cellwork.wire.origin import Origin
-from sqlalchemy import Connection, Engine, text
-
 from cellwork_hub import records
 from cellwork_hub.route import Call
 
@@ -60,6 +60,12 @@ class Table:
     def get(self, endpoint: str) -> Entry | None:
         with self.engine.connect() as db:
             return _entry(db, endpoint)
+
+    def require(self, endpoint: str) -> Entry:
+        entry = self.get(endpoint)
+        if entry is None:
+            raise NotFound("endpoint", endpoint, "does not exist", "look at: cellwork endpoint list")
+        return entry
 
     def all(self) -> list[Entry]:
         with self.engine.connect() as db:

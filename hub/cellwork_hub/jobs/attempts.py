@@ -52,7 +52,7 @@ def undo(db: Connection, attempt: Row, wait: timedelta) -> None:
 
 def end(db: Connection, state: State, run: Row, attempt: Row, word: str, error: str = "") -> None:
     """End `attempt` by its runner's last `word`; a failed run is queued again while it has retries left, ever later."""
-    close(db, attempt, word, error)
+    close(db, attempt, word, error or ("its runner was stopped" if word == "queued" else ""))
     if word == "failed" and run["retries_left"] > 0 and run["state"] == "running":
         wait = min(state.backoff * 2 ** (attempt["n"] - 1), MOST_BACKOFF)
         settle(db, run, "queued", retries_left=run["retries_left"] - 1, not_before=store.now() + micros(wait))

@@ -20,11 +20,15 @@ from sqlalchemy import Connection, text
 from cellwork import clock, ids
 from cellwork.data import delivery, schema, sealed, tables
 from cellwork.data.delivery import Delivery
-from cellwork.errors import BadInput, Conflict, NotFound, near_miss
+from cellwork.errors import BadInput, Conflict, near_miss
 from cellwork.wire.batches import Batch, Column, Ingested, RawDataset
 from cellwork_hub import records
+from cellwork_hub.platform import raw
+from cellwork_hub.platform.raw import current, get, known_at, pinned, raw_rows
 from cellwork_hub.platform.state import State
 from cellwork_hub.route import Call, Route
+
+__all__ = ["MIGRATION", "current", "declare", "get", "ingest", "known_at", "parquet", "pinned", "raw_rows", "routes"]
 
 MIGRATION = (
     "CREATE TABLE raw_datasets (project TEXT NOT NULL, name TEXT NOT NULL, declared {json} NOT NULL, columns {json} NOT NULL, "
@@ -38,84 +42,10 @@ PARQUET = "application/vnd.apache.parquet"
 _writing: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
 
 
-# What others read
-
-
-def current(state: State, project: str, dataset: str) -> list[Batch]:
-    """Return the batches of a data set that no other corrects, oldest first."""
-    return _select(state, "project = :p AND dataset = :d AND superseded_by = ''", p=project, d=dataset)
-
-
-def known_at(state: State, project: str, dataset: str, as_of_batch: str) -> list[Batch]:
-    """Return the batches that were current when `as_of_batch` (of any data set of the project) was the newest of all."""
-    newest = get(state, as_of_batch)
-    if newest.project != project:
-        raise NotFound("batch", as_of_batch, f"is not of project {project!r}", "look at: cellwork batch list")
-    then = (
-        "seq <= :s AND NOT EXISTS (SELECT 1 FROM batches later WHERE later.supersedes = batches.id AND later.seq <= :s)"
-    )
-    return _select(state, f"project = :p AND dataset = :d AND {then}", p=project, d=dataset, s=newest.seq)
-
-
-def get(state: State, batch: str) -> Batch:
-    found = _select(state, "id = :id", id=ids.check(batch, "bat"))
-    if not found:
-        raise NotFound("batch", batch, "does not exist", "look at: cellwork batch list")
-    return found[0]
-
-
-def raw_rows(
-    state: State, project: str, dataset: str, batches: Sequence[str] | None = None, *, sealed: bool = False
-) -> pl.DataFrame:
-    """Return rows of a data set with `_batch`: batch by batch, in the order of their delivery.
-
-    Parameters
-    ----------
-    batches : ids of batches of this data set, in the order wanted; None takes the current ones.
-    sealed : put sealed values back in their places. For the platform's own use; no route may pass it on.
-
-    Raises
-    ------
-    NotFound
-        The data set or one of the batches does not exist.
-    """
-    columns = pinned(state, project, dataset)
-    if batches is None:
-        batches = [batch.id for batch in current(state, project, dataset)]
-    holdouts = _holdouts(state, project, dataset)
-    for batch in batches:
-        if batch not in holdouts:
-            raise NotFound(
-                f"batch of data set '{project}/{dataset}'", batch, "does not exist", "look at: cellwork batch list"
-            )
-    if not batches:
-        return schema.complete(pl.DataFrame(schema={"_batch": pl.String}), columns)
-    rows = schema.complete(tables.read(state.home.raw_table(project, dataset), batches), columns)
-    if sealed:
-        rows = _unsealed(state, project, dataset, rows, [batch for batch in batches if holdouts[batch]])
-    return rows.drop("_row")
-
-
-def _unsealed(state: State, project: str, dataset: str, rows: pl.DataFrame, batches: Sequence[str]) -> pl.DataFrame:
-    return sealed.restore(rows, state.home.sealed(project), dataset, batches)
-
-
-def pinned(state: State, project: str, dataset: str) -> list[Column]:
-    """Return the schema of a data set; empty before its first batch. Raises NotFound with the near miss."""
-    declared, columns = _declaration(state, project, dataset)
-    if declared is None:
-        names = [row.name for row in _all_declared(state, project)]
-        raise NotFound(f"data set of project {project!r}", dataset, "does not exist", near_miss(dataset, names))
-    return columns
-
-
-# What is written
-
-
 def ingest(state: State, call: Call, project: str, dataset: str, partition: str, frame: pl.DataFrame) -> Ingested:
     """Take `frame` as the batch `partition`: as a new batch, a correction of the current one, or the same delivery again."""
     with _writing[project, dataset]:
-        declared, columns = _declaration(state, project, dataset)
+        declared, columns = raw.declaration(state, project, dataset)
         declared = declared or RawDataset(name=dataset)
         try:
             received = delivery.receive(frame, project, declared, partition, columns)
@@ -123,7 +53,7 @@ def ingest(state: State, call: Call, project: str, dataset: str, partition: str,
             with state.engine.begin() as db:
                 records.event(db, "batch.rejected", project, f"{project}/{dataset}/{partition}", reason=str(error))
             raise
-        there = _select(state, "id = :id", id=received.batch)
+        there = raw.select(state, "id = :id", id=received.batch)
         if there:
             return Ingested(batch=there[0], new=False)
         _write(state, project, dataset, received)
@@ -135,7 +65,7 @@ def ingest(state: State, call: Call, project: str, dataset: str, partition: str,
 
 
 def _write(state: State, project: str, dataset: str, received: Delivery) -> None:
-    known = list(_holdouts(state, project, dataset))
+    known = list(raw.holdouts(state, project, dataset))
     if received.sealed is not None:
         sealed.write(state.home.sealed(project), dataset, received.batch, received.sealed)
     if received.rejected.height:
@@ -188,7 +118,7 @@ def declare(state: State, call: Call, project: str, declared: RawDataset) -> Raw
     """
     sealed.check(declared)
     with _writing[project, declared.name]:
-        before, columns = _declaration(state, project, declared.name)
+        before, columns = raw.declaration(state, project, declared.name)
         for name in declared.key if columns else []:
             if name not in (known := [column.name for column in columns]):
                 raise BadInput(
@@ -214,9 +144,6 @@ def _check_seals(state: State, project: str, before: RawDataset, after: RawDatas
             raise Conflict(f"batch of partition {batch.partition!r}", batch.id, verdict, way_out)
 
 
-# The tables
-
-
 def _declare(db: Connection, project: str, declared: RawDataset, columns: Sequence[Column]) -> None:
     statement = (
         "INSERT INTO raw_datasets VALUES (:p, :n, :declared, :columns, :at) "
@@ -225,43 +152,6 @@ def _declare(db: Connection, project: str, declared: RawDataset, columns: Sequen
     at = records.micros(clock.now())
     values = {"p": project, "n": declared.name, "declared": _json(declared), "columns": _json(columns), "at": at}
     db.execute(text(statement), values)
-
-
-def _declaration(state: State, project: str, dataset: str) -> tuple[RawDataset | None, list[Column]]:
-    with state.engine.connect() as db:
-        query = text("SELECT declared, columns FROM raw_datasets WHERE project = :p AND name = :n")
-        row = db.execute(query, {"p": ids.name(project, "project"), "n": ids.name(dataset, "data set")}).first()
-    if row is None:
-        return None, []
-    return msgspec.json.decode(row[0], type=RawDataset), msgspec.json.decode(row[1], type=list[Column])
-
-
-def _all_declared(state: State, project: str) -> list[RawDataset]:
-    with state.engine.connect() as db:
-        query = text("SELECT declared FROM raw_datasets WHERE project = :p ORDER BY name")
-        return [msgspec.json.decode(row[0], type=RawDataset) for row in db.execute(query, {"p": project})]
-
-
-def _holdouts(state: State, project: str, dataset: str) -> dict[str, str]:
-    """Return batch id -> holdout (or empty) of all batches of a data set, corrected ones too."""
-    with state.engine.connect() as db:
-        query = text("SELECT id, holdout FROM batches WHERE project = :p AND dataset = :d ORDER BY seq")
-        return {row[0]: row[1] for row in db.execute(query, {"p": project, "d": dataset})}
-
-
-def _select(state: State, where: str, limit: int = -1, **values: Any) -> list[Batch]:
-    bound = "" if limit < 0 else f" LIMIT {int(limit)}"
-    with state.engine.connect() as db:
-        rows = db.execute(
-            text(f"SELECT seq, superseded_by, record FROM batches WHERE {where} ORDER BY seq{bound}"), values
-        )
-        return [_batch(row.seq, row.superseded_by, row.record) for row in rows]
-
-
-def _batch(seq: int, superseded_by: str, record: str) -> Batch:
-    batch = msgspec.json.decode(record, type=Batch)
-    batch.seq, batch.superseded_by = seq, superseded_by
-    return batch
 
 
 def _json(value: Any) -> str:
@@ -276,9 +166,6 @@ def parquet(frame: pl.DataFrame, call: Call) -> bytes:
     return buffer.getvalue()
 
 
-# The routes
-
-
 def routes(state: State) -> list[Route]:
     def put_declaration(call: Call) -> RawDataset:
         if call.body.name != call.path["dataset"]:
@@ -291,7 +178,7 @@ def routes(state: State) -> list[Route]:
         return declare(state, call, ids.name(call.path["project"], "project"), call.body)
 
     def list_declarations(call: Call) -> list[RawDataset]:
-        return _all_declared(state, ids.name(call.path["project"], "project"))
+        return raw.all_declared(state, ids.name(call.path["project"], "project"))
 
     def put_batch(call: Call) -> Ingested:
         project, dataset = ids.name(call.path["project"], "project"), ids.name(call.path["dataset"], "data set")
@@ -304,7 +191,7 @@ def routes(state: State) -> list[Route]:
         where += " AND superseded_by = ''" if call.query.get("current", "true") != "false" else ""
         values = {"p": call.required("project"), "d": call.query.get("dataset", ""), "after": call.number("cursor", 0)}
         limit = call.limit(100, 1000)
-        found = _select(state, where, limit, **values)
+        found = raw.select(state, where, limit, **values)
         if len(found) == limit:
             call.next_page(found[-1].seq)
         return found

@@ -1,10 +1,7 @@
-"""Datasets: observations joined point in time with features. Built here, stored whole, never changed.
+"""Datasets: frames of observations with features. Built here, stored whole, never changed.
 
-Every observation of the time asked for comes out exactly once, in the order of its batch. The columns are: the id, the
-time, the keys, the inputs, `view__feature` of each feature, `view__event_timestamp` and `view___batch` of each view
-(the time and the raw batch of the value that was found: lineage), the label and when it was known, and `_batch`, the
-observation's own raw batch. A label that is sealed, or was never known, is null. The folder of a dataset holds
-`data.parquet` and, written last, `manifest.json`; without a manifest it does not exist.
+The folder of a dataset holds `data.parquet` and, written last, `manifest.json`; it counts once the database knows it, with
+its event, its audit and its edges. `cellwork_hub.platform.observed` says what the columns are.
 """
 
 from __future__ import annotations
@@ -12,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +18,12 @@ from sqlalchemy import Connection, text
 
 from cellwork import clock, files, ids
 from cellwork.errors import BadInput, Conflict, NotFound, near_miss
-from cellwork.features import history, references
-from cellwork.wire.batches import Batch
+from cellwork.features import references
 from cellwork.wire.datasets import Coverage, Dataset, DatasetRequest
-from cellwork.wire.features import Definitions, Observations, View
 from cellwork_hub import records
-from cellwork_hub.platform import batches, feature_definitions, feature_queue, feature_tables
+from cellwork_hub.platform import batches, feature_queue, feature_tables, observed
 from cellwork_hub.platform.batches import PARQUET
+from cellwork_hub.platform.observed import Plan
 from cellwork_hub.platform.state import State
 from cellwork_hub.route import Call, Route
 
@@ -36,94 +31,6 @@ MIGRATION = (
     "CREATE TABLE datasets (seq {serial}, id TEXT UNIQUE NOT NULL, project TEXT NOT NULL, name TEXT NOT NULL, record {json} NOT NULL)",
     "CREATE TABLE dataset_builds (key TEXT PRIMARY KEY, dataset TEXT NOT NULL)",
 )
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a request means under the definitions that hold now."""
-
-    definitions: Definitions
-    revision: int
-    observations: Observations
-    views: list[tuple[View, list[str]]]
-    """Views with the features asked of each, in the order they were first named."""
-    batches: list[Batch]
-    """Batches whose observations are taken."""
-    others: list[Batch]
-    """Batches of the other sources that the observations are prepared with."""
-
-
-def plan(state: State, project: str, observations: str, wanted: Sequence[str]) -> Plan:
-    """Return the plan of all current observations.
-
-    Raises
-    ------
-    BadInput
-        A name is unknown (with the near miss), or a view needs a key that the observations do not have.
-    """
-    definitions, revision = feature_definitions.definitions(state, project)
-    known = {each.name: each for each in definitions.observations}
-    if observations not in known:
-        raise BadInput(
-            f"observations of project {project!r}", observations, "are not defined", near_miss(observations, known)
-        )
-    found, views = known[observations], references.chosen(definitions, wanted)
-    for view, _ in views:
-        for key in references.join_keys(definitions, view):
-            if key not in found.keys:
-                verdict = f"is needed by view {view.name!r} and not among the keys of observations {observations!r}"
-                raise BadInput("join key", key, verdict, near_miss(key, found.keys))
-    first, *rest = references.prepared_of(definitions, found.rows).sources
-    others = [batch for source in rest for batch in batches.current(state, project, source)]
-    return Plan(definitions, revision, found, views, batches.current(state, project, first), others)
-
-
-def joined(
-    state: State, made: Plan, rows: pl.DataFrame, *, sealed: bool = False
-) -> tuple[pl.DataFrame, list[Coverage]]:
-    """Return the observations `rows` with their features, in the columns of a dataset, and the coverage of each view."""
-    about, definitions = made.observations, made.definitions
-    views = [
-        history.JoinView(
-            view=view,
-            keys={key: about.keys[key] for key in references.join_keys(definitions, view)},
-            fields=fields,
-            rows=feature_tables.view_rows(state, definitions.project, view, sealed=sealed),
-        )
-        for view, fields in made.views
-    ]
-    frame, coverage = history.join(rows, at=about.at, views=views)
-    if frame.height != rows.height:
-        raise AssertionError(f"the join made {frame.height} rows of {rows.height}")
-    return frame.select(columns(made)), coverage
-
-
-def columns(made: Plan) -> list[str]:
-    about = made.observations
-    found = [f"{view.name}__{column}" for view, fields in made.views for column in fields]
-    traces = [f"{view.name}__{column}" for view, _ in made.views for column in ("event_timestamp", "_batch")]
-    truth = [column for column in (about.label, about.label_known) if column]
-    return list(
-        dict.fromkeys([about.id, about.at, *about.keys.values(), *about.inputs, *found, *traces, *truth, "_batch"])
-    )
-
-
-def observed(state: State, made: Plan, *, sealed: bool = False) -> pl.DataFrame:
-    """Return the observations of the plan's batches; the label is null unless it became known."""
-    about = made.observations
-    rows = feature_tables.prepared_rows(state, made.definitions, about.rows, batches=made.batches, sealed=sealed)
-    for column in (about.id, about.at, *about.keys.values(), *about.inputs, about.label, about.label_known):
-        if column and column not in rows.columns:
-            raise BadInput(
-                f"column of observations {about.name!r}",
-                column,
-                f"is not in {about.rows!r}",
-                near_miss(column, rows.columns),
-            )
-    if about.label and about.label_known:
-        known = pl.when(pl.col(about.label_known).is_not_null()).then(pl.col(about.label))
-        rows = rows.with_columns(known.alias(about.label))
-    return rows
 
 
 def build(state: State, call: Call, request: DatasetRequest) -> Dataset:
@@ -138,7 +45,7 @@ def build(state: State, call: Call, request: DatasetRequest) -> Dataset:
     """
     started = time.perf_counter()
     request = _checked(request)
-    made = plan(state, request.project, request.observations, request.features)
+    made = observed.plan(state, request.project, request.observations, request.features)
     made = _narrowed(state, made, request)
     _refuse_unfinished(state, made)
     key = _key(state, made, request)
@@ -146,16 +53,18 @@ def build(state: State, call: Call, request: DatasetRequest) -> Dataset:
     if stored:
         return stored
     about = made.observations
-    rows = observed(state, made).filter(pl.col(about.at) >= request.start, pl.col(about.at) < request.end)
+    rows = observed.rows(state, made).filter(pl.col(about.at) >= request.start, pl.col(about.at) < request.end)
     if not rows.height:
         when = f"{request.start.isoformat()} to {request.end.isoformat()}"
         raise BadInput(
             f"time of observations {about.name!r}", when, "has no rows", "choose another time, or ingest its batches"
         )
-    frame, coverage = joined(state, made, rows)
+    frame, coverage = observed.joined(state, made, rows)
+    sources = _sources(state, made, frame)
     record = _described(call, request, made, frame, coverage)
+    record.batches = sources.batches
     record.seconds = time.perf_counter() - started
-    return _store(state, call, key, record, frame)
+    return _store(state, call, key, record, frame, sources)
 
 
 def _checked(request: DatasetRequest) -> DatasetRequest:
@@ -192,7 +101,8 @@ def _refuse_unfinished(state: State, made: Plan) -> None:
     project = made.definitions.project
     for view, _ in made.views:
         for stage in ("failed", "queued", "running"):
-            runs = feature_queue.listing(state, project, after=0, limit=1, view=view.name, state=stage)
+            chosen = {"view": view.name, "state": stage}
+            runs = feature_queue.listing(state, project, after=0, limit=1, chosen=chosen)
             for _, run in runs:
                 verdict = f"has a pipeline run that is {stage}" + (f" ({run.error})" if run.error else "")
                 way_out = (
@@ -222,19 +132,38 @@ def _described(
         features=[f"{view.name}__{field}" for view, fields in made.views for field in fields],
         label=about.label, label_known=about.label_known, labelled=frame.get_column(about.label).count() if about.label else 0,
         start=request.start, end=request.end, content_sha256=content, revision=made.revision,
-        batches=_sources(made, frame), coverage=coverage, at=clock.now(), origin=call.origin,
+        batches=[], coverage=coverage, at=clock.now(), origin=call.origin,
     )  # fmt: skip
 
 
-def _sources(made: Plan, frame: pl.DataFrame) -> list[str]:
-    """Return the raw batches behind the frame: of its observations, of what they are prepared with, of the values found."""
-    found = {batch.id for batch in made.others}
-    for column in ["_batch", *(f"{view.name}___batch" for view, _ in made.views)]:
-        found.update(frame.get_column(column).drop_nulls().unique().to_list())
-    return sorted(found - {""})
+@dataclass(frozen=True)
+class Sources:
+    """What a frame was made from: raw batches, and the feature sets whose values were found."""
+
+    batches: list[str]
+    feature_sets: list[str]
 
 
-def _store(state: State, call: Call, key: str, record: Dataset, frame: pl.DataFrame) -> Dataset:
+def _sources(state: State, made: Plan, frame: pl.DataFrame) -> Sources:
+    """Return the sources of `frame`: of its observations, of what they are prepared with, of the values that were found."""
+    found = {batch.id for batch in made.others} | _distinct(frame, "_batch")
+    feature_sets: set[str] = set()
+    for view, _ in made.views:
+        caused_by = _distinct(frame, f"{view.name}___batch")
+        found |= caused_by
+        chosen = {"view": view.name, "state": "succeeded"}
+        for _, run in feature_queue.listing(state, made.definitions.project, after=0, limit=1_000_000, chosen=chosen):
+            if run.batch in caused_by:
+                feature_sets.add(run.feature_set)
+                found.update(run.inputs)
+    return Sources(sorted(found), sorted(feature_sets))
+
+
+def _distinct(frame: pl.DataFrame, column: str) -> set[str]:
+    return set(frame.get_column(column).drop_nulls().unique().to_list())
+
+
+def _store(state: State, call: Call, key: str, record: Dataset, frame: pl.DataFrame, sources: Sources) -> Dataset:
     folder = state.home.dataset(record.id)
     there = _select(state, "id = :id", id=record.id)
     if not there:
@@ -247,19 +176,19 @@ def _store(state: State, call: Call, key: str, record: Dataset, frame: pl.DataFr
             text("INSERT INTO dataset_builds VALUES (:k, :id) ON CONFLICT DO NOTHING"), {"k": key, "id": record.id}
         )
         if not there:
-            _record(db, call, record)
+            _record(db, call, record, sources)
     return there[0] if there else record
 
 
-def _record(db: Connection, call: Call, record: Dataset) -> None:
+def _record(db: Connection, call: Call, record: Dataset, sources: Sources) -> None:
     insert = "INSERT INTO datasets (id, project, name, record) VALUES (:id, :p, :n, :record) ON CONFLICT DO NOTHING"
     values = {"id": record.id, "p": record.project, "n": record.name, "record": msgspec.json.encode(record).decode()}
     if not db.execute(text(insert), values).rowcount:
         return
-    for batch in record.batches:
-        records.edge(db, record.id, "built_from", batch)
+    for source in [*sources.batches, *sources.feature_sets]:
+        records.edge(db, record.id, "built_from", source)
     records.event(
-        db, "dataset.built", record.project, record.id, name=record.name, rows=record.rows, labelled=record.labelled
+        db, "dataset.built", record.project, record.id, dataset=record.name, rows=record.rows, labelled=record.labelled
     )
     after = {"dataset": record.id, "rows": record.rows, "revision": record.revision}
     records.audit(db, call, "dataset.build", f"{record.project}/{record.name}", after=after)
@@ -275,7 +204,7 @@ def holdout_frame(state: State, project: str, holdout: str, observations: str, w
     NotFound
         No current batch of these observations is sealed for `holdout`.
     """
-    made = plan(state, project, observations, wanted)
+    made = observed.plan(state, project, observations, wanted)
     taken = [batch for batch in made.batches if batch.sealed == holdout]
     if not taken:
         known = {batch.sealed for batch in made.batches if batch.sealed}
@@ -284,7 +213,7 @@ def holdout_frame(state: State, project: str, holdout: str, observations: str, w
         )
     _refuse_unfinished(state, made)
     made = Plan(made.definitions, made.revision, made.observations, made.views, taken, made.others)
-    return joined(state, made, observed(state, made, sealed=True), sealed=True)[0]
+    return observed.joined(state, made, observed.rows(state, made, sealed=True), sealed=True)[0]
 
 
 def get(state: State, dataset: str) -> Dataset:

@@ -1,6 +1,6 @@
 """Evaluations of registered versions on sealed holdouts, and the doors to the gate and to promotion.
 
-Every question to a holdout is counted before it is answered, whatever comes of it.
+Every question to a holdout is counted before the model is scored, whatever comes of it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cellwork.models.versions import Version
 from cellwork.wire.evaluations import Evaluation, EvaluationRequest, Gate, Metric, Promoted, Promotion
 from cellwork_hub import records
 from cellwork_hub.platform import promotion, scoring
-from cellwork_hub.platform.judgements import MIGRATION, latest, select
+from cellwork_hub.platform.judgements import MIGRATION, asked_of, latest, select
 from cellwork_hub.platform.state import State
 from cellwork_hub.route import Call, Route
 
@@ -46,15 +46,17 @@ def evaluate(state: State, call: Call, request: EvaluationRequest) -> Evaluation
         folder = scoring.copy(state, client, version)
         kind = package.read(folder).kind
         holdout = scoring.sealed(state, request.holdout, trained)
-        question = _count(state, call, project, request)
-        found = scoring.of_model(folder, holdout)
+        if request.also:
+            holdout = scoring.together(state, holdout, request.also, trained)
         column = request.baseline or version.tags.get("baseline", "")
         simple = scoring.of_baseline(state, column, kind, trained, holdout)
-        champion, theirs = _champion(state, client, version, request.holdout)
+        question = _count(state, call, project, request)
+        found = scoring.of_model(folder, holdout)
+        champion, theirs = (0, {}) if request.also else _champion(state, client, version, request.holdout)
     record = Evaluation(
         id=ids.new("eval"), version=version.ref, holdout=request.holdout, question_no=question, rows=len(holdout.labels),
         metrics=found, baseline=simple, champion=theirs, dataset=trained.id, by=call.principal.name, at=clock.now(),
-        origin=call.origin, seconds=time.perf_counter() - started,
+        origin=call.origin, seconds=time.perf_counter() - started, also=request.also,
     )  # fmt: skip
     with state.engine.begin() as db:
         _keep(db, call, record, version, champion)
@@ -97,7 +99,7 @@ def _keep(db: Connection, call: Call, record: Evaluation, version: Version, cham
     project = ids.split_name(version.name)[0]
     db.execute(
         text("INSERT INTO evaluations (id, name, version, digest, holdout, champion, record) VALUES (:id, :n, :v, :d, :h, :c, :r)"),
-        {"id": record.id, "n": version.name, "v": version.version, "d": version.digest, "h": record.holdout, "c": champion, "r": msgspec.json.encode(record).decode()},
+        {"id": record.id, "n": version.name, "v": version.version, "d": version.digest, "h": asked_of(record), "c": champion, "r": msgspec.json.encode(record).decode()},
     )  # fmt: skip
     edges(db, version, record.dataset)
     records.edge(db, version.subject, "evaluated_on", record.id)

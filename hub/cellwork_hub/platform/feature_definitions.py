@@ -187,7 +187,8 @@ def _columns(state: State, project: str, prepared: Prepared) -> pl.DataFrame | N
 def _check_view(wanted: Definitions, view: View, rows: pl.DataFrame) -> None:
     subject = f"rows {view.pipeline.rows!r} of view {view.name!r}"
     require(subject, rows, references.join_keys(wanted, view))
-    for column in (view.pipeline.event, view.pipeline.known):
+    until = references.until_column(wanted, view)
+    for column in (view.pipeline.event, view.pipeline.known, *([until] if until else [])):
         require_time(subject, rows, column)
     if isinstance(view.pipeline, Rolling):
         require(subject, rows, [a.column for a in view.pipeline.aggregates.values() if a.column])

@@ -22,7 +22,7 @@ from cellwork.features.online import OnlineStore
 from cellwork.features.pipeline import Step
 from cellwork.features.row import BATCH, EVENT
 from cellwork.wire.batches import Batch
-from cellwork.wire.features import Definitions, Rolling, View
+from cellwork.wire.features import Definitions, Rolling
 from cellwork_hub import records
 from cellwork_hub.platform import batches, feature_queue, feature_tables
 from cellwork_hub.platform.feature_definitions import definitions
@@ -146,7 +146,8 @@ class _Made:
         assert isinstance(self.view.pipeline, Rolling)
         own = self.prepared([self.batch])
         reached = max((d.step.until for d in self.past if d.step.until), default=None)
-        until = pipeline.step_until(self.view, own, self.batch.at, reached)
+        column = references.until_column(self.known, self.view)
+        until = pipeline.step_until(self.view, own, self.batch.at, reached, column=column)
         after = next((d.step.after for d in self.past if d.step.batch == self.batch.supersedes), reached)
         near = self._near(after)
         rows = (

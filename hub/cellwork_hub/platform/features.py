@@ -41,15 +41,21 @@ def push(state: State, call: Call, view_name: str, request: PushRequest) -> int:
     view = references.view_of(known, view_name)
     keys = references.join_keys(known, view)
     revision = feature_definitions.view_revision(state, request.project, view.name)
-    rows = _pushed(state, request, keys, view.name)
+    rows = _pushed(request, view.name)
     delivery = ids.of_content("bat", request.project, "push", view.name, ids.frame_sha256(rows))
-    typed = shaped(view, keys, rows.with_columns(pl.lit(delivery).alias(BATCH)))
+    there = feature_tables.read(state, request.project, view, revision, sealed=False).schema
+    known_keys = [key for key in keys if key in rows.columns and there[key] != pl.Null]
+    rows = rows.with_columns(
+        pl.lit(delivery).alias(BATCH), *(pl.col(key).cast(there[key], strict=False) for key in known_keys)
+    )
+    typed = shaped(view, keys, rows)
     if typed.height < rows.height:
         raise BadInput(
-            f"rows for view {view.name!r}", rows.height - typed.height, "have no key or no time", "give each both"
+            f"rows for view {view.name!r}",
+            rows.height - typed.height,
+            "have no key of its type, or no time",
+            "give each both",
         )
-    there = feature_tables.read(state, request.project, view, revision, sealed=False)
-    typed = typed.with_columns(pl.col(key).cast(there.schema[key]) for key in keys if there.schema[key] != pl.Null)
     feature_tables.write(state, Claim("", request.project, view.name, revision, delivery), typed, sealed=False)
     if view.online:
         store = OnlineStore(state.home.online(request.project))
@@ -66,7 +72,7 @@ def push(state: State, call: Call, view_name: str, request: PushRequest) -> int:
     return typed.height
 
 
-def _pushed(state: State, request: PushRequest, keys: list[str], view: str) -> pl.DataFrame:
+def _pushed(request: PushRequest, view: str) -> pl.DataFrame:
     if not request.rows:
         raise BadInput(f"push to view {view!r}", "", "has no rows", "send at least one")
     now = clock.now()

@@ -29,9 +29,14 @@ def select(state: State, where: str, limit: int, **values: Any) -> list[Evaluati
         return [msgspec.json.decode(row.record, type=Evaluation) for row in rows]
 
 
+def asked_of(evaluation: Evaluation) -> str:
+    """Return what an evaluation was of: a holdout, or ``holdout+dataset``."""
+    return f"{evaluation.holdout}+{evaluation.also}" if evaluation.also else evaluation.holdout
+
+
 def latest(state: State, name: str, version: int, *, digest: str, holdout: str = "") -> Evaluation | None:
-    """Return the newest evaluation of a version with this content (on this holdout, if one is named)."""
-    where = "name = :n AND version = :v AND digest = :d AND (:h = '' OR holdout = :h)"
+    """Return the newest evaluation of a version with this content on a holdout alone (on this one, if one is named)."""
+    where = "name = :n AND version = :v AND digest = :d AND holdout NOT LIKE '%+%' AND (:h = '' OR holdout = :h)"
     found = select(state, where, 1, n=name, v=version, d=digest, h=holdout)
     return found[0] if found else None
 

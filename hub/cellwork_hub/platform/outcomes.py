@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy import Connection, bindparam, text
+
 from cellwork import clock, ids
 from cellwork.errors import BadInput, Unavailable
 from cellwork.monitoring import summary
 from cellwork.wire.endpoints import Prediction
 from cellwork.wire.outcomes import Outcome, OutcomesAnswer, OutcomesRequest, Quality
-from sqlalchemy import Connection, bindparam, text
-
 from cellwork_hub import records
 from cellwork_hub.platform.state import State
 from cellwork_hub.route import Call, Route
@@ -64,6 +64,7 @@ def mirror(state: State) -> int:
     """
     new = 0
     with _mirroring, state.context.client("cellwork") as client:
+        client.connection.attempts = 1
         while True:
             with state.engine.connect() as db:
                 after = db.execute(text("SELECT seq FROM mirrored WHERE log = 'inference'")).scalar() or 0
@@ -112,12 +113,13 @@ def _keep(db: Connection, page: Sequence[Prediction], after: int, cursor: int) -
 
 
 def _join_new(db: Connection, after: int) -> None:
-    newest = (
-        "SELECT {column} FROM outcomes o WHERE o.endpoint = scored.endpoint AND "
-        "((o.observation <> '' AND o.observation = scored.observation) OR o.prediction = scored.id) "
+    newest = (  # two searches by index instead of one with OR, which would read every outcome for every prediction
+        "SELECT o.{column} FROM ("
+        "SELECT value, arrived_at, seq FROM outcomes WHERE endpoint = scored.endpoint AND observation = scored.observation AND observation <> '' "
+        "UNION ALL SELECT value, arrived_at, seq FROM outcomes WHERE prediction = scored.id AND endpoint = scored.endpoint) o "
         "ORDER BY o.arrived_at DESC, o.seq DESC LIMIT 1"
     )
-    value, arrived = newest.format(column="o.value"), newest.format(column="o.arrived_at")
+    value, arrived = newest.format(column="value"), newest.format(column="arrived_at")
     db.execute(
         text(f"UPDATE scored SET outcome = ({value}), outcome_arrived = ({arrived}) WHERE seq > :after"),
         {"after": after},
@@ -145,7 +147,16 @@ def take(state: State, call: Call, request: OutcomesRequest) -> OutcomesAnswer:
         _resolve(db, rows)
         new = _without_repeats(db, rows)
         if new:
-            columns = ("project", "endpoint", "observation", "prediction", "value", "observed_at", "arrived_at", "source")
+            columns = (
+                "project",
+                "endpoint",
+                "observation",
+                "prediction",
+                "value",
+                "observed_at",
+                "arrived_at",
+                "source",
+            )
             values = ", ".join(f":{column}" for column in columns)
             db.execute(text(f"INSERT INTO outcomes ({', '.join(columns)}) VALUES ({values})"), new)
         matched = [row for row in new if row["matched"]]
@@ -167,7 +178,9 @@ def _row(project: str, number: int, outcome: Outcome, now: datetime) -> dict[str
             "send `prediction`, or `endpoint` and `observation`",
         )  # fmt: skip
     if outcome.endpoint and ids.split_name(outcome.endpoint)[0] != project:
-        raise BadInput(f"endpoint of outcome {number}", outcome.endpoint, f"is not in project {project!r}", "send it there")
+        raise BadInput(
+            f"endpoint of outcome {number}", outcome.endpoint, f"is not in project {project!r}", "send it there"
+        )
     return {
         "project": project, "endpoint": outcome.endpoint if by_observation else "",
         "observation": outcome.observation if by_observation else "", "prediction": outcome.prediction,
@@ -270,4 +283,6 @@ def _quality(state: State, endpoint: str) -> Quality:
             text("SELECT at, version, score, outcome FROM scored WHERE endpoint = :endpoint AND counts = 1"),
             {"endpoint": endpoint},
         ).all()
-    return summary.quality(endpoint, [(records.moment(at), version, score, outcome) for at, version, score, outcome in rows])
+    return summary.quality(
+        endpoint, [(records.moment(at), version, score, outcome) for at, version, score, outcome in rows]
+    )

@@ -10,14 +10,13 @@ import threading
 from collections.abc import Iterator
 
 import msgspec
-import polars as pl
 from sqlalchemy import Connection, text
 
 from cellwork import clock, ids
 from cellwork.client import Client
 from cellwork.errors import BadInput, NotFound, Refused
 from cellwork.evaluation.metrics import Kind, better, primary
-from cellwork.models import package, sandbox, versions
+from cellwork.models import versions
 from cellwork.models.versions import Version
 from cellwork.wire.evaluations import Check, Evaluation, Gate, Metric, Promoted, Promotion
 from cellwork_hub import records
@@ -27,8 +26,6 @@ from cellwork_hub.platform.state import State
 from cellwork_hub.route import Call
 
 _promoting = threading.Lock()
-_sane: dict[str, str] = {}
-"""Digest -> what a clean process said; content does not change, so neither does that."""
 
 
 def gate(state: State, name: str, number: int) -> Gate:
@@ -142,20 +139,10 @@ def _of_champion(state: State, client: Client, name: str, champion: int, evaluat
 
 def _loads(state: State, client: Client, version: Version) -> Check:
     """It loads in a clean process and scores its example rows."""
-    if version.digest not in _sane:
-        try:
-            folder = scoring.copy(state, client, version)
-            manifest = package.read(folder)
-            rows = {column.name: [row.get(column.name) for row in manifest.example] for column in manifest.columns}
-            scores = sandbox.score(folder, pl.DataFrame(rows, strict=False), timeout=120)
-        except (BadInput, Refused) as error:
-            return Check(name="sanity", passed=False, text=str(error))
-        if not scores.size:
-            return Check(name="sanity", passed=False, text="has no example rows to try it on")
-        _sane[version.digest] = (
-            f"loads in a clean process and scores {scores.size} example rows from {scores.min():.4f} to {scores.max():.4f}"
-        )
-    return Check(name="sanity", passed=True, text=_sane[version.digest])
+    try:
+        return Check(name="sanity", passed=True, text=scoring.sanity(scoring.copy(state, client, version)))
+    except (BadInput, Refused) as error:
+        return Check(name="sanity", passed=False, text=str(error))
 
 
 def promote(state: State, call: Call, request: Promotion) -> Promoted:

@@ -10,11 +10,13 @@ import threading
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import polars as pl
 
 from cellwork.client import Client
-from cellwork.errors import BadInput, NotFound, Refused
+from cellwork.errors import BadInput, NotFound, Refused, near_miss
 from cellwork.evaluation import baseline, metrics
 from cellwork.models import package, sandbox
 from cellwork.models.columns import to_pandas
@@ -26,6 +28,7 @@ from cellwork_hub.platform.state import State
 
 DIGITS = 4
 Metrics = dict[str, Metric]
+_sane: dict[str, str] = {}
 _copying: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
@@ -94,6 +97,29 @@ def sealed(state: State, holdout: str, trained: Dataset) -> Sealed:
     return Sealed(frame.select([*trained.inputs, *trained.features]), frame.get_column(trained.label).cast(pl.Float64))
 
 
+def together(state: State, holdout: Sealed, dataset: str, trained: Dataset) -> Sealed:
+    """Return the holdout's rows and the labelled ones of `dataset`, which must have the columns of `trained`."""
+    also, columns = datasets.get(state, dataset), [*trained.inputs, *trained.features]
+    if (also.project, also.observations, also.label) != (trained.project, trained.observations, trained.label):
+        raise BadInput(
+            "dataset",
+            dataset,
+            f"is not of observations {trained.observations!r} with their label",
+            "build it like the training dataset",
+        )
+    missing = [name for name in columns if name not in (*also.inputs, *also.features)]
+    if missing:
+        raise BadInput(
+            f"column of dataset {dataset}",
+            missing[0],
+            "is missing",
+            near_miss(missing[0], [*also.inputs, *also.features]),
+        )
+    rows = pl.read_parquet(state.home.dataset(also.id) / "data.parquet").filter(pl.col(also.label).is_not_null())
+    labels = pl.concat([holdout.labels, rows.get_column(also.label).cast(pl.Float64)])
+    return Sealed(pl.concat([holdout.features, rows.select(columns)], how="vertical_relaxed"), labels)
+
+
 def references(trained: Dataset) -> list[str]:
     """Return ``view:feature`` of the dataset's feature columns."""
     views = sorted((each.view for each in trained.coverage), key=len, reverse=True)
@@ -105,9 +131,43 @@ def references(trained: Dataset) -> list[str]:
 
 
 def of_model(folder: Path, holdout: Sealed) -> Metrics:
-    """Return the metrics of the model in `folder`, scored in a child process."""
-    scores = sandbox.score(folder, holdout.features)
-    return rounded(metrics.measure(holdout.labels, scores, kind=package.read(folder).kind))
+    """Return the metrics of the model in `folder`, scored in a child process together with its own example."""
+    manifest = package.read(folder)
+    example = example_rows(manifest, holdout.features)
+    rows = holdout.features.height
+    scores = sandbox.score(folder, pl.concat([holdout.features.select(example.columns), example]))
+    _sane[folder.name] = _seen(scores[rows:])
+    return rounded(metrics.measure(holdout.labels, scores[:rows], kind=manifest.kind))
+
+
+def example_rows(manifest: package.Manifest, like: pl.DataFrame | None = None) -> pl.DataFrame:
+    """Return the manifest's example rows (in the types of the frame `like`); raises BadInput for a column it lacks."""
+    frame = pl.DataFrame(
+        {column.name: [row.get(column.name) for row in manifest.example] for column in manifest.columns}, strict=False
+    )
+    if like is None:
+        return frame
+    missing = [name for name in frame.columns if name not in like.columns]
+    if missing:
+        raise BadInput("model column", missing[0], "is not in the holdout", near_miss(missing[0], like.columns))
+    return frame.cast({name: like.schema[name] for name in frame.columns})
+
+
+def sanity(folder: Path) -> str:
+    """Return what was seen when the model of a checked folder scored its example in a clean process.
+
+    Content does not change under a digest, so each is tried once in this process's life.
+    """
+    if folder.name not in _sane:
+        _sane[folder.name] = _seen(sandbox.score(folder, example_rows(package.read(folder)), timeout=120))
+    return _sane[folder.name]
+
+
+def _seen(scores: np.ndarray[Any, Any]) -> str:
+    if not scores.size:
+        raise BadInput("model", "", "has no example rows to try it on", "register it with an example")
+    span = f"from {scores.min():.4f} to {scores.max():.4f}"
+    return f"loads in a clean process and scores its {scores.size} example rows {span}"
 
 
 def of_baseline(state: State, column: str, kind: metrics.Kind, trained: Dataset, holdout: Sealed) -> Metrics:

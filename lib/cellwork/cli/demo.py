@@ -122,10 +122,12 @@ def _conclude(shown: Tour, client: Client, done: list[Walked], seconds: float, *
     show.table([(w.step, w.rows, w.seconds) for w in done], ("step", "rows", "seconds"))
     click.echo(f"\nROC AUC, {seconds:.0f} s in all")
     show.table(
-        [(p, a["rows"], a["model"]["value"], a["baseline"]["value"]) for p, a in auc.items()],
+        [(p, a["rows"], a["model"], a["baseline"]) for p, a in auc.items()],
         ("period", "rows", "model", "baseline"),
     )
     click.echo(f"\nOne prediction by HTTP: {row.observation} scores {output.score:.3f}\n  {line}")
     click.echo(f"\nWhere it comes from: cellwork why {output.id}")
-    click.echo(str(lineage.why(client, output.id)))
+    trail = lineage.why(client, output.id)
+    trail.steps = [step for step in trail.steps if step.depth <= 4 and step.kind != "feature set"]
+    click.echo(str(trail))
     click.echo(f"\nThe dashboard: {dashboard}")

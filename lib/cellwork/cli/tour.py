@@ -76,7 +76,7 @@ def flights(days: int, output: Path, data: str = "") -> Tour:
         parameters={
             "01_ingest": place,
             "05_december": {"last": str(last), **place},
-            "06_report": {"end": str(last + timedelta(days=2)), **place},
+            "06_report": {"end": str(last + timedelta(days=2))},
             "retrain": {"through": str(last + timedelta(days=1)), "validation_days": days},
         },
     )  # fmt: skip
@@ -95,7 +95,7 @@ def steps(tour: Tour, client: Client) -> list[Step]:
         Step("dataset, training, validation", state.has_version, notebook("03_train"), state.dataset_rows),
         Step("sealed evaluation, deployment", state.has_endpoint, notebook("04_deploy"), state.evaluated_rows),
         Step("schedule score and retrain", state.has_jobs, lambda tell: schedule(tour, client), state.job_count),
-        Step("new days: scores and outcomes", state.has_days, notebook("05_december"), state.prediction_count),
+        Step("new days, scored as they arrive", state.has_days, notebook("05_december"), state.prediction_count),
         Step("retrain, evaluate, deploy", state.has_retrained, lambda tell: retrain(tour, client, tell), state.retrained_rows),
         Step("report", lambda: bool(figures(tour)), notebook("06_report"), lambda: figures(tour)["roc_auc"]["together"]["rows"]),
     ]  # fmt: skip
@@ -115,7 +115,9 @@ class State:
             return set()
 
     def raw_rows(self) -> int:
-        return sum(batch.rows for batch in self.client.batches.list(self.tour.project.name))
+        """Rows that came at once: months, and what has no date; days are later."""
+        found = self.client.batches.list(self.tour.project.name)
+        return sum(b.rows for b in found if b.partition <= self.tour.last_month or not b.partition[0].isdecimal())
 
     def _pipelines(self, state: str) -> int:
         return sum(1 for _ in self.client.features.runs(self.tour.project.name, state=state))
@@ -149,7 +151,7 @@ class State:
             return False
 
     def evaluated_rows(self) -> int:
-        return max((e.rows for e in self.client.evaluations.list(self.tour.endpoint)), default=0)
+        return max((e.rows for e in self.client.evaluations.list(self.tour.endpoint) if not e.also), default=0)
 
     def job_count(self) -> int:
         return sum(1 for _ in self.client.jobs.list(self.tour.project.name))

@@ -139,4 +139,13 @@ def problem(response: httpx.Response, service: str) -> errors.CellworkError:
         )
     except msgspec.MsgspecError:
         kind = BY_STATUS.get(response.status_code, errors.Unavailable)
-        return kind("service", service, f"answered {response.status_code}", "look at: cellwork status")
+        return kind("service", service, f"answered {response.status_code}{_words(response)}", "look at: cellwork status")
+
+
+def _words(response: httpx.Response) -> str:
+    """Return what an answer that is not ours says (MLflow's have a `message`), in a line."""
+    try:
+        message = msgspec.json.decode(response.content, type=dict).get("message", "")
+    except msgspec.MsgspecError:
+        return ""
+    return f": {str(message).strip().splitlines()[0][:300]}" if str(message).strip() else ""

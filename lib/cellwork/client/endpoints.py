@@ -34,7 +34,7 @@ class Endpoints:
         return self._to.call("inference", "GET", f"/predictions/{prediction}", Prediction)
 
     def predictions(
-        self, endpoint: str = "", *, after: int = 0, limit: int = 1000, brief: bool = False
+        self, endpoint: str = "", *, after: int = 0, limit: int = 1000, brief: bool = False, deployment: str = ""
     ) -> builtins.list[Prediction]:
         """Predictions with `seq` > `after`, in order (-10: the last ten); `brief` ones come without entities and features."""
         return self._to.call(
@@ -46,6 +46,7 @@ class Endpoints:
             after=after,
             limit=limit,
             brief="true" if brief else "",
+            deployment=deployment,
         )
 
     def deployment(self, deployment: str) -> Deployment:

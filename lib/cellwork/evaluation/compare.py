@@ -75,14 +75,15 @@ def validation(
     return Report(f"validation on {len(list(y)):,} rows", found, others, _margin(kind, found, others))  # type: ignore[arg-type]
 
 
-def evaluate(name: str, version: int, holdout: str, *, baseline: str = "") -> Report:
+def evaluate(name: str, version: int, holdout: str, *, baseline: str = "", also: str = "") -> Report:
     """Ask the platform to score a registered version on the sealed holdout; only the numbers come back.
 
-    Each question is counted: a holdout that is asked too often is no secret any more.
+    Each question is counted: a holdout that is asked too often is no secret any more. With `also`, the id of a dataset, its
+    labelled rows are measured together with the holdout's; that is a report, and no evaluation in the gate's sense.
     """
     from cellwork.client import connect
 
-    request = EvaluationRequest(name=name, version=version, holdout=holdout, baseline=baseline)
+    request = EvaluationRequest(name=name, version=version, holdout=holdout, baseline=baseline, also=also)
     return report(connect().evaluations.evaluate(request))
 
 
@@ -91,7 +92,8 @@ def report(evaluation: Evaluation) -> Report:
     others = {"baseline": evaluation.baseline, "champion": evaluation.champion}
     kept = {name: metrics for name, metrics in others.items() if metrics}
     kind: measures.Kind = "classifier" if "roc_auc" in evaluation.metrics else "regressor"
-    title = f"{evaluation.version.name} version {evaluation.version.version} on sealed holdout {evaluation.holdout!r}: {evaluation.rows:,} rows, question {evaluation.question_no}"
+    together = f" and dataset {evaluation.also}" if evaluation.also else ""
+    title = f"{evaluation.version.name} version {evaluation.version.version} on sealed holdout {evaluation.holdout!r}{together}: {evaluation.rows:,} rows, question {evaluation.question_no}"
     return Report(title, evaluation.metrics, kept, _margin(kind, evaluation.metrics, kept), evaluation)
 
 

@@ -66,7 +66,7 @@ def wait(
 ) -> None:
     """Return when every pipeline run of `project` (default: the current folder's) is done.
 
-    `progress` gets a line when the number of open runs changes, at most one a second.
+    `progress` gets a line when the number of open runs has changed, at most one a second, and one at the end.
 
     Raises
     ------
@@ -75,12 +75,14 @@ def wait(
     Conflict
         A pipeline run failed.
     """
-    shown, at = -1, 0.0
+    shown, at = 0, 0.0
 
     def tell(pending: int) -> None:
         nonlocal shown, at
-        if progress and pending != shown and (pending == 0) <= (shown > 0) and time.monotonic() - at >= (pending > 0):
-            progress(f"feature pipelines: {pending} to go" if pending else "feature pipelines: done")
+        if progress is None or pending == shown:
+            return
+        if pending == 0 or time.monotonic() - at >= 1:
+            progress(f"feature pipelines: {pending} runs to go" if pending else "feature pipelines: done")
             shown, at = pending, time.monotonic()
 
     (client or connect()).features.wait(project or projects.find().name, timeout=timeout, progress=tell)

@@ -84,14 +84,17 @@ def _objects(path: Path, project: str) -> list[Any]:
 
 @contextmanager
 def _importable(folder: Path, name: str, module: ModuleType) -> Iterator[None]:
-    """While a file runs it may import its neighbours."""
+    """While a file runs it may import its neighbours; both are read anew the next time, for a kernel lives on after an edit."""
+    before = set(sys.modules)
     sys.path.insert(0, str(folder))
     sys.modules[name] = module
     try:
         yield
     finally:
         sys.path.remove(str(folder))
-        del sys.modules[name]
+        for other in set(sys.modules) - before:
+            if other == name or Path(getattr(sys.modules[other], "__file__", None) or "/").parent == folder:
+                del sys.modules[other]
 
 
 def _where(error: Exception, path: Path) -> str:

@@ -57,23 +57,23 @@ def join(observations: pl.DataFrame, *, at: str, views: Sequence[JoinView]) -> t
     return joined, coverage
 
 
-def newest_known(rows: pl.DataFrame, keys: Sequence[str], fields: Sequence[str]) -> pl.DataFrame:
+def newest_known(rows: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
     """Return the rows that were the newest of their entity at some time, with the time `known` from which on they were, by `known`."""
     import polars as pl
 
-    ranked = _without_ties(rows.drop_nulls([*keys, EVENT, CREATED]), keys, fields)
+    ranked = _without_ties(rows.drop_nulls([*keys, EVENT, CREATED]), keys)
     order = pl.struct(EVENT, CREATED).rank("dense").over(keys) if ranked.height else pl.lit(0)
     known = ranked.with_columns(pl.max_horizontal(EVENT, CREATED).alias("known"))
     known = known.sort("known", EVENT, CREATED).with_columns(order.alias("rank"))
     return known.filter(pl.col("rank") == pl.col("rank").cum_max().over(keys)).drop("rank")
 
 
-def _without_ties(rows: pl.DataFrame, keys: Sequence[str], fields: Sequence[str]) -> pl.DataFrame:
+def _without_ties(rows: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
     """Return one row per entity, event and arrival: the one with the greatest value hash."""
     import polars as pl
 
     identity = [*keys, EVENT, CREATED]
-    tied = rows.is_duplicated() if not rows.width else rows.select(identity).is_duplicated()
+    tied = rows.select(identity).is_duplicated()
     if not tied.any():
         return rows
     values = [name for name in rows.columns if name not in (*identity, BATCH)]
@@ -94,7 +94,7 @@ def _found(observations: pl.DataFrame, at: str, view: JoinView) -> pl.DataFrame:
         rows = rows.with_columns(
             pl.lit(None, observations.schema[column]).alias(key) for key, column in view.keys.items()
         )
-    values = newest_known(rows, keys, fields).select(*keys, "known", *fields, EVENT, BATCH)
+    values = newest_known(rows, keys).select(*keys, "known", *fields, EVENT, BATCH)
     asked = _asked(observations, at, view, rows)
     matched = (
         asked.drop_nulls()

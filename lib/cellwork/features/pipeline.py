@@ -2,10 +2,11 @@
 
 Rules of `Rolling`. A source row counts at grid time g if its event lies in (g - window, g] and it is known by g: it enters at
 the first grid time that is neither before its event nor before it was known, and leaves at the first one with
-g - window >= event. Every batch has a step (after, until]: the grid times whose rows it causes. `until` is the batch's
-newest event, but no later than its arrival (so that one wrong date does not close the future), and `after` is the
-furthest `until` of the batches before it. Rows that are written are never changed: a row that comes with a later batch enters no
-earlier than at the first grid time after the `until` that held then. So the rows of many batches at once and those of batch
+g - window >= event. Every batch has a step (after, until]: the grid times whose rows it causes. `until` is the greatest value of
+`Rolling.until` in the batch, but no later than its arrival (so that one wrong date does not close the future), and `after` is the
+furthest `until` of the batches before it. What becomes known after `until` enters in the step of the next batch. Rows that
+are written are never changed: a row that comes with a later batch enters no earlier than at the first grid time after the
+`until` that held then. So the rows of many batches at once and those of batch
 after batch are the same. Only a correction (a batch in place of another) writes new rows for old grid times, and these
 are created when the correction arrived.
 
@@ -81,11 +82,22 @@ def corrected_select_rows(
     return pl.concat([changed, gone]).with_columns(pl.max_horizontal(CREATED, stamp), pl.lit(batch).alias(BATCH))
 
 
-def step_until(view: View, rows: pl.DataFrame, arrived: datetime, after: datetime | None) -> datetime | None:
-    """Return how far the step of a batch goes that brings `rows` and `arrived` then, if the ones before went to `after`."""
+def step_until(
+    view: View, rows: pl.DataFrame, arrived: datetime, after: datetime | None, *, column: str = ""
+) -> datetime | None:
+    """Return how far the step of a batch goes.
+
+    Parameters
+    ----------
+    rows : prepared rows of the batch.
+    arrived : when the batch came.
+    after : how far the batches before it went.
+    column : `Rolling.until` or what stands in for it; default the event.
+    """
     assert isinstance(view.pipeline, Rolling)
-    _check_times(view, rows)
-    newest: datetime | None = rows.get_column(view.pipeline.event).max()  # type: ignore[assignment]
+    column = column or view.pipeline.event
+    require_time(f"rows {view.pipeline.rows!r} of view {view.name!r}", rows, column)
+    newest: datetime | None = rows.get_column(column).max()  # type: ignore[assignment]
     ends = [end for end in (after, min(newest, arrived) if newest else None) if end is not None]
     return max(ends, default=None)
 

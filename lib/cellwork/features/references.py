@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from cellwork.errors import BadInput, NotFound, near_miss
-from cellwork.wire.features import Definitions, Prepared, View
+from cellwork.wire.features import Definitions, Prepared, Rolling, View
 
 
 def chosen(definitions: Definitions, wanted: Sequence[str]) -> list[tuple[View, list[str]]]:
@@ -54,6 +54,14 @@ def prepared_of(definitions: Definitions, name: str) -> Prepared:
             f"prepared of project {definitions.project!r}", name, "is not defined", near_miss(name, prepared)
         )
     return prepared[name]
+
+
+def until_column(definitions: Definitions, view: View) -> str:
+    """Return the column that says how far a batch of a rolling view goes: see `Rolling.until`."""
+    if not isinstance(view.pipeline, Rolling):
+        return ""
+    observed = [about.at for about in definitions.observations if about.rows == view.pipeline.rows]
+    return view.pipeline.until or min(observed, default=view.pipeline.event)
 
 
 def content_sha256(definitions: Definitions, view: View) -> str:

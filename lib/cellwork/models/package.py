@@ -18,7 +18,7 @@ import msgspec
 
 from cellwork.client import Client
 from cellwork.errors import BadInput, NotFound, Refused, TooLarge
-from cellwork.models import versions
+from cellwork.models import tracking, versions
 from cellwork.models.columns import Column, to_pandas
 from cellwork.wire import Struct
 
@@ -30,7 +30,7 @@ MANIFEST = "cellwork.json"
 MODEL = "model.skops"
 MOST_BYTES = 2 * 1024**3
 TRUSTED_PACKAGES = ("sklearn.", "numpy.", "scipy.")
-TRUSTED_OWN = frozenset({"cellwork.evaluation.baseline.RateBy", "cellwork.evaluation.baseline.Constant"})
+TRUSTED = frozenset({"builtins.object", "cellwork.evaluation.baseline.RateBy", "cellwork.evaluation.baseline.Constant"})
 NEVER = frozenset({"testing", "tests", "f2py", "ctypeslib", "_build_utils"})
 """Module names inside trusted packages that no model needs and that run what they are given."""
 
@@ -110,7 +110,7 @@ def _fetch(client: Client, root: str, folder: Path) -> None:
             "model folder", f"{total} bytes", f"is over the limit of {MOST_BYTES} bytes", "make the model smaller"
         )
     for path, _ in files:
-        answer = client.connection.raw("mlflow", "GET", f"/api/2.0/mlflow-artifacts/artifacts/{root}/{path}")
+        answer = client.connection.raw("mlflow", "GET", f"{tracking.ARTIFACTS}/{root}/{path}")
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(answer.content)
 
@@ -118,9 +118,7 @@ def _fetch(client: Client, root: str, folder: Path) -> None:
 def _listing(client: Client, root: str, below: PurePosixPath, depth: int = 0) -> Sequence[tuple[PurePosixPath, int]]:
     """Return (path below `root`, size) of every file; a name that could leave the folder is refused."""
     where = f"{root}/{below}" if below.parts else root
-    answer: dict[str, Any] = client.connection.call(
-        "mlflow", "GET", "/api/2.0/mlflow-artifacts/artifacts", dict, path=where
-    )
+    answer: dict[str, Any] = client.connection.call("mlflow", "GET", tracking.ARTIFACTS, dict, path=where)
     found: list[tuple[PurePosixPath, int]] = []
     for entry in answer.get("files", []):
         name = str(entry["path"])
@@ -139,7 +137,7 @@ def untrusted(source: Path | bytes) -> list[str]:
 
     names = skops.io.get_untrusted_types(**({"data": source} if isinstance(source, bytes) else {"file": source}))
     for name in names:
-        if name not in TRUSTED_OWN and not _is_harmless(name):
+        if name not in TRUSTED and not _is_harmless(name):
             raise Refused(
                 "type in the model",
                 name,

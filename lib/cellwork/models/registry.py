@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,17 +15,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from cellwork import ids, origin, project
-from cellwork.client import base
-from cellwork.errors import BadInput, Unavailable
-from cellwork.models import columns, package, versions
-from cellwork.wire import PREFIX
+from cellwork.client import Client, connect
+from cellwork.errors import BadInput, CellworkError, NotFound
+from cellwork.models import columns, package, tracking, versions
 from cellwork.wire.datasets import Dataset
 from cellwork.wire.evaluations import Metric, VersionRef
 
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
-    from mlflow import MlflowClient
     from mlflow.models import ModelSignature
 
     from cellwork.data.dataset import Rows
@@ -45,6 +42,7 @@ def register(
     parameters: Mapping[str, Any] | None = None,
     baseline: str = "",
     description: str = "",
+    client: Client | None = None,
 ) -> VersionRef:
     """Log a training run and register its model as the next version of `name`.
 
@@ -56,6 +54,7 @@ def register(
     X_example : rows as they were given to `fit`; the first few are kept with the model.
     metrics, parameters : what is written on the training run.
     baseline : the input column whose rate the model must beat at evaluation.
+    client : default: the platform this process belongs to.
 
     Raises
     ------
@@ -69,19 +68,25 @@ def register(
     trained = dataset if isinstance(dataset, Dataset) else dataset.record
     full = name if "/" in name else f"{trained.project}/{ids.name(name)}"
     tags = {versions.TAG + key: value for key, value in _origin(trained, baseline).items() if value}
-    with tempfile.TemporaryDirectory(prefix="cellwork-model-") as temporary, tracking() as client:
-        folder = Path(temporary) / "model"
-        manifest = _manifest(model, X_example, trained)
-        run = _training_run(client, ids.split_name(full)[0], full, tags, metrics or {}, parameters or {})
-        logged = client.create_logged_model(
-            run.info.experiment_id, name=ids.split_name(full)[1], source_run_id=run.info.run_id
-        )
-        save(model, manifest, folder, logged_model=logged.model_id, run=run.info.run_id)
-        tags[versions.TAG + "digest"] = package.digest(folder)
-        client.log_model_artifacts(logged.model_id, str(folder))
-        client.finalize_logged_model(logged.model_id, "READY")
-        number = _next_version(client, full, logged.model_id, run.info.run_id, tags, description)
-        client.set_terminated(run.info.run_id)
+    client = connect() if client is None else client
+    manifest = _manifest(model, X_example, trained)
+    space, short = ids.split_name(full)
+    experiment = tracking.ensure_experiment(client, space)
+    run = tracking.start_run(client, experiment, full, tags)
+    try:
+        tracking.log(client, run, _flat(metrics or {}), parameters or {})
+        logged, where = tracking.start_model(client, experiment, short, run)
+        with tempfile.TemporaryDirectory(prefix="cellwork-model-") as temporary:
+            folder = Path(temporary) / "model"
+            save(model, manifest, folder, logged_model=logged, run=run)
+            tags[versions.TAG + "digest"] = package.digest(folder)
+            tracking.upload(client, folder, where)
+        tracking.end_model(client, logged)
+        number = versions.create(client, full, source=f"models:/{logged}", run=run, tags=tags, description=description)
+    except CellworkError:
+        tracking.end_run(client, run, "FAILED")
+        raise
+    tracking.end_run(client, run)
     return VersionRef(name=full, version=number, digest=tags[versions.TAG + "digest"])
 
 
@@ -89,6 +94,7 @@ def save(
     model: Any, manifest: package.Manifest, folder: Path, *, logged_model: str | None = None, run: str | None = None
 ) -> None:
     """Write the model folder: MLflow's format with our manifest in it; raises Refused for a type that may not be loaded."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import mlflow.sklearn
     import skops.io
     from mlflow.models import Model
@@ -104,46 +110,19 @@ def save(
     (folder / package.MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
 
 
-@contextmanager
-def tracking() -> Iterator[MlflowClient]:
-    """Yield MLflow's client of this platform; its errors become ours, and its own retries are bounded to some seconds."""
-    for key, value in _tracking_variables().items():
-        os.environ.setdefault(key, value)
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-    from requests.exceptions import RequestException
-
-    uri = os.environ["MLFLOW_TRACKING_URI"]
-    try:
-        yield MlflowClient(uri, registry_uri=uri)
-    except (MlflowException, RequestException) as error:
-        text = str(error).splitlines()[0][:300]
-        if getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST"):
-            raise BadInput("training run", "", f"was not taken by MLflow: {text}", "mend the value it names") from None
-        raise Unavailable(
-            "MLflow", uri, f"did not take the training run ({text})", "look at: cellwork status"
-        ) from None
-
-
-def _tracking_variables() -> dict[str, str]:
-    """Return what MLflow's client reads from the environment, where it is not set there already."""
-    bounds = {
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
-        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    }
-    if os.environ.get("MLFLOW_TRACKING_URI"):
-        return bounds
-    url, token = base.address()
-    return {**bounds, "MLFLOW_TRACKING_URI": url + PREFIX["mlflow"], "MLFLOW_TRACKING_TOKEN": token}
+def _flat(metrics: Mapping[str, float | Metric]) -> dict[str, float]:
+    """Return name -> number; a metric with an interval is three of them."""
+    flat: dict[str, float] = {}
+    for name, metric in metrics.items():
+        if isinstance(metric, Metric):
+            flat |= {name: metric.value, f"{name}_low": metric.low, f"{name}_high": metric.high}
+        else:
+            flat[name] = float(metric)
+    return flat
 
 
 def _origin(dataset: Dataset, baseline: str) -> dict[str, str]:
     """Return the tags that say where the model comes from."""
-    from cellwork.errors import NotFound
-
     here = msgspec.structs.asdict(origin.gather())
     if not here["project"]:
         try:
@@ -204,52 +183,3 @@ def _trial(model: Any, frame: pd.DataFrame) -> Any:
         raise BadInput(
             "model", type(model).__name__, f"does not score its example: {error}", "give rows as they were given to fit"
         ) from None
-
-
-def _training_run(
-    client: MlflowClient,
-    experiment: str,
-    name: str,
-    tags: dict[str, str],
-    metrics: Mapping[str, float | Metric],
-    parameters: Mapping[str, Any],
-) -> Any:
-    from mlflow.entities import Metric as Logged
-    from mlflow.entities import Param
-    from mlflow.utils.time import get_current_time_millis
-
-    found = client.get_experiment_by_name(experiment)
-    run = client.create_run(
-        found.experiment_id if found else client.create_experiment(experiment),
-        run_name=name,
-        tags={"mlflow.source.type": "NOTEBOOK", **tags},
-    )
-    now = get_current_time_millis()
-    flat: dict[str, float] = {}
-    for key, metric in metrics.items():
-        flat |= (
-            {key: metric.value, f"{key}_low": metric.low, f"{key}_high": metric.high}
-            if isinstance(metric, Metric)
-            else {key: float(metric)}
-        )
-    client.log_batch(
-        run.info.run_id,
-        [Logged(k, v, now, 0) for k, v in flat.items()],
-        [Param(k, str(v)) for k, v in parameters.items()],
-    )
-    return run
-
-
-def _next_version(client: MlflowClient, name: str, model: str, run: str, tags: dict[str, str], description: str) -> int:
-    from mlflow.exceptions import MlflowException
-
-    registered = versions.mlflow_name(name)
-    try:
-        client.create_registered_model(registered)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    made = client.create_model_version(
-        registered, f"models:/{model}", run, tags=tags, description=description, await_creation_for=0, model_id=model
-    )
-    return int(made.version)

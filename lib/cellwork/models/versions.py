@@ -6,19 +6,17 @@ by the platform service alone; MLflow's door refuses them to everybody else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
-
-import msgspec
 
 from cellwork import ids
 from cellwork.client import Client
 from cellwork.errors import BadInput, NotFound
+from cellwork.models import tracking
 from cellwork.wire import Struct
 from cellwork.wire.evaluations import VersionRef
 
-API = "/api/2.0/mlflow"
 TAG = "cellwork."
 
 
@@ -70,7 +68,7 @@ def parse(text: str) -> tuple[str, int]:
 def get(client: Client, name: str, version: int) -> Version:
     """Return one version; raises NotFound."""
     try:
-        answer = _get(client, "/model-versions/get", name=mlflow_name(name), version=version)
+        answer = tracking.get(client, "/model-versions/get", name=mlflow_name(name), version=version)
     except NotFound:
         raise NotFound(
             "model version", subject(name, version), "is not registered", "look at: cellwork model list"
@@ -83,7 +81,7 @@ def of_project(client: Client, project: str) -> list[Version]:
     pattern = f"name LIKE '{ids.name(project, 'project')}.%'"
     found = [
         _version(row)
-        for row in _pages(client, "/model-versions/search", "model_versions", filter=pattern, max_results=1000)
+        for row in tracking.pages(client, "/model-versions/search", "model_versions", filter=pattern, max_results=1000)
     ]
     named = aliases_of_project(client, project)
     for version in found:
@@ -96,51 +94,37 @@ def of_project(client: Client, project: str) -> list[Version]:
 def aliases_of_project(client: Client, project: str) -> dict[str, dict[str, int]]:
     """Return full name -> alias -> version, for the models of `project`."""
     pattern = f"name LIKE '{ids.name(project, 'project')}.%'"
-    rows = _pages(client, "/registered-models/search", "registered_models", filter=pattern, max_results=1000)
+    rows = tracking.pages(client, "/registered-models/search", "registered_models", filter=pattern, max_results=1000)
     return {row["name"].replace(".", "/", 1): _aliases(row) for row in rows}
 
 
 def aliases(client: Client, name: str) -> dict[str, int]:
     """Return alias -> version of the model `name`; raises NotFound."""
     try:
-        return _aliases(_get(client, "/registered-models/get", name=mlflow_name(name))["registered_model"])
+        return _aliases(tracking.get(client, "/registered-models/get", name=mlflow_name(name))["registered_model"])
     except NotFound:
         raise NotFound("model", name, "is not registered", "look at: cellwork model list") from None
 
 
 def set_alias(client: Client, name: str, alias: str, version: int) -> None:
     body = {"name": mlflow_name(name), "alias": alias, "version": str(version)}
-    client.connection.raw("mlflow", "POST", f"{API}/registered-models/alias", msgspec.json.encode(body))
+    tracking.send(client, "/registered-models/alias", body)
+
+
+def create(client: Client, name: str, *, source: str, run: str, tags: Mapping[str, str], description: str = "") -> int:
+    """Register a logged model (`source` is ``models:/<id>``) as the next version of `name` and return its number."""
+    tracking.ensure_model(client, mlflow_name(name))
+    body = {
+        "name": mlflow_name(name), "source": source, "run_id": run, "model_id": source.removeprefix("models:/"),
+        "tags": tracking.pairs(tags), "description": description,
+    }  # fmt: skip
+    return int(tracking.send(client, "/model-versions/create", body)["model_version"]["version"])
 
 
 def artifact_path(client: Client, name: str, version: int) -> str:
     """Return the path of the version's folder in MLflow's artifact service."""
     query = {"name": mlflow_name(name), "version": version}
-    uri = str(_get(client, "/model-versions/get-download-uri", **query)["artifact_uri"])
-    scheme, _, rest = uri.partition(":")
-    if scheme != "mlflow-artifacts":
-        raise BadInput(
-            f"artifacts of {subject(name, version)}",
-            uri,
-            "are not kept by MLflow's artifact service",
-            "register the model through the platform",
-        )
-    return (rest[2:].partition("/")[2] if rest.startswith("//") else rest).strip("/")
-
-
-def _get(client: Client, path: str, **query: Any) -> dict[str, Any]:
-    answer: dict[str, Any] = client.connection.call("mlflow", "GET", API + path, dict, **query)
-    return answer
-
-
-def _pages(client: Client, path: str, key: str, **query: Any) -> Iterator[dict[str, Any]]:
-    token = ""
-    while True:
-        answer = _get(client, path, page_token=token, **query)
-        yield from answer.get(key, [])
-        token = answer.get("next_page_token", "")
-        if not token:
-            return
+    return tracking.artifact_path(tracking.get(client, "/model-versions/get-download-uri", **query)["artifact_uri"])
 
 
 def _aliases(row: dict[str, Any]) -> dict[str, int]:

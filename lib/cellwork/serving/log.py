@@ -26,12 +26,12 @@ MIGRATION = (
     "caller TEXT NOT NULL, observation TEXT NOT NULL, batch_run TEXT NOT NULL, request_id TEXT NOT NULL, UNIQUE (endpoint, id))",
     "CREATE INDEX predictions_endpoint ON predictions (endpoint, seq)",
     "CREATE INDEX predictions_id ON predictions (id)",
+    "CREATE INDEX predictions_deployment ON predictions (deployment, seq)",
 )
 JSON = {
     "entities": dict[str, Any], "features": dict[str, Any], "feature_events": dict[str, Any],
     "feature_batches": dict[str, str], "defaults": list[str],
 }  # fmt: skip
-HEAVY = ("entities", "features", "feature_events", "feature_batches", "defaults")
 COLUMNS = (
     "endpoint", "id", "at", "logged_at", "revision", "name", "version", "digest", "deployment", "route", "reason",
     *JSON, "score", "latency_us", "caller", "observation", "batch_run", "request_id",
@@ -73,17 +73,26 @@ class PredictionLog:
             raise NotFound("prediction", prediction, "is not in the log", "look at: cellwork endpoint log")
         return _prediction(dict(row))
 
-    def after(self, seq: int, *, endpoint: str = "", limit: int = 1000, brief: bool = False) -> list[Prediction]:
-        """Return predictions with a greater `seq`, in order, for a negative one the last `-seq`; `brief` ones without entities and features."""
+    def after(
+        self, seq: int, *, endpoint: str = "", deployment: str = "", limit: int = 1000, brief: bool = False
+    ) -> list[Prediction]:
+        """Return predictions with a greater `seq`, in order; a negative one asks for the last so many.
+
+        `brief` ones come without entities and features.
+        """
         from sqlalchemy import text
 
-        newest, order = seq < 0, "DESC" if seq < 0 else "ASC"
-        names = ", ".join(("seq", *(name for name in COLUMNS if not (brief and name in HEAVY))))
-        query = f"SELECT {names} FROM predictions WHERE seq > :seq {'AND endpoint = :endpoint' if endpoint else ''} ORDER BY seq {order} LIMIT :limit"
-        limit = min(limit, -seq) if newest else limit
+        names = ", ".join(("seq", *(name for name in COLUMNS if not (brief and name in JSON))))
+        values = {"seq": max(seq, 0), "endpoint": endpoint, "deployment": deployment}
+        values["limit"] = min(limit, -seq) if seq < 0 else limit
+        where = " AND ".join(
+            ["seq > :seq", *(f"{name} = :{name}" for name in ("endpoint", "deployment") if values[name])]
+        )
+        order = "seq DESC" if seq < 0 else "seq"
         with self.engine.connect() as db:
-            rows = db.execute(text(query), {"seq": seq, "endpoint": endpoint, "limit": limit}).mappings().all()
-        return [_prediction(dict(row)) for row in (reversed(rows) if newest else rows)]
+            query = text(f"SELECT {names} FROM predictions WHERE {where} ORDER BY {order} LIMIT :limit")
+            rows = db.execute(query, values).mappings().all()
+        return [_prediction(dict(row)) for row in (reversed(rows) if seq < 0 else rows)]
 
 
 def _find(db: Connection, endpoint: str, ids: Sequence[str]) -> dict[str, Prediction]:

@@ -19,7 +19,7 @@ from cellwork.wire.features import OnlineValue
 
 Kind = Literal["number", "text", "flag"]
 Key = tuple[Any, ...]
-"""The ids of one row's entities, in the order of a view's join keys."""
+"""The ids of one row's entities, in the order of the names of a view's join keys."""
 Found = Mapping[str, Mapping[Key, OnlineValue]]
 
 
@@ -38,6 +38,7 @@ class Source(Struct):
 
     view: str
     join_keys: list[str]
+    """In order of their names."""
     ttl_seconds: float | None = None
 
 
@@ -74,9 +75,7 @@ def check(plan: Plan, rows: Iterable[Row]) -> None:
             if key not in join_keys:
                 raise BadInput(f"entity of row {number}", key, "is not a join key here", near_miss(key, join_keys))
             if not isinstance(value, str | int):
-                raise BadInput(
-                    f"entity {key!r} of row {number}", value, "is not an id", "send text or a whole number"
-                )
+                raise BadInput(f"entity {key!r} of row {number}", value, "is not an id", "send text or a whole number")
         if row.entities:
             _check_complete(plan, row, number)
 
@@ -89,9 +88,13 @@ def _check_kind(column: Column, value: Any, number: int) -> None:
         right = isinstance(value, bool) or value in (0, 1)
     if not right:
         kind = {"number": "a number", "text": "text", "flag": "true or false"}[column.kind]
-        raise BadInput(f"feature {column.name!r} of row {number}", value, f"is not {kind}", "send it as the model saw it")
+        raise BadInput(
+            f"feature {column.name!r} of row {number}", value, f"is not {kind}", "send it as the model saw it"
+        )
     if column.kind == "number" and not (-1e308 <= value <= 1e308):
-        raise BadInput(f"feature {column.name!r} of row {number}", value, "is not a finite number", "send null for none")
+        raise BadInput(
+            f"feature {column.name!r} of row {number}", value, "is not a finite number", "send null for none"
+        )
 
 
 def _check_complete(plan: Plan, row: Row, number: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cellwork import clock
+from cellwork.features import references
 from cellwork.models import columns as models
 from cellwork.serving.plan import Column, Plan, Source
 from cellwork.wire.features import Definitions, Field, View
@@ -35,7 +36,5 @@ def _field(name: str, views: dict[str, View]) -> tuple[str, Field] | None:
 
 
 def _source(view: View, definitions: Definitions) -> Source:
-    entities = {entity.name: entity for entity in definitions.entities}
-    keys = [key for name in view.entities if name in entities for key in entities[name].join_keys]
     ttl = clock.duration(view.ttl).total_seconds() if view.ttl else None
-    return Source(view=view.name, join_keys=keys, ttl_seconds=ttl)
+    return Source(view=view.name, join_keys=sorted(references.join_keys(definitions, view)), ttl_seconds=ttl)

@@ -50,7 +50,8 @@ def cluster(address: str = "", *, workers: int | None = None, threads: int = 1) 
     from dask.distributed import Client
 
     with ExitStack() as stack:
-        stack.enter_context(dask.config.set({"distributed.dashboard.link": dashboard_link()}))
+        chosen = {"distributed.dashboard.link": dashboard_link(), "distributed.scheduler.allowed-failures": 0}
+        stack.enter_context(dask.config.set(chosen))
         place = address or stack.enter_context(_local(workers, threads))
         try:
             client = stack.enter_context(Client(place, timeout=START_SECONDS))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from cellwork.errors import BadInput, near_miss
+from cellwork.errors import BadInput, Unavailable, near_miss
 from cellwork.models.columns import to_pandas
 
 if TYPE_CHECKING:
@@ -15,7 +16,13 @@ if TYPE_CHECKING:
 
 
 def fit(
-    pipeline: Any, X: Any, y: Any, *, parameters: Mapping[str, Any] | None = None, cluster: Cluster | None = None
+    pipeline: Any,
+    X: Any,
+    y: Any,
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    cluster: Cluster | None = None,
+    timeout: float = 3600,
 ) -> Any:
     """Return a fitted clone of `pipeline` with `parameters` set.
 
@@ -24,17 +31,36 @@ def fit(
     X : shape (n, columns); a polars or pandas frame goes in as scikit-learn's pandas, an array as it is.
     y : shape (n,), no value missing.
     cluster : where to fit; default: in this process.
+    timeout : seconds to wait for a cluster.
     """
     chosen = configured(pipeline, parameters or {})
     frame, labels = features(X), truth(y)
     if cluster is None:
         return chosen.fit(frame, labels)
-    held = cluster.client.scatter([frame, labels], broadcast=True, hash=False)
-    return cluster.client.submit(_fitted, chosen, *held, pure=False).result()
+    future = cluster.client.submit(_fitted, chosen, hold(cluster.client, (frame, labels)), pure=False)
+    try:
+        return future.result(timeout)
+    except TimeoutError:
+        raise Unavailable(
+            "fit", "", f"took longer than {timeout:.0f} s", "fit on fewer rows, or give it more time"
+        ) from None
+    finally:
+        future.release()
 
 
-def _fitted(pipeline: Any, X: Any, y: Any) -> Any:
-    return pipeline.fit(X, y)
+def _fitted(pipeline: Any, data: tuple[Any, Any]) -> Any:
+    return pipeline.fit(*data)
+
+
+def hold(client: Any, data: Any) -> Any:
+    """Return a future of `data` on the workers.
+
+    It is the result of a task, not scattered: the scheduler can make it again when every worker that held it has died.
+    """
+    import dask
+
+    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):
+        return client.submit(pickle.loads, pickle.dumps(data, protocol=5), pure=False)
 
 
 def configured(pipeline: Any, parameters: Mapping[str, Any]) -> Any:

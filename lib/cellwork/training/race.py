@@ -1,13 +1,14 @@
 """Candidates on the workers: the data is there once, a fit and its score are tasks, the models stay there until one is the best.
 
-A worker that dies is replaced by its nanny and its tasks run elsewhere; data that died with its last worker is sent again, a bounded
-number of times. Every wait ends.
+A worker that dies is replaced by its nanny and its tasks run again. What died with it runs once more alone, so that only the candidate that ends its
+workers is blamed for it. Every wait ends.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +16,18 @@ from cellwork.errors import BadInput, Unavailable
 from cellwork.evaluation import metrics
 from cellwork.models.package import scores
 from cellwork.training.candidates import Candidate, Step, best_of
-from cellwork.training.fit import features, truth
+from cellwork.training.fit import features, hold, truth
 
-SENDS = 3
-"""How often the data is sent when all workers that held it died."""
 EMPTY_SECONDS = 60
 """How long a cluster may be without any worker."""
+RESULT_SECONDS = 60
+"""How long a finished result may take from its worker to here."""
+TRIES = 3
+"""How often the best model is fitted when its worker dies."""
+
+
+Pair = tuple[int, int]
+"""Candidate and fold."""
 
 
 @dataclass(frozen=True)
@@ -47,101 +54,105 @@ class Data:
         return max(1, len(self.splits))
 
 
-class Lost(Exception):
-    """The data on the workers is gone with them."""
-
-
 class Race:
-    def __init__(self, client: Any, data: Data, metric: str, deadline: float) -> None:
-        self.client, self.data, self.metric, self.deadline = client, data, metric, deadline
+    """One search's candidates; `self.fitted` holds the models that may still be the best, by (candidate, fold)."""
 
-    def run(self, models: Sequence[Any], candidates: Sequence[Candidate], progress: Callable[[Step], None]) -> Any:
-        """Fill in what came of each candidate and return the best one's fitted model."""
-        for _ in range(SENDS):
-            try:
-                return self._once(models, candidates, progress)
-            except Lost:
-                continue
-        raise Unavailable(
-            "workers", "", f"died with the data {SENDS} times", "give them more memory, or train on fewer rows"
-        )
+    def __init__(self, client: Any, data: Data, metric: str, deadline: float, progress: Callable[[Step], None]) -> None:
+        self.client, self.data, self.metric, self.deadline, self.progress = client, data, metric, deadline, progress
+        self.fitted: dict[Pair, Any] = {}
+        self.done = 0
 
-    def _once(self, models: Sequence[Any], candidates: Sequence[Candidate], progress: Callable[[Step], None]) -> Any:
-        held = self.client.scatter(self.data, broadcast=True, hash=False)
-        fitted: dict[tuple[int, int], Any] = {}
-        measured: dict[Any, tuple[int, int]] = {}
-        for k, candidate in enumerate(candidates):
-            for fold in range(self.data.folds):
-                if fold in candidate.scores or candidate.error:
-                    continue
-                fitted[k, fold] = self.client.submit(_fit, models[k], held, fold, pure=False)
-                measured[self.client.submit(_score, fitted[k, fold], held, fold, self.metric, pure=False)] = k, fold
+    def run(self, models: Sequence[Any], candidates: Sequence[Candidate]) -> Any:
+        """Fill in what came of each candidate and return the best one's fitted model.
+
+        Raises
+        ------
+        BadInput
+            Every candidate failed.
+        Unavailable
+            The deadline passed, or the cluster went away.
+        """
+        pairs = [(k, fold) for k in range(len(models)) for fold in range(self.data.folds)]
         try:
-            self._follow(measured, fitted, candidates, progress)
+            for pair in self._round(pairs, models, candidates):
+                if self._round([pair], models, candidates):
+                    self._end(candidates, pair[0], "ended its worker again and again (out of memory?)")
             best = best_of(candidates, self.metric)
             if best is None:
-                raise BadInput(
-                    "candidates",
-                    f"all {len(candidates)}",
-                    f"failed, the first with {candidates[0].error}",
-                    "mend the pipeline or the parameters",
-                )
-            return self._model(candidates.index(best), models, fitted, held)
+                verdict = f"failed, the first with {candidates[0].error}"
+                raise BadInput("candidates", f"all {len(candidates)}", verdict, "mend the pipeline or the parameters")
+            return self._model(candidates.index(best), models)
         finally:
-            self.client.cancel([*measured, *fitted.values()])
+            self.fitted.clear()
 
-    def _follow(
-        self,
-        measured: dict[Any, tuple[int, int]],
-        fitted: dict[tuple[int, int], Any],
-        candidates: Sequence[Candidate],
-        progress: Callable[[Step], None],
-    ) -> None:
-        pending = set(measured)
+    def _round(self, pairs: Sequence[Pair], models: Sequence[Any], candidates: Sequence[Candidate]) -> list[Pair]:
+        """Measure `pairs` and return those whose worker died: one of them did it, so each gets a round alone."""
+        held = hold(self.client, self.data)
+        measured: dict[Any, Pair] = {}
+        for k, fold in pairs:
+            self.fitted[k, fold] = self.client.submit(_fit, models[k], held, fold, pure=False)
+            future = self.client.submit(_score, self.fitted[k, fold], held, fold, self.metric, pure=False)
+            measured[future] = k, fold
+        suspects, pending = [], set(measured)
         while pending:
-            done = self._wait(pending)
-            pending -= done
-            for future in done:
+            for future in self._wait(pending):
+                pending.discard(future)
                 k, fold = measured[future]
-                self._take(future, candidates[k], fold)
-                if all(measured[other][0] != k for other in pending):
-                    best = best_of(candidates, self.metric)
-                    finished = len(candidates) - len({measured[other][0] for other in pending})
-                    progress(Step(finished, len(candidates), self.metric, candidates[k], best))
-                    self._forget(fitted, candidates, best)
+                value, error = self._outcome(future)
+                if type(error).__name__ == "KilledWorker":
+                    suspects.append((k, fold))
+                elif error is not None:
+                    self._end(candidates, k, f"{type(error).__name__}: {error}")
+                elif value is None:
+                    pending.add(future)  # its result died with its worker and is made again
+                else:
+                    self._take(candidates, k, fold, *value)
+        return suspects
 
-    def _take(self, future: Any, candidate: Candidate, fold: int) -> None:
-        """Note a measurement or its error."""
-        if future.status == "finished":
-            candidate.scores[fold], seconds = future.result()
-            candidate.seconds += seconds
-        elif future.status == "error":
-            error = future.exception()
-            killed = type(error).__name__ == "KilledWorker"
-            candidate.error = (
-                "ended its worker again and again (out of memory?)" if killed else f"{type(error).__name__}: {error}"
-            )
-        else:
-            raise Lost
+    def _outcome(self, future: Any) -> tuple[Any, BaseException | None]:
+        """Return the result or the error of a future that ended; neither if its result is lost again."""
+        from distributed import KilledWorker
 
-    def _forget(
-        self, fitted: dict[tuple[int, int], Any], candidates: Sequence[Candidate], best: Candidate | None
-    ) -> None:
-        """Let the workers drop the models that are done and not the best."""
-        for k, fold in list(fitted):
-            if candidates[k] is not best and (fold in candidates[k].scores or candidates[k].error):
-                del fitted[k, fold]
+        try:
+            error = future.exception(timeout=RESULT_SECONDS)
+            return (None if error else future.result(timeout=RESULT_SECONDS)), error
+        except KilledWorker as error:  # lost and killed since it ended
+            return None, error
+        except TimeoutError:
+            return None, None
+        except CancelledError as error:
+            raise _gone(str(error)) from None
 
-    def _model(self, k: int, models: Sequence[Any], fitted: dict[tuple[int, int], Any], held: Any) -> Any:
+    def _take(self, candidates: Sequence[Candidate], k: int, fold: int, score: float, seconds: float) -> None:
+        candidates[k].scores[fold] = score
+        candidates[k].seconds += seconds
+        if len(candidates[k].scores) == self.data.folds:
+            self._end(candidates, k)
+
+    def _end(self, candidates: Sequence[Candidate], k: int, error: str = "") -> None:
+        """Candidate `k` is done, with its scores or with an error (its first one counts)."""
+        if candidates[k].error:
+            return
+        candidates[k].error = error
+        self.done += 1
+        best = best_of([c for c in candidates if len(c.scores) == self.data.folds], self.metric)
+        self.progress(Step(self.done, len(candidates), self.metric, candidates[k], best))
+        over = {j for j, c in enumerate(candidates) if c is not best and (c.error or len(c.scores) == self.data.folds)}
+        self.fitted = {pair: future for pair, future in self.fitted.items() if pair[0] not in over}
+
+    def _model(self, k: int, models: Sequence[Any]) -> Any:
         """Return the best candidate's model: the one that was measured, or with folds a new one on all rows."""
-        future = fitted.get((k, 0)) if self.data.validation is not None else None
-        if future is None:
-            future = self.client.submit(_fit, models[k], held, None, pure=False)
-        while not self._wait({future}):
-            continue
-        if future.status not in ("finished", "error"):
-            raise Lost
-        return future.result()[0]
+        future = self.fitted.get((k, 0)) if self.data.validation is not None else None
+        for _ in range(TRIES):
+            future = future or self.client.submit(_fit, models[k], hold(self.client, self.data), None, pure=False)
+            value, error = None, None
+            while value is None and error is None:
+                self._wait({future})
+                value, error = self._outcome(future)
+            if value is not None:
+                return value[0]
+            future = None
+        raise Unavailable("best candidate", "", f"could not be fitted again: {error}", "give the workers more memory")
 
     def _wait(self, futures: set[Any]) -> set[Any]:
         """Return those that ended; at least one, unless the deadline or a cluster without workers ends the search."""
@@ -153,8 +164,8 @@ class Race:
                 return set(wait(list(futures), timeout=1, return_when="FIRST_COMPLETED").done)
             except TimeoutError:
                 pass
-            except _cancelled():
-                raise Lost from None
+            except CancelledError as error:
+                raise _gone(str(error)) from None
             now = time.monotonic()
             if now > self.deadline:
                 raise Unavailable(
@@ -167,10 +178,8 @@ class Race:
                 )
 
 
-def _cancelled() -> tuple[type[BaseException], ...]:
-    from concurrent.futures import CancelledError
-
-    return (CancelledError,)
+def _gone(status: str) -> Unavailable:
+    return Unavailable("cluster", "", f"went away while it trained ({status})", "open a new cluster and search again")
 
 
 def _fit(model: Any, data: Data, fold: int | None) -> tuple[Any, float]:

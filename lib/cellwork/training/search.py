@@ -84,6 +84,6 @@ def search(
     models = [configured(pipeline, candidate.parameters) for candidate in tried]
     data = Data.of(X, y, validation, folds)
     with open_cluster() if cluster is None else nullcontext(cluster) as workers:
-        model = Race(workers.client, data, metric, started + timeout).run(models, tried, progress)
+        model = Race(workers.client, data, metric, started + timeout, progress).run(models, tried)
     best = rank(tried, metric)[0]
     return Search(model, best.parameters, metric, best.score, leaderboard(tried, metric), time.monotonic() - started)

@@ -43,6 +43,8 @@ class EndpointStatus(Struct):
     errors: int = 0
     p50_ms: float | None = None
     p99_ms: float | None = None
+    columns: list[str] = []
+    """What the live version takes, in its order."""
 
 
 class Deployment(Struct):

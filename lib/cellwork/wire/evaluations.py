@@ -30,6 +30,8 @@ class EvaluationRequest(Struct):
     holdout: str
     baseline: str = ""
     """An input column: the baseline is the label's rate by its value in the version's training dataset. Empty: the overall rate."""
+    also: str = ""
+    """A dataset whose labelled rows are measured together with the holdout's: a report, which the gate does not look at."""
 
 
 class Evaluation(Struct):
@@ -49,6 +51,8 @@ class Evaluation(Struct):
     at: datetime
     origin: Origin
     seconds: float = 0.0
+    also: str = ""
+    """The dataset that was measured together with the holdout, if any."""
 
 
 class Check(Struct):

@@ -51,6 +51,11 @@ class Rolling(Struct, tag="rolling"):
     window: str
     every: str
     aggregates: dict[str, Aggregate]
+    until: str = ""
+    """Column (UTC) whose greatest value in a batch says how far that batch's grid times go.
+
+    Default: the `at` of observations on the same rows, else `event`. The grid times after it are the next batch's.
+    """
 
 
 class Entity(Struct):

@@ -6,7 +6,7 @@ know only what was known by then; so each row says when it was true and when it 
 - the weather of an hour is known when the hour is over;
 - a departure is known when the plane left, an outcome when it landed: actual departure plus elapsed time, never the schedule;
 - `time_hour` is UTC, while `arr_time` is read on the clocks of the destination. Four destinations have no time zone in the
-  data; their flights count as landed 24 hours after they left, which is late but never too early;
+  data; their flights count as landed six hours after their time in the air, which is late but never too early;
 - a cancelled or diverted flight has no outcome, so it has no label and reaches no average; it is still to be predicted.
 """
 
@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from feast import Entity, FeatureService, FeatureView, Field, ValueType
+from feast.types import Float32, Int64
+
 from cellwork.data import RawDataset, Seal
 from cellwork.features import Aggregate, Observations, Prepared, Rolling, Select
 from cellwork.features.feast import PipelineSource
-from feast import Entity, FeatureService, FeatureView, Field, ValueType
-from feast.types import Float32, Int64
 
 # Raw data. `source` is the file in the data folder; the outcomes of November go into the sealed holdout at ingest.
 
@@ -57,7 +58,7 @@ legs = Prepared(
         FROM clock
     )
     SELECT strftime(date, '%Y-%m-%d') || '-' || carrier || flight || '-' || origin AS flight_id,
-           carrier, origin, dest, tailnum, distance, hour,
+           carrier, origin, dest, coalesce(tailnum, 'unknown') AS tailnum, distance, hour,
            isodow(date) AS weekday,
            sched_dep_time // 100 * 60 + sched_dep_time % 100 AS departure_minute,
            sched_arr_time // 100 * 60 + sched_arr_time % 100 AS arrival_minute,
@@ -67,7 +68,7 @@ legs = Prepared(
            dep_delay,
            CAST(dep_delay > 15 AS INTEGER) AS left_late,
            CASE WHEN arr_delay IS NULL THEN NULL
-                WHEN tzone IS NULL THEN departed + INTERVAL 24 HOUR
+                WHEN tzone IS NULL THEN departed + to_minutes(air_time) + INTERVAL 6 HOUR
                 ELSE greatest(departed + to_minutes(air_time),
                               timezone(tzone, CASE WHEN on_clock < left_at THEN on_clock + INTERVAL 24 HOUR ELSE on_clock END))
            END AS landed,

@@ -38,7 +38,7 @@ INTERRUPT_SECONDS = 5.0
 EXIT_SECONDS = 3.0
 """How long a kernel may take to run its exit handlers; its result is published by then."""
 LAST_WORD_SECONDS = 120.0
-KEPT = ("CELLWORK_INSTANCE",)  # by which the supervisor knows what belongs to it
+KEPT = ("CELLWORK_INSTANCE", "CELLWORK_UNIT")  # by which the supervisor knows what belongs to it
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,36 @@
+"""The real things, once a session: `platform` is a whole `cellwork up` in a temporary home, ended by `cellwork down`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from need import need
+from running import Platform, board, command, left_of, logs
+
+
+@pytest.fixture(scope="session")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """The whole platform on a free port with a fresh home; at the end it is stopped, and nothing of it is left."""
+    home = tmp_path_factory.mktemp("platform") / "home"
+    started = command(home, "up")
+    try:
+        assert started.returncode == 0, started.stdout + started.stderr + logs(home)
+        line = next(line for line in started.stdout.splitlines() if line.startswith("Cellwork runs at"))
+        yield Platform(home, line.split()[-1])
+        instance = board(home)["instance"]
+    finally:
+        stopped = command(home, "down")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    assert left_of(home, instance) == []
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of a Chromium."""
+    found = next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
+    )
+    need(bool(found), "chromium")
+    return found

@@ -1,0 +1,134 @@
+"""What an acknowledged prediction survives: `kill -9` of the service under load, judged by the clients' own ledger."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import serving_world as world
+
+from cellwork.errors import Unavailable
+from cellwork.wire.endpoints import Deploy, Request, Row
+
+SEED = int(os.environ.get("CELLWORK_TEST_SEED", "2013"))
+KILLS = 2
+
+
+class Service:
+    """The service as a process of its own, on one home."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.port = home, world.free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *models: Path) -> None:
+        command = [sys.executable, world.__file__, str(self.home), str(self.port), *map(str, models)]
+        self.process = subprocess.Popen(command)
+        end = time.monotonic() + 90
+        while time.monotonic() < end:
+            assert self.process.poll() is None, "the service ended"
+            try:
+                if httpx.get(f"{self.address}/health/ready", trust_env=False).status_code == 200:
+                    return
+            except httpx.TransportError:
+                time.sleep(0.05)
+        raise AssertionError("the service did not become ready")
+
+    def kill(self) -> list[int]:
+        """Kill it without a word and return the pids of the children it had."""
+        assert self.process is not None
+        files = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        children = [int(pid) for file in files for pid in file.read_text().split()]
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(10)
+        return children
+
+
+@pytest.fixture
+def service(tmp_path: Path):  # type: ignore[no-untyped-def]
+    service = Service(tmp_path / "home")
+    yield service
+    if service.process is not None and service.process.poll() is None:
+        service.process.terminate()
+        service.process.wait(30)
+
+
+def ask_until(stop: threading.Event, address: str, name: str, ledger: dict[str, tuple[str, float]]) -> None:
+    """Send requests with ids one after the other; write down what was acknowledged. The last one may be broken off."""
+    with world.caller(address) as client:
+        client.connection.attempts = 1
+        for number in range(100_000):
+            if stop.is_set():
+                return
+            key = f"{name}-{number}"
+            try:
+                answer = client.endpoints.predict(world.MODEL, Request(rows=[_row(number)], id=key))
+            except Unavailable:
+                return
+            ledger[key] = (answer.outputs[0].id, answer.outputs[0].score)
+
+
+def _row(number: int) -> Row:
+    return Row(features={"visits": float(number % 40), "plan": "free"})
+
+
+def test_no_acknowledged_prediction_is_lost_or_logged_twice_when_the_service_is_killed(
+    service: Service, tmp_path: Path
+) -> None:
+    dice = random.Random(SEED)
+    models = [world.save(world.estimator(seed), world.FRAME, tmp_path / str(seed)) for seed in (1, 2)]
+    service.start(*models)
+    with world.caller(service.address) as client:
+        for version in (1, 2):
+            client.endpoints.deploy(world.MODEL, Deploy(version=version))
+    ledger: dict[str, tuple[str, float]] = {}
+    for kill in range(KILLS):
+        stop = threading.Event()
+        names = [f"{kill}-{k}" for k in range(4)]
+        callers = [threading.Thread(target=ask_until, args=(stop, service.address, name, ledger)) for name in names]
+        for caller in callers:
+            caller.start()
+        time.sleep(0.5 + dice.random())
+        children = service.kill()
+        stop.set()
+        for caller in callers:
+            caller.join(30)
+        _assert_gone(children)
+        service.start()  # the registry is away from now on
+    assert len(ledger) > 50
+    with world.caller(service.address) as client:
+        logged = client.endpoints.predictions(world.MODEL, limit=10_000)
+        scores = {p.id: p.score for p in logged}
+        lost = [key for key, (name, score) in ledger.items() if scores.get(name) != score]
+        assert (len(lost), len(logged) - len(scores)) == (0, 0), f"lost {lost[:3]} of {len(ledger)}; seed {SEED}"
+        again = {
+            key: client.endpoints.predict(world.MODEL, Request(rows=[_row(0)], id=key)).outputs[0]
+            for key in list(ledger)[:20]
+        }
+        assert [(o.id, o.score) for o in again.values()] == [ledger[key] for key in again]
+        assert client.endpoints.rollback(world.MODEL).live.version == 1
+
+
+def _assert_gone(pids: list[int]) -> None:
+    """Children end by themselves when their parent is gone."""
+    assert pids
+    end = time.monotonic() + 10
+    while time.monotonic() < end and any(_runs(pid) for pid in pids):
+        time.sleep(0.05)
+    assert [pid for pid in pids if _runs(pid)] == []
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False

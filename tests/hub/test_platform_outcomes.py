@@ -1,0 +1,241 @@
+"""Outcomes join predictions whichever comes first, corrections hold, repeats change nothing; against a real prediction log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import serving_world as world
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import text
+
+from cellwork import db, errors, ids
+from cellwork.client import Client
+from cellwork.monitoring.ranking import auc
+from cellwork.serving import log
+from cellwork.serving.log import PredictionLog
+from cellwork.wire.endpoints import Prediction
+from cellwork.wire.evaluations import VersionRef
+from cellwork.wire.outcomes import Outcome
+from cellwork_hub import records
+from cellwork_hub.context import Context
+from cellwork_hub.edge import Call, Route, Service
+from cellwork_hub.platform import outcomes
+from cellwork_hub.platform.state import State
+
+DAY = datetime(2024, 5, 1, 12, tzinfo=UTC)
+ENDPOINT = "shop/churn"
+
+
+class World:
+    """A prediction log behind HTTP, and the platform's outcomes beside it: both real, in one small service."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = PredictionLog(
+            db.open_database(f"sqlite:///{folder}/inference.sqlite", [records.MIGRATION, log.MIGRATION])
+        )
+        engine = db.open_database(f"sqlite:///{folder}/platform.sqlite", [records.MIGRATION, outcomes.MIGRATION])
+        context = world.context(folder / "home")
+        port = context.ports["inference"]
+        files = context.home.secret("cellwork-token")
+        files.write_text("admin")
+        files.chmod(0o600)
+        self.state = State(engine, context.home, Context(context.settings, {**context.ports, "public": port}))
+        self.port, self.count = port, 0
+
+    def service(self) -> Service:
+        def after(call: Call) -> list[Prediction]:
+            return self.log.after(call.number("after", 0), limit=call.limit(1000), brief=True)
+
+        routes = [
+            Route("GET", "/api/v1/predictions", after, "endpoints:read", answer=list[Prediction]),
+            *outcomes.routes(self.state),
+            *records.routes(self.state.engine),
+        ]
+        return _Both("cellwork", routes, authorise=world.authorise)
+
+    def predict(self, observation: str, score: float = 0.5, *, version: int = 1, at: datetime = DAY) -> str:
+        """Append a prediction to the log and return its id."""
+        prediction = Prediction(
+            id=ids.new("pred"), seq=0, at=at, logged_at=at, endpoint=ENDPOINT, revision=1, deployment="dep_1", route="live",
+            version=VersionRef(name=ENDPOINT, version=version), reason="", entities={}, features={}, feature_events={},
+            feature_batches={}, defaults=[], score=score, latency_us=1, caller="ada", observation=observation,
+        )  # fmt: skip
+        self.log.write([prediction])
+        return prediction.id
+
+
+class _Both(Service):
+    """One service under two names: the platform's and the inference service's paths."""
+
+    async def __call__(self, scope, receive, send) -> None:  # type: ignore[no-untyped-def]
+        if scope["type"] == "http":
+            for key in ("path", "raw_path"):
+                old, new = ("/services/inference", "/services/cellwork")
+                value = scope[key]
+                scope[key] = (
+                    value.replace(old, new) if isinstance(value, str) else value.replace(old.encode(), new.encode())
+                )
+        await super().__call__(scope, receive, send)
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+@pytest.fixture
+def client(shop: World) -> Iterator[Client]:
+    with world.running(shop.service, shop.port) as address, world.caller(address, "admin") as client:
+        yield client
+
+
+def truth(observation: str, value: float, **more: object) -> Outcome:
+    return Outcome(value=value, observed_at=DAY, endpoint=ENDPOINT, observation=observation, **more)  # type: ignore[arg-type]
+
+
+def told(client: Client) -> list[tuple[int, int, float | None]]:
+    return [(p.predictions, p.outcomes, p.rate) for p in client.outcomes.quality(ENDPOINT).points]
+
+
+def test_an_outcome_meets_its_prediction_whichever_comes_first(shop: World, client: Client) -> None:
+    shop.predict("first")
+    answer = client.outcomes.send("shop", [truth("first", 1), truth("later", 0)])
+    assert (answer.taken, answer.matched, answer.repeated) == (2, 1, 0)
+    shop.predict("later")
+    assert told(client) == [(2, 2, 0.5)]
+
+
+def test_an_outcome_by_prediction_id_holds_for_the_observation(shop: World, client: Client) -> None:
+    shop.predict("a", version=2)
+    name = shop.predict("a", version=1)
+    later = shop.predict("b")
+    client.outcomes.send("shop", [Outcome(prediction=name, value=1, observed_at=DAY)])
+    assert told(client)[1] == (1, 1, 1.0), "the other version's prediction of the observation is joined too"
+    assert [o.value for o in client.outcomes.list("", prediction=name)] == [1.0]
+    assert list(client.outcomes.list("", prediction=later)) == []
+
+
+def test_an_outcome_by_an_id_that_appears_later_is_joined_then(shop: World, client: Client) -> None:
+    name = "pred_" + "0" * 26
+    assert client.outcomes.send("shop", [Outcome(prediction=name, value=1, observed_at=DAY)]).matched == 0
+    prediction = shop.log.get(shop.predict("a"))
+    prediction.id, prediction.observation = name, "b"
+    shop.log.write([prediction])
+    assert told(client) == [(2, 1, 1.0)]
+
+
+def test_a_correction_holds_and_a_repeat_changes_nothing(shop: World, client: Client) -> None:
+    shop.predict("a")
+    assert client.outcomes.send("shop", [truth("a", 0)]).taken == 1
+    assert client.outcomes.send("shop", [truth("a", 0)]).repeated == 1
+    assert told(client) == [(1, 1, 0.0)]
+    client.outcomes.send("shop", [truth("a", 1)])
+    assert told(client) == [(1, 1, 1.0)]
+    client.outcomes.send("shop", [truth("a", 0)])
+    assert told(client) == [(1, 1, 0.0)], "a correction may take a correction back"
+    assert [o.value for o in client.outcomes.list(ENDPOINT)] == [0.0, 1.0, 0.0]
+
+
+def test_an_outcome_that_arrived_earlier_does_not_replace_a_later_one(shop: World, client: Client) -> None:
+    shop.predict("a")
+    client.outcomes.send("shop", [truth("a", 1, arrived_at=DAY + timedelta(hours=2))])
+    client.outcomes.send("shop", [truth("a", 0, arrived_at=DAY + timedelta(hours=1))])
+    assert told(client) == [(1, 1, 1.0)]
+
+
+def test_only_the_first_prediction_of_an_observation_and_version_counts(shop: World, client: Client) -> None:
+    for version, score in ((1, 0.1), (1, 0.9), (2, 0.3)):
+        shop.predict("a", score, version=version)
+    shop.predict("", 0.5)
+    points = client.outcomes.quality(ENDPOINT).points
+    assert [(p.version, p.predictions, round(p.mean_score, 3)) for p in points] == [(1, 2, 0.3), (2, 1, 0.3)]
+
+
+def test_quality_is_told_per_day_and_version_with_an_interval_over_all(shop: World, client: Client) -> None:
+    for k in range(20):
+        shop.predict(f"o{k}", k / 20, at=DAY + timedelta(days=k % 2))
+    client.outcomes.send("shop", [truth(f"o{k}", float(k > 8 or k == 3)) for k in range(20)])
+    quality = client.outcomes.quality(ENDPOINT)
+    expected = auc([float(k > 8 or k == 3) for k in range(20)], [k / 20 for k in range(20)])
+    assert quality.auc == expected
+    assert [(p.day, p.predictions) for p in quality.points] == [("2024-05-01", 10), ("2024-05-02", 10)]
+
+
+def test_outcomes_leave_an_event_and_edges_to_what_was_observed(shop: World, client: Client) -> None:
+    name = shop.predict("a")
+    client.outcomes.send("shop", [truth("a", 1)])
+    event = client.records.events(name="outcomes.arrived")[-1]
+    assert (event.subject, event.data) == (ENDPOINT, {"taken": 1, "matched": 1})
+    edges = client.connection.call("cellwork", "GET", "/api/v1/lineage", list[dict[str, str]], subject=name)
+    assert [(edge["relation"], edge["to"]) for edge in edges] == [("observed_as", f"{ENDPOINT}#a")]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "message"),
+    [
+        (Outcome(value=1, observed_at=DAY), "names neither"),
+        (Outcome(value=1, observed_at=DAY, endpoint="other/churn", observation="a"), "not in project"),
+        (Outcome(value=1, observed_at=DAY.replace(tzinfo=None), endpoint=ENDPOINT, observation="a"), "time zone"),
+    ],
+)
+def test_an_outcome_that_belongs_nowhere_is_refused(client: Client, outcome: Outcome, message: str) -> None:
+    with pytest.raises(errors.BadInput, match=message):
+        client.outcomes.send("shop", [outcome])
+
+
+def test_outcomes_are_taken_while_the_inference_service_is_away(shop: World) -> None:
+    away = Context(shop.state.context.settings, {**shop.state.context.ports, "public": world.free_port()})
+    state = State(shop.state.engine, away.home, away)
+    assert outcomes.mirror(state) == 0
+    request = outcomes.OutcomesRequest(project="shop", outcomes=[truth("a", 1)])
+    assert outcomes.take(state, world.call(), request).taken == 1
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_order_of_predictions_outcomes_and_mirroring_ends_in_the_same_join(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """The oracle is a dictionary: per observation the value with the newest arrival."""
+    shop = World(tmp_path_factory.mktemp("any"))
+    steps = data.draw(
+        st.lists(
+            st.one_of(
+                st.tuples(st.just("predict"), st.sampled_from("abc"), st.just(0)),
+                st.tuples(st.just("outcome"), st.sampled_from("abc"), st.integers(0, 5)),
+                st.tuples(st.just("mirror"), st.just(""), st.just(0)),
+            ),
+            max_size=15,
+        )
+    )
+    after, arrival = 0, 0
+    newest: dict[str, float] = {}
+    names: dict[str, list[str]] = {}
+
+    def mirror() -> None:
+        nonlocal after
+        page = shop.log.after(after)
+        if page:
+            with shop.state.engine.begin() as connection:
+                outcomes._keep(connection, page, after, page[-1].seq)
+            after = page[-1].seq
+
+    call = world.call()
+    for step, observation, value in steps:
+        if step == "predict":
+            names.setdefault(observation, []).append(shop.predict(observation))
+        elif step == "mirror":
+            mirror()
+        else:
+            arrival += 1
+            newest[observation] = float(value)
+            sent = truth(observation, float(value), arrived_at=DAY + timedelta(seconds=arrival))
+            outcomes.take(shop.state, call, outcomes.OutcomesRequest(project="shop", outcomes=[sent]))
+    mirror()
+    with shop.state.engine.connect() as connection:
+        joined = {row.id: row.outcome for row in connection.execute(text("SELECT id, outcome FROM scored"))}
+    assert joined == {name: newest.get(observation) for observation, ids in names.items() for name in ids}

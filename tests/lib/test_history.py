@@ -1,0 +1,173 @@
+"""The point-in-time join against a reference that looks at one observation after the other."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cellwork.errors import BadInput
+from cellwork.features.history import JoinView, join
+from cellwork.features.row import value_hash
+from cellwork.wire.features import Field, Select, View
+
+START = datetime(2013, 6, 1, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+TIME = pl.Datetime("us", "UTC")
+PIPELINE = Select(rows="r", event="event", known="known")
+FIELDS = [Field(name="temp", type="Int64"), Field(name="wind", type="Int64")]
+
+
+def view(ttl: str = "") -> View:
+    return View(name="weather", entities=["origin"], fields=FIELDS, pipeline=PIPELINE, ttl=ttl)
+
+
+def feature_rows(rows: list[tuple[Any, ...]]) -> pl.DataFrame:
+    """Rows (origin, event minute, created minute, temp, wind)."""
+    records = [
+        (origin, temp, wind, START + event * MINUTE, START + created * MINUTE, f"batch{n}")
+        for n, (origin, event, created, temp, wind) in enumerate(rows)
+    ]
+    types = {
+        "origin": pl.String,
+        "temp": pl.Int64,
+        "wind": pl.Int64,
+        "event_timestamp": TIME,
+        "created_timestamp": TIME,
+        "_batch": pl.String,
+    }
+    return pl.DataFrame(records, types, orient="row")
+
+
+def observed(rows: list[tuple[str | None, int | None]]) -> pl.DataFrame:
+    records = [(key, None if at is None else START + at * MINUTE) for key, at in rows]
+    return pl.DataFrame(records, {"airport": pl.String, "at": TIME}, orient="row")
+
+
+def joined(observations: pl.DataFrame, rows: pl.DataFrame, ttl: str = "") -> tuple[pl.DataFrame, Any]:
+    views = [JoinView(view(ttl), {"origin": "airport"}, ["temp", "wind"], rows)]
+    frame, coverage = join(observations, at="at", views=views)
+    return frame, coverage[0]
+
+
+def plain(rows: pl.DataFrame, key: str | None, at: datetime | None, ttl: timedelta | None) -> tuple[Any, ...]:
+    """What one observation gets: of what was known, the newest by (event, created, value hash), unless it is too old."""
+    known = [
+        row for row in rows.iter_rows(named=True)
+        if at is not None and row["origin"] == key and max(row["event_timestamp"], row["created_timestamp"]) <= at
+    ]  # fmt: skip
+    if key is None or not known:
+        return (None, None, None)
+    best = max(
+        known,
+        key=lambda r: (
+            r["event_timestamp"],
+            r["created_timestamp"],
+            value_hash({"temp": r["temp"], "wind": r["wind"]}),
+        ),
+    )
+    if ttl is not None and at is not None and at - best["event_timestamp"] > ttl:
+        return (None, None, None)
+    return (best["temp"], best["wind"], best["event_timestamp"])
+
+
+few = st.integers(0, 5)
+value = st.one_of(st.none(), st.integers(0, 3))
+source = st.tuples(st.sampled_from(["JFK", "LGA"]), few, few, value, value)
+asked = st.tuples(st.sampled_from(["JFK", "LGA", "EWR", None]), st.one_of(st.none(), st.integers(-2, 30)))
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.lists(source, max_size=25), st.lists(asked, max_size=25), st.sampled_from(["", "3m", "10m"]))
+def test_every_observation_gets_what_was_known_then(rows, observations, ttl):
+    features, wanted = feature_rows(rows), observed(observations)
+    frame, coverage = joined(wanted, features, ttl)
+    assert frame.select("airport", "at").equals(wanted)
+    limit = timedelta(minutes=int(ttl[:-1])) if ttl else None
+    expected = [plain(features, key, at, limit) for key, at in wanted.iter_rows()]
+    assert frame.select("weather__temp", "weather__wind", "weather__event_timestamp").rows() == expected
+    assert coverage.rows == wanted.height
+    assert coverage.found == sum(event is not None for *_, event in expected)
+    unlimited = [plain(features, key, at, None) for key, at in wanted.iter_rows()]
+    assert coverage.expired == sum(event is not None for *_, event in unlimited) - coverage.found
+
+
+def test_a_row_does_not_see_a_value_that_arrived_after_it():
+    """Stamped before the departure, recorded after it: the row gets the value known then."""
+    rows = feature_rows([("JFK", 0, 5, 54, 1), ("JFK", 30, 180, 31, 1)])
+    frame, _ = joined(observed([("JFK", 60), ("JFK", 200)]), rows)
+    assert frame["weather__temp"].to_list() == [54, 31]
+
+
+def test_a_late_arrival_of_an_old_value_does_not_replace_a_newer_one():
+    rows = feature_rows([("JFK", 10, 10, 54, 1), ("JFK", 5, 20, 31, 1)])
+    frame, _ = joined(observed([("JFK", 30)]), rows)
+    assert frame["weather__temp"].to_list() == [54]
+
+
+def test_a_correction_holds_from_its_arrival_on():
+    rows = feature_rows([("JFK", 10, 10, 54, 1), ("JFK", 10, 20, 31, 1)])
+    frame, _ = joined(observed([("JFK", 19), ("JFK", 20)]), rows)
+    assert frame["weather__temp"].to_list() == [54, 31]
+    assert frame["weather___batch"].to_list() == ["batch0", "batch1"]
+
+
+def test_of_values_that_came_together_the_hash_decides_in_either_order():
+    for first, second in ((0, 3), (3, 0), (1, 2), (2, 1)):
+        rows = feature_rows([("JFK", 10, 10, first, 0), ("JFK", 10, 10, second, 0)])
+        winner = max((first, second), key=lambda temp: value_hash({"temp": temp, "wind": 0}))
+        assert joined(observed([("JFK", 30)]), rows)[0]["weather__temp"].to_list() == [winner]
+
+
+def test_a_value_of_just_the_ttl_still_counts():
+    frame, coverage = joined(observed([("JFK", 13), ("JFK", 14)]), feature_rows([("JFK", 10, 10, 54, 1)]), "3m")
+    assert frame["weather__temp"].to_list() == [54, None]
+    assert (coverage.found, coverage.expired, coverage.median_age_seconds) == (1, 1, 180.0)
+
+
+def test_a_view_without_rows_and_no_observations_are_fine():
+    frame, coverage = joined(observed([("JFK", 1)]), feature_rows([]))
+    assert frame["weather__temp"].to_list() == [None]
+    assert coverage.median_age_seconds is None
+    assert joined(observed([]), feature_rows([("JFK", 1, 1, 1, 1)]))[0].height == 0
+
+
+def test_several_views_with_several_keys_are_joined_side_by_side():
+    rows = pl.DataFrame(
+        {
+            "a": [1, 1],
+            "b": ["x", "y"],
+            "n": [5, 6],
+            "event_timestamp": [START] * 2,
+            "created_timestamp": [START] * 2,
+            "_batch": ["b"] * 2,
+        }
+    ).with_columns(pl.col("event_timestamp", "created_timestamp").cast(TIME))
+    pairs = View(name="pairs", entities=["a", "b"], fields=[Field(name="n", type="Int64")], pipeline=PIPELINE)
+    asked_for = pl.DataFrame(
+        {"first": [1, 1, 2], "second": ["y", "x", "x"], "airport": ["JFK"] * 3, "at": [START + MINUTE] * 3}
+    )
+    views = [
+        JoinView(pairs, {"a": "first", "b": "second"}, ["n"], rows),
+        JoinView(view(), {"origin": "airport"}, ["temp"], feature_rows([("JFK", 0, 0, 54, 1)])),
+    ]
+    frame, coverage = join(asked_for, at="at", views=views)
+    assert frame["pairs__n"].to_list() == [6, 5, None]
+    assert frame["weather__temp"].to_list() == [54, 54, 54]
+    assert [c.found for c in coverage] == [2, 3]
+
+
+def test_a_key_of_another_type_is_refused_not_left_without_values():
+    with pytest.raises(BadInput, match="as the key 'origin' of view 'weather' is"):
+        joined(pl.DataFrame({"airport": [1], "at": [START]}), feature_rows([("JFK", 0, 0, 1, 1)]))
+
+
+def test_a_missing_column_is_named_with_the_near_miss():
+    with pytest.raises(BadInput, match="did you mean 'airport'"):
+        join(observed([]), at="at", views=[JoinView(view(), {"origin": "airports"}, ["temp"], feature_rows([]))])
+    with pytest.raises(BadInput, match="did you mean 'temp'"):
+        join(observed([]), at="at", views=[JoinView(view(), {"origin": "airport"}, ["temp_f"], feature_rows([]))])

@@ -1,0 +1,81 @@
+"""AUC and its interval against counting pairs; quality per day against doing it by hand."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cellwork.monitoring import summary
+from cellwork.monitoring.ranking import auc, midranks
+
+DAY = datetime(2024, 5, 1, 23, 59, tzinfo=UTC)
+
+
+def counted(labels: list[int], scores: list[float]) -> float:
+    pairs = [
+        (p > n) + 0.5 * (p == n)
+        for p, positive in zip(scores, labels, strict=True)
+        if positive
+        for n, other in zip(scores, labels, strict=True)
+        if not other
+    ]
+    return sum(pairs) / len(pairs)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5)), min_size=2, max_size=30))
+def test_auc_is_the_share_of_pairs_in_the_right_order_ties_a_half(rows: list[tuple[int, int]]) -> None:
+    labels, scores = [row[0] for row in rows], [row[1] / 5 for row in rows]
+    found = auc(labels, scores)
+    if len(set(labels)) < 2:
+        assert found is None
+        return
+    assert found is not None
+    assert found.value == pytest.approx(counted(labels, scores))
+    assert 0 <= found.low <= found.value <= found.high <= 1
+
+
+def test_auc_does_not_depend_on_the_order_of_rows_or_the_scale_of_scores() -> None:
+    dice = np.random.default_rng(0)
+    labels, scores = dice.integers(0, 2, 200), dice.normal(size=200)
+    order = dice.permutation(200)
+    assert auc(labels, scores) == auc(labels[order], np.exp(scores[order]))
+
+
+def test_the_interval_covers_the_true_area_about_95_times_in_100() -> None:
+    """Normal scores one standard deviation apart: the area is the normal distribution at 1 / sqrt(2), 0.7602."""
+    dice = np.random.default_rng(1)
+    labels = np.repeat([0.0, 1.0], 150)
+    found = [auc(labels, dice.normal(size=300) + labels) for _ in range(400)]
+    covered = sum(one is not None and one.low <= 0.76025 <= one.high for one in found) / len(found)
+    assert 0.92 <= covered <= 0.98
+
+
+def test_labels_other_than_0_and_1_have_no_area() -> None:
+    assert auc([0, 1, 2], [0.1, 0.2, 0.3]) is None
+
+
+def test_equal_values_share_the_mean_of_their_ranks() -> None:
+    assert midranks(np.array([3.0, 1.0, 3.0, 2.0])).tolist() == [3.5, 1.0, 3.5, 2.0]
+
+
+def test_quality_keeps_days_and_versions_apart_and_none_where_nothing_is_known() -> None:
+    later = datetime(2024, 5, 2, 0, 0, tzinfo=UTC)
+    rows = [(DAY, 1, 0.2, 0.0), (DAY, 1, 0.8, 1.0), (DAY, 2, 0.4, None), (later, 1, 0.6, 1.0)]
+    quality = summary.quality("shop/churn", rows)
+    assert (quality.predictions, quality.outcomes) == (4, 3)
+    seen = [(p.day, p.version, p.predictions, p.outcomes, p.rate, p.auc) for p in quality.points]
+    assert seen == [
+        ("2024-05-01", 1, 2, 2, 0.5, 1.0),
+        ("2024-05-01", 2, 1, 0, None, None),
+        ("2024-05-02", 1, 1, 1, 1.0, None),
+    ]
+
+
+def test_quality_of_no_predictions_is_empty() -> None:
+    quality = summary.quality("shop/churn", [])
+    assert (quality.predictions, quality.auc, quality.points) == (0, None, [])

@@ -1,0 +1,223 @@
+"""A running platform as tests see it: start it, speak to it as a service, a user, a browser or a notebook, and look what is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import psutil
+
+from cellwork.client import Client
+
+T = TypeVar("T")
+START_SECONDS = 180
+
+
+@dataclass(frozen=True)
+class Platform:
+    """A running platform and how to speak to it."""
+
+    home: Path
+    url: str
+
+    @property
+    def user(self) -> str:
+        return "ada"
+
+    @property
+    def password(self) -> str:
+        return (self.home / "secrets" / "password").read_text().strip()
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The environment of a command that shall see this platform."""
+        return environment(self.home)
+
+    @property
+    def ports(self) -> dict[str, int]:
+        ports: dict[str, int] = json.loads((self.home / "run" / "ports.json").read_text())
+        return ports
+
+    def token(self, name: str = "cli") -> str:
+        return (self.home / "secrets" / f"{name}-token").read_text().strip()
+
+    def client(self, name: str = "cli") -> Client:
+        """Return a client that speaks as the service `name`."""
+        return Client(self.url, self.token(name))
+
+    def http(self, token: str = "", **more: Any) -> httpx.Client:
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False, **more)
+
+    def hub(self) -> httpx.Client:
+        """The hub's API, as the CLI."""
+        return httpx.Client(
+            base_url=f"{self.url}/hub/api",
+            headers={"authorization": f"token {self.token()}"},
+            timeout=60,
+            trust_env=False,
+        )
+
+    def user_token(self, *scopes: str) -> str:
+        """Return a fresh token of the user with these hub scopes."""
+        with self.hub() as hub:
+            hub.post(f"/users/{self.user}")
+            answer = hub.post(f"/users/{self.user}/tokens", json={"expires_in": 3600, "scopes": list(scopes)})
+            answer.raise_for_status()
+            return str(answer.json()["token"])
+
+    def browser(self) -> httpx.Client:
+        """Return a client that keeps cookies and asks for pages, not logged in."""
+        return self.http(follow_redirects=True)
+
+    def login(self, browser: httpx.Client, *, password: str = "", page: str = "/services/mlflow/") -> httpx.Response:
+        """Log in as a person does: open `page`, fill in the form; return where that ends."""
+        browser.headers["accept"] = "text/html"
+        form = browser.get(page)
+        xsrf = next(cookie.value for cookie in browser.cookies.jar if cookie.name == "_xsrf" and cookie.path == "/hub/")
+        fields = {"username": self.user, "password": password or self.password, "_xsrf": xsrf}
+        return browser.post(form.url, data=fields)
+
+    def start_server(self) -> Server:
+        """Start the user's server, if it does not run, and wait until it answers."""
+        with self.hub() as hub:
+            hub.post(f"/users/{self.user}/server")
+            wait_for(lambda: hub.get(f"/users/{self.user}").json()["servers"].get("", {}).get("ready"), 90)
+        return Server(self.url, self.user, self.user_token(f"access:servers!user={self.user}"))
+
+    def command(self, *words: str, timeout: float = START_SECONDS) -> subprocess.CompletedProcess[str]:
+        return command(self.home, *words, timeout=timeout)
+
+    def status(self, name: str) -> dict[str, Any]:
+        services = json.loads(self.command("status", "--json").stdout)["services"]
+        return next(service for service in services if service["name"] == name)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A user's Jupyter server, and kernels in it."""
+
+    url: str
+    user: str
+    token: str
+
+    def start_kernel(self) -> str:
+        answer = httpx.post(
+            f"{self.url}/user/{self.user}/api/kernels",
+            json={"name": "python3"},
+            headers=self._headers,
+            timeout=60,
+            trust_env=False,
+        )
+        answer.raise_for_status()
+        return str(answer.json()["id"])
+
+    def execute(self, kernel: str, code: str, *, timeout: float = 60) -> str:
+        """Return what `code` printed and its last value; an error is raised with its traceback."""
+        from websockets.sync.client import connect
+
+        channels = f"{self.url.replace('http', 'ws', 1)}/user/{self.user}/api/kernels/{kernel}/channels"
+        message = os.urandom(8).hex()
+        content = {"code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False}
+        header = {
+            "msg_id": message,
+            "msg_type": "execute_request",
+            "username": "",
+            "session": message,
+            "version": "5.3",
+        }
+        request = {
+            "header": header,
+            "parent_header": {},
+            "metadata": {},
+            "channel": "shell",
+            "buffers": [],
+            "content": content,
+        }
+        texts: list[str] = []
+        with connect(channels, additional_headers=self._headers, proxy=None, max_size=None) as socket:
+            socket.send(json.dumps(request))
+            end = time.monotonic() + timeout
+            while True:
+                answer = json.loads(socket.recv(timeout=max(0.0, end - time.monotonic())))
+                kind, content = answer["msg_type"], answer["content"]
+                if answer["parent_header"].get("msg_id") != message:
+                    continue
+                if kind == "stream":
+                    texts.append(content["text"])
+                elif kind == "execute_result":
+                    texts.append(content["data"]["text/plain"])
+                elif kind == "error":
+                    raise AssertionError("\n".join(content["traceback"]))
+                elif kind == "status" and content["execution_state"] == "idle":
+                    return "".join(texts)
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"token {self.token}"}
+
+
+def environment(home: Path) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("CELLWORK_", "MLFLOW_", "JUPYTERHUB_"))}
+    return {
+        **kept,
+        "CELLWORK_HOME": str(home),
+        "CELLWORK_PORT": "0",
+        "CELLWORK_USER": "ada",
+        "CELLWORK_TOKEN_CACHE_SECONDS": "2",
+    }
+
+
+def command(home: Path, *words: str, timeout: float = START_SECONDS) -> subprocess.CompletedProcess[str]:
+    """Run `cellwork` on `home` as a person would, from a folder without a project."""
+    return subprocess.run(
+        [str(Path(sys.executable).parent / "cellwork"), *words],
+        env=environment(home),
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def wait_for(condition: Callable[[], T], seconds: float, what: str = "it") -> T:
+    """Return the first true answer of `condition`; fail after `seconds`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if answer := condition():
+            return answer
+        time.sleep(0.1)
+    raise AssertionError(f"{what} did not happen in {seconds} s")
+
+
+def left_of(home: Path, instance: str) -> list[str]:
+    """Return every process that was started with `home` or by the start `instance` of the platform."""
+    left = []
+    for process in psutil.process_iter():
+        try:
+            environ = process.environ()
+        except (psutil.Error, OSError):
+            continue
+        if environ.get("CELLWORK_INSTANCE") == instance or environ.get("CELLWORK_HOME") == str(home):
+            left.append(f"{process.pid} {process.name()}")
+    return left
+
+
+def board(home: Path) -> dict[str, Any]:
+    """Return what the supervisor of `home` says of itself."""
+    told: dict[str, Any] = json.loads((home / "run" / "pids.json").read_text())
+    return told
+
+
+def logs(home: Path, last: int = 2000) -> str:
+    """Return the end of every log, for a failure's report."""
+    return "".join(f"\n== {path.name}\n{path.read_text()[-last:]}" for path in sorted((home / "logs").glob("*.log")))

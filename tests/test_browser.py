@@ -1,0 +1,190 @@
+"""What a person does, in Chromium: log in, open Lab, run the first tutorial, press the deploy button, look at the dashboard.
+
+What a click did is asserted through the HTTP API, never by what the page claims.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import shop_world
+from need import need
+from running import Platform, wait_for
+
+from cellwork.cli import tour as tours
+from cellwork.client import Client
+from cellwork.errors import NotFound
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
+]  # fmt: skip
+SLOW = 90_000
+"""Milliseconds that a busy machine may take for what is quick otherwise."""
+
+
+@pytest.fixture(scope="module")
+def client(platform: Platform) -> Client:
+    return Client(platform.url, platform.user_token("inherit"))
+
+
+@pytest.fixture(scope="module")
+def model(platform: Platform, client: Client, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The full name of a model whose version 1 passes the gate and which an endpoint of its name serves."""
+    tour = shop_world.tour(tmp_path_factory.mktemp("kiosk"), "kiosk")
+    for step in tours.steps(tour, client)[:4]:
+        step.run(lambda _: None)
+    return tour.endpoint
+
+
+@pytest.fixture(scope="module")
+def page(platform: Platform, chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """A page of a fresh profile, logged in as a person does it."""
+    need(_has_playwright(), "playwright")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        profile = tmp_path_factory.mktemp("profile")
+        browser = playwright.chromium.launch_persistent_context(profile, executable_path=chromium, args=FLAGS)
+        browser.set_default_timeout(SLOW)
+        page = browser.pages[0]
+        page.goto(f"{platform.url}/hub/login")
+        page.fill("#username_input", platform.user)
+        page.fill("#password_input", platform.password)
+        page.click("#login_submit")
+        page.wait_for_url("**/user/**", timeout=SLOW)
+        yield page
+        browser.close()
+
+
+def _has_playwright() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("playwright") is not None
+
+
+def workspace(platform: Platform) -> Path:
+    return platform.home / "work"
+
+
+def open_notebook(page: Page, platform: Platform, path: str) -> None:
+    """Open a notebook in Lab and wait until its kernel is there."""
+    page.goto(f"{platform.url}/user/{platform.user}/lab/workspaces/test-{Path(path).stem}/tree/{path}?reset")
+    page.wait_for_selector(".jp-NotebookPanel .jp-Cell")
+    page.wait_for_selector(".jp-NotebookPanel-toolbar [data-status='idle']", timeout=SLOW)
+
+
+def run_all(page: Page, done: Callable[[], object], seconds: float = 120) -> None:
+    """Press the menu's Run All Cells until `done`; while the kernel's session is being attached Lab drops cells without a word."""
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, (
+            f"nothing came of Run All Cells in {seconds} s: {page.inner_text('.jp-Notebook')}"
+        )
+        if not any("*" in prompt for prompt in prompts(page)):
+            page.click("#jp-MainMenu .lm-MenuBar-itemLabel:text-is('Run')")
+            page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
+        page.wait_for_timeout(1000)
+
+
+def prompts(page: Page) -> list[str]:
+    """Return what stands beside the code cells: their numbers, or a star while they wait and run."""
+    return page.locator(".jp-CodeCell .jp-InputArea-prompt").all_inner_texts()
+
+
+def failure(page: Page) -> str:
+    """Return the errors that cells show, if any."""
+    return "\n".join(page.locator(".jp-OutputArea-output[data-mime-type*='error']").all_inner_texts())
+
+
+def test_the_first_tutorial_runs_in_lab_and_its_batches_are_there(page, platform, client):
+    source = workspace(platform) / "tutorials" / "flights"
+    wait_for(source.is_dir, 60, "the copy of the tutorials")
+    notebook = json.loads((source / "01_ingest.ipynb").read_text())
+    cell = next(cell for cell in notebook["cells"] if "parameters" in cell["metadata"].get("tags", []))
+    cell["source"] = "".join(cell["source"]).replace(
+        'last: str = "2013-11"', 'last: str = "2013-01"'
+    )  # a month is enough here
+    (source / "first.ipynb").write_text(json.dumps(notebook))
+
+    def partitions() -> set[str]:
+        try:
+            return {batch.partition for batch in client.batches.list("flights", "flights")}
+        except NotFound:
+            return set()
+
+    open_notebook(page, platform, "tutorials/flights/first.ipynb")
+    run_all(page, lambda: partitions() or failure(page))
+    assert failure(page) == ""
+    batch = next(batch for batch in client.batches.list("flights", "flights") if batch.partition == "2013-01")
+    assert batch.rows == 27_004
+    assert batch.origin.notebook == "first.ipynb"
+    assert batch.origin.cell_id in {cell["id"] for cell in notebook["cells"]}
+
+
+def test_a_press_on_the_deploy_button_deploys_and_another_page_shows_it_too(page, platform, client, model):
+    folder = workspace(platform) / "press"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    source = f"from cellwork.ui.deploy import DeployButton\n\nDeployButton({model!r}, 1, endpoint='kiosk/pressed')"
+    (folder / "press.ipynb").write_text(json.dumps(_notebook(source)))
+    with pytest.raises(NotFound):
+        client.endpoints.get("kiosk/pressed")
+
+    open_notebook(page, platform, "press/press.ipynb")
+    run_all(page, page.locator("text=passes the gate").count)
+    page.click("button:has-text('Deploy version 1')")
+
+    def deployed() -> int:
+        try:
+            return client.endpoints.get("kiosk/pressed").routes.live.version
+        except NotFound:
+            return 0
+
+    assert wait_for(deployed, 60, "the deployment") == 1
+    page.wait_for_selector("text=kiosk/pressed: version 1 answers, revision 1")
+
+    page.reload()  # made again, the panel shows what is true now
+    run_all(page, page.locator("button:has-text('Deploy version 1')[disabled]").count)
+
+
+def _notebook(source: str) -> dict[str, object]:
+    cell = {
+        "cell_type": "code",
+        "id": "press-me",
+        "metadata": {},
+        "outputs": [],
+        "execution_count": None,
+        "source": source,
+    }
+    kernel = {"name": "python3", "display_name": "Python 3"}
+    return {"cells": [cell], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+
+
+def test_the_dashboard_shows_the_endpoint_and_nothing_leaves_for_elsewhere(page, platform, client, model):
+    """Voila's template names style sheets of a public host; the page's own policy stops them before they are asked for."""
+    left: list[str] = []
+    page.on("requestfinished", lambda request: left.append(request.url))
+    page.on("requestfailed", lambda request: left.append(request.url) if request.failure != "csp" else None)
+    page.goto(f"{platform.url}/services/dashboards/voila/render/overview.ipynb?endpoint={model}")
+    page.wait_for_selector(f"h2:text-is('{model}')")
+    page.wait_for_selector("text=Latest predictions")
+    predictions = client.outcomes.quality(model).predictions
+    page.wait_for_selector(f"td:has-text('predictions') b:text-is('{predictions:,}')")
+    assert any(url.startswith(platform.url) for url in left)
+    assert [url for url in left if not url.startswith((platform.url, "data:", "blob:"))] == []
+
+
+def test_a_dashboard_of_an_endpoint_that_is_not_there_says_which_are(page, platform, model):
+    page.goto(f"{platform.url}/services/dashboards/voila/render/overview.ipynb?endpoint=kiosk/<b>nobody")
+    page.wait_for_selector("h2:has-text('No endpoint kiosk/<b>nobody')")
+    page.wait_for_selector(f"text={model}")

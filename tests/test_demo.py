@@ -1,0 +1,178 @@
+"""The tutorial and the scheduled notebooks on a generated project with other names, entities and label, from raw batch to report.
+
+Nothing but parameters and definitions differs from the flights; `shop_world` holds both.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import shop_world
+from click.testing import CliRunner
+from running import Platform
+
+from cellwork import errors
+from cellwork.cli import main
+from cellwork.cli import tour as tours
+from cellwork.cli.tour import Tour, Walked
+from cellwork.client import Client
+
+STEPS = 8
+
+
+@dataclass(frozen=True)
+class Toured:
+    tour: Tour
+    client: Client
+    walked: list[Walked]
+
+
+@pytest.fixture(scope="module")
+def toured(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Toured:
+    """The whole tour of the shop, walked once with the user's own token."""
+    tour = shop_world.tour(tmp_path_factory.mktemp("shop"))
+    client = Client(platform.url, platform.user_token("inherit"))
+    return Toured(tour, client, list(tours.walk(tour, client, lambda _: None)))
+
+
+def test_the_same_notebooks_carry_another_project_from_raw_batch_to_report(toured):
+    assert [walked.seconds is not None for walked in toured.walked] == [True] * STEPS
+    assert all(walked.rows > 0 for walked in toured.walked)
+
+
+def test_the_model_beats_the_baseline_on_the_sealed_month_and_on_the_days_after(toured):
+    for period, auc in tours.figures(toured.tour)["roc_auc"].items():
+        assert auc["model"] > max(0.65, auc["baseline"] + 0.1), period
+
+
+def test_the_sealed_truth_can_be_read_from_no_batch_and_no_dataset(toured):
+    batch = next(b for b in toured.client.batches.list("shop", "orders") if b.partition == "2024-04")
+    assert batch.sealed == "spring"
+    assert toured.client.batches.rows("shop", "orders", batch=batch.id)["delivered_at"].null_count() == batch.rows
+    retrained = next(d for d in toured.client.datasets.list("shop") if d.name == "retraining")
+    frame = toured.client.datasets.frame(retrained.id)
+    assert frame.filter(frame["_batch"] == batch.id)["tardy"].null_count() == batch.rows
+
+
+def test_the_holdout_was_asked_by_the_author_the_retraining_and_the_report_and_each_was_counted(toured):
+    asked = list(toured.client.evaluations.list("shop/tardy"))
+    assert [(e.version.version, e.question_no, bool(e.also)) for e in asked] == [
+        (1, 3, True),
+        (2, 2, False),
+        (1, 1, False),
+    ]
+    assert asked[-1].metrics["roc_auc"].value > asked[-1].baseline["roc_auc"].value
+
+
+def test_each_new_day_was_scored_by_the_scheduled_notebook_and_its_outcomes_met_the_predictions(toured):
+    days = [b for b in toured.client.batches.list("shop", "orders") if b.partition.startswith("2024-05")]
+    runs = {run.parameters["batch"]: run for run in toured.client.jobs.runs(job="shop/score")}
+    assert [runs[day.id].state for day in days] == ["succeeded"] * 3
+    assert [runs[day.id].cause.split()[0] for day in days] == ["event"] * 3
+    quality = toured.client.outcomes.quality("shop/tardy")
+    by_batch = [p for p in toured.client.endpoints.predictions("shop/tardy", limit=10_000) if p.batch_run]
+    assert len(by_batch) == sum(day.rows for day in days)
+    assert quality.outcomes > 0.9 * len(by_batch)
+
+
+def test_the_first_orders_of_the_next_morning_were_scored_by_entity_id_with_features_from_the_store(toured):
+    log = toured.client.endpoints.predictions("shop/tardy", limit=10_000)
+    mornings = [p for p in log if not p.batch_run and p.request_id.startswith("first-of-")]
+    assert len(mornings) == 2 * 5
+    assert all(p.entities and p.features["crew__people"] is not None for p in mornings)
+    assert all(at is None or at <= p.at for p in mornings for at in p.feature_events.values())
+
+
+def test_the_retraining_either_took_over_or_said_why_not(toured):
+    run = next(iter(toured.client.jobs.runs(job="shop/retrain")))
+    text = toured.client.jobs.notebook(run.id)
+    live = toured.client.endpoints.get("shop/tardy").routes.live.version
+    gate = toured.client.evaluations.gate("shop/tardy", 2)
+    assert run.state == "succeeded"
+    assert ("version 2 answers" in text) == (live == 2)
+    assert live == 2 or not gate.passed
+
+
+def test_a_version_carries_the_notebook_and_the_cell_that_made_it(toured):
+    from cellwork.models import versions
+
+    tags = versions.get(toured.client, "shop/tardy", 1).tags
+    notebook = json.loads((toured.tour.notebooks / "03_train.ipynb").read_text())
+    cell = next(cell for cell in notebook["cells"] if cell["id"] == tags["cell_id"])
+    assert tags["notebook"] == "03_train.ipynb"
+    assert "registry.register" in "".join(cell["source"])
+
+
+def test_a_second_walk_is_quick_and_does_nothing_again(toured):
+    def made() -> tuple[int, ...]:
+        lists = (
+            toured.client.batches.list("shop"),
+            toured.client.jobs.runs(project="shop"),
+            toured.client.evaluations.list("shop/tardy"),
+        )
+        return tuple(sum(1 for _ in one) for one in lists)
+
+    before, started = made(), time.monotonic()
+    again = list(tours.walk(toured.tour, toured.client, lambda _: None))
+    assert time.monotonic() - started < 20
+    assert [walked.step for walked in again] == [walked.step for walked in toured.walked]
+    assert again[0].rows == toured.walked[0].rows
+    assert [walked.seconds for walked in again] == [None] * STEPS
+    assert made() == before
+
+
+def test_a_step_that_was_cut_short_is_done_again_and_makes_nothing_twice(toured):
+    """The last notebook before the report: as if the kernel had died after its work."""
+    before = toured.client.outcomes.quality("shop/tardy")
+    tours.execute(toured.tour, toured.client, "05_december", lambda _: None)
+    after = toured.client.outcomes.quality("shop/tardy")
+    assert (after.predictions, after.outcomes) == (before.predictions, before.outcomes)
+
+
+def test_a_report_with_other_parameters_or_an_error_is_no_report(toured, tmp_path):
+    report = toured.tour.output / "06_report.ipynb"
+    copy = replace(toured.tour, output=tmp_path)
+    assert tours.figures(copy) == {}
+    (tmp_path / "06_report.ipynb").write_text(report.read_text())
+    assert tours.figures(copy)["version"] == 1
+    assert tours.figures(replace(copy, parameters={**copy.parameters, "06_report": {"end": "2024-05-02"}})) == {}
+    notebook = json.loads(report.read_text())
+    notebook["metadata"]["papermill"]["exception"] = True
+    (tmp_path / "06_report.ipynb").write_text(json.dumps(notebook))
+    assert tours.figures(copy) == {}
+
+
+def test_missing_data_is_told_before_anything_starts(tmp_path):
+    with pytest.raises(errors.Unavailable, match=r"no_such_flights.*not installed.*pip install"):
+        tours.check_packages(replace(tours.flights(3, tmp_path), package="no_such_flights"))
+
+
+def test_the_flights_arrive_as_many_days_as_asked_and_from_the_folder_named(tmp_path):
+    tour = tours.flights(3, tmp_path, "/data")
+    assert tour.last_day == "2013-12-03"
+    assert tour.parameters["05_december"] == {"last": "2013-12-03", "folder": "/data"}
+    assert tour.package == ""
+    tours.check_packages(tour)
+
+
+def test_the_demo_without_a_platform_says_how_to_start_one(tmp_path, monkeypatch):
+    for name in ("CELLWORK_URL", "CELLWORK_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CELLWORK_HOME", str(tmp_path))
+    answer = CliRunner().invoke(main, ["demo", "--days", "1"])
+    assert answer.exit_code == 4
+    assert "start it with: cellwork up" in answer.output
+
+
+def test_every_notebook_of_the_tour_is_there_and_takes_the_parameters_it_is_given():
+    from cellwork.runs import parameters
+
+    tour = tours.flights(31, Path())
+    flights = [(name, values) for name, values in tour.parameters.items() if name != "retrain"]
+    for name, values in [*flights, *shop_world.parameters(Path("/data")).items()]:
+        path = tour.notebooks / f"{name}.ipynb"
+        parameters.check(parameters.read(path.read_bytes(), path.name), values, path.name)
