@@ -23,7 +23,10 @@ class Account:
     """Runs commands as uid 65532 with a home folder of its own."""
 
     def __init__(self, folder: Path) -> None:
-        need(os.geteuid() == 0 and bool(shutil.which("unshare")) and bool(shutil.which("setpriv")), "root, unshare and setpriv, for a second account")
+        need(
+            os.geteuid() == 0 and bool(shutil.which("unshare")) and bool(shutil.which("setpriv")),
+            "root, unshare and setpriv, for a second account",
+        )
         self.folder = folder
         self.home = folder / "account"
         self.home.mkdir()
@@ -31,10 +34,22 @@ class Account:
 
     def start(self, command: list[str], environ: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
         """Start `command` in the account's home with exactly `environ` (and PATH, HOME); output goes to `log`."""
-        full = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(self.home), "LANG": "C.UTF-8", **environ}
+        full = {
+            "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+            "HOME": str(self.home),
+            "LANG": "C.UTF-8",
+            **environ,
+        }
         script = f"{self._mounts()} exec setpriv --reuid={UID} --regid={UID} --clear-groups {shlex.join(command)}"
         with log.open("wb") as output:
-            return subprocess.Popen(["unshare", "--mount", "--propagation", "private", "sh", "-ec", script], env=full, cwd=self.home, stdout=output, stderr=output, start_new_session=True)
+            return subprocess.Popen(
+                ["unshare", "--mount", "--propagation", "private", "sh", "-ec", script],
+                env=full,
+                cwd=self.home,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
 
     def run(self, command: list[str], environ: Mapping[str, str], *, timeout: float = 120) -> tuple[int, str]:
         """Return exit code and output."""
@@ -48,7 +63,12 @@ class Account:
 
     def _mounts(self) -> str:
         """Shell commands that open the way to what the account needs: each closed folder becomes an open one with only that in it."""
-        needed = [Path(sys.base_prefix).resolve(), Path(sys.prefix).absolute(), Path(__file__).resolve().parents[1], self.home]
+        needed = [
+            Path(sys.base_prefix).resolve(),
+            Path(sys.prefix).absolute(),
+            Path(__file__).resolve().parents[1],
+            self.home,
+        ]
         closed: dict[Path, list[Path]] = {}
         for path in needed:
             blocking = next((folder for folder in reversed(path.parents) if not folder.stat().st_mode & 0o001), None)

@@ -17,11 +17,11 @@ from typing import Any
 
 import anyio.to_thread
 import msgspec
+
 from cellwork import __version__, errors, ids
 from cellwork.wire import Problem
 from cellwork.wire.origin import HEADER, Origin
 from cellwork.wire.records import Principal
-
 from cellwork_hub.openapi import describe
 from cellwork_hub.route import Call, Malformed, Route
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from cellwork import __version__
 
+from cellwork import __version__
 from cellwork_hub.route import Route
 
 

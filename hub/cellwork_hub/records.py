@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from cellwork import clock, ids
-from cellwork.wire.records import AuditRow, Edge, Event
 from sqlalchemy import Connection, Engine, text
 
+from cellwork import clock, ids
+from cellwork.wire.records import AuditRow, Edge, Event
 from cellwork_hub.edge import Call, Route
 
 MIGRATION = (

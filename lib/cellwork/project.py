@@ -39,7 +39,7 @@ def find(start: Path | None = None) -> Project:
     for folder in (start, *start.parents):
         if (folder / FILE).is_file():
             return read(folder)
-    raise NotFound("project", start, f"has no {FILE} in it or above it", "write one with: [project] name = \"…\"")
+    raise NotFound("project", start, f"has no {FILE} in it or above it", 'write one with: [project] name = "…"')
 
 
 def read(folder: Path) -> Project:

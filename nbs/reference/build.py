@@ -22,7 +22,12 @@ HERE = Path(__file__).resolve().parent
 
 def settings_page() -> str:
     default = settings.Settings()
-    lines = ["# Settings", "", "Default, then `[platform]` in `CELLWORK_HOME/config.toml` and `cellwork.toml`, then the variable. `cellwork config` prints what holds now.", ""]
+    lines = [
+        "# Settings",
+        "",
+        "Default, then `[platform]` in `CELLWORK_HOME/config.toml` and `cellwork.toml`, then the variable. `cellwork config` prints what holds now.",
+        "",
+    ]
     lines += ["| setting | variable | default | what it is |", "| --- | --- | --- | --- |"]
     for name, variable, text in settings.documentation():
         value = "the user's data folder" if name == "home" else getattr(default, name)
@@ -62,26 +67,50 @@ def services() -> dict[str, list[Route]]:
         "jobs": jobs.routes(nothing),
         "inference": inference.routes(nothing),
     }
-    return {name: Service(name, [*records.routes(nothing), *rows], authorise=nothing).routes for name, rows in routes.items()}
+    return {
+        name: Service(name, [*records.routes(nothing), *rows], authorise=nothing).routes
+        for name, rows in routes.items()
+    }
 
 
 def routes_page() -> str:
-    lines = ["# Routes", "", "Each below `/services/<service>`. Send `Authorization: Bearer <token>`; the scope is what the token must have. `/openapi.json` of each service describes bodies and answers.", ""]
+    lines = [
+        "# Routes",
+        "",
+        "Each below `/services/<service>`. Send `Authorization: Bearer <token>`; the scope is what the token must have. `/openapi.json` of each service describes bodies and answers.",
+        "",
+    ]
     for name, rows in services().items():
         lines += [f"## {name}", "", "| method | path | scope | what it does |", "| --- | --- | --- | --- |"]
-        lines += [f"| {r.method} | `{r.path}` | {r.scope or 'open'} | {r.doc} |" for r in sorted(rows, key=lambda r: (r.path, r.method))]
+        lines += [
+            f"| {r.method} | `{r.path}` | {r.scope or 'open'} | {r.doc} |"
+            for r in sorted(rows, key=lambda r: (r.path, r.method))
+        ]
         lines.append("")
     return "\n".join(lines)
 
 
 def roles_page() -> str:
-    lines = ["# Roles and scopes", "", "A role is a set of scopes. JupyterHub carries a scope as `" + scopes.HUB_PREFIX + "<scope>`.", ""]
+    lines = [
+        "# Roles and scopes",
+        "",
+        "A role is a set of scopes. JupyterHub carries a scope as `" + scopes.HUB_PREFIX + "<scope>`.",
+        "",
+    ]
     lines += ["| scope | " + " | ".join(scopes.ROLES) + " |", "| --- |" + " --- |" * len(scopes.ROLES)]
-    lines += [f"| `{scope}` | " + " | ".join("yes" if scope in granted else "" for granted in scopes.ROLES.values()) + " |" for scope in sorted(scopes.ALL)]
+    lines += [
+        f"| `{scope}` | " + " | ".join("yes" if scope in granted else "" for granted in scopes.ROLES.values()) + " |"
+        for scope in sorted(scopes.ALL)
+    ]
     return "\n".join([*lines, ""])
 
 
-PAGES: dict[str, Callable[[], str]] = {"settings.md": settings_page, "commands.md": commands_page, "routes.md": routes_page, "roles.md": roles_page}
+PAGES: dict[str, Callable[[], str]] = {
+    "settings.md": settings_page,
+    "commands.md": commands_page,
+    "routes.md": routes_page,
+    "roles.md": roles_page,
+}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 import httpx
 import pytest
 import uvicorn
+from starlette.types import Scope
+
 from cellwork import errors
 from cellwork.client.base import Connection
 from cellwork.wire import Struct
 from cellwork.wire.records import Principal
 from cellwork_hub.auth import NOBODY, bearer
 from cellwork_hub.edge import Call, Route, Service
-from starlette.types import Scope
 
 
 class Body(Struct):

@@ -3,12 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine, text
+
 from cellwork import db
 from cellwork.wire.origin import Origin
 from cellwork.wire.records import Principal
 from cellwork_hub import records
 from cellwork_hub.edge import Call
-from sqlalchemy import Engine, text
 
 
 @pytest.fixture

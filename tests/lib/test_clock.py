@@ -4,10 +4,11 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 
 import pytest
-from cellwork import clock
-from cellwork.errors import BadInput
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cellwork import clock
+from cellwork.errors import BadInput
 
 
 def test_a_time_without_a_zone_is_refused_and_never_guessed() -> None:

@@ -3,9 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
+
 from cellwork import db
 from cellwork.errors import Conflict, Unavailable
-from sqlalchemy import text
 
 FIRST = ("CREATE TABLE a (seq {serial}, x TEXT)",)
 SECOND = ("ALTER TABLE a ADD COLUMN y TEXT", "INSERT INTO a (x, y) VALUES ('1', '2')")

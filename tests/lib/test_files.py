@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from cellwork import files
 from cellwork.errors import Conflict
 

@@ -13,7 +13,9 @@ from cellwork.errors import BadInput, TooLarge
 from cellwork.wire.features import Prepared
 
 AT = datetime(2013, 7, 1, 12, tzinfo=UTC)
-FLIGHTS = pl.DataFrame({"id": [1, 2], "origin": ["JFK", "LGA"], "planned": [AT, AT], "local": ["2013-07-01 08:00:00"] * 2})
+FLIGHTS = pl.DataFrame(
+    {"id": [1, 2], "origin": ["JFK", "LGA"], "planned": [AT, AT], "local": ["2013-07-01 08:00:00"] * 2}
+)
 AIRPORTS = pl.DataFrame(
     {"faa": ["JFK", "JFK", "LGA"], "zone": ["America/New_York", "America/Chicago", "America/New_York"]}
 )

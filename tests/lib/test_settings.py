@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from cellwork import settings
 from cellwork.errors import BadInput, Refused
 from cellwork.files import read_secret

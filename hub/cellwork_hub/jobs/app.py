@@ -18,6 +18,7 @@ from cellwork_hub.jobs.fires import Ticker
 from cellwork_hub.jobs.store import Events, State
 from cellwork_hub.jobs.tokens import HubRunTokens
 from cellwork_hub.preparation import one_user
+from cellwork_hub.route import Route
 
 MIGRATIONS = [records.MIGRATION, store.MIGRATION]
 """Append only: a number, once used, keeps its meaning."""
@@ -58,9 +59,13 @@ def service(
 
     return Service(
         "jobs",
-        [*records.routes(state.engine), *definitions.routes(state), *runs.routes(state), *claims.routes(state)],
+        [*records.routes(state.engine), *routes(state)],
         authorise=authorise,
         lifespan=lifespan,
         ready=ticker.alive,
         most_bytes=most_bytes,
     )
+
+
+def routes(state: State) -> list[Route]:
+    return [*definitions.routes(state), *runs.routes(state), *claims.routes(state)]

@@ -34,7 +34,9 @@ def build(context: Context) -> Service:
     return Service(
         "cellwork",
         [*records.routes(state.engine), *(route for router in ROUTERS for route in router.routes(state))],
-        authorise=HubTokens(context.hub_api, context.token("cellwork"), cache_seconds=context.settings.token_cache_seconds),
+        authorise=HubTokens(
+            context.hub_api, context.token("cellwork"), cache_seconds=context.settings.token_cache_seconds
+        ),
         lifespan=lifespan,
         most_bytes=context.settings.request_bytes,
     )

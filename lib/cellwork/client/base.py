@@ -139,7 +139,9 @@ def problem(response: httpx.Response, service: str) -> errors.CellworkError:
         )
     except msgspec.MsgspecError:
         kind = BY_STATUS.get(response.status_code, errors.Unavailable)
-        return kind("service", service, f"answered {response.status_code}{_words(response)}", "look at: cellwork status")
+        return kind(
+            "service", service, f"answered {response.status_code}{_words(response)}", "look at: cellwork status"
+        )
 
 
 def _words(response: httpx.Response) -> str:
