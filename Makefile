@@ -29,7 +29,7 @@ bench: .venv/installed-dev
 	@for subject in bench/*.py; do echo "== $$subject"; $(BIN)/python $$subject || exit 1; done
 
 docs: .venv/installed-dev
-	@$(BIN)/nbdev-export && $(BIN)/python nbs/reference/build.py
+	@$(BIN)/python nbs/ui/build.py && $(BIN)/python nbs/reference/build.py
 
 clean: down
 	rm -rf .venv .cellwork

@@ -6,8 +6,13 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+import shop_world
 from need import need
 from running import Platform, board, command, left_of, logs
+from shop_world import Toured
+
+from cellwork.cli import tour as tours
+from cellwork.client import Client
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +29,14 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         stopped = command(home, "down")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert left_of(home, instance) == []
+
+
+@pytest.fixture(scope="session")
+def toured(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Toured:
+    """A small generated project, walked once through all tutorial and scheduled notebooks with the user's own token."""
+    tour = shop_world.tour(tmp_path_factory.mktemp("shop"))
+    client = Client(platform.url, platform.user_token("inherit"))
+    return Toured(tour, client, list(tours.walk(tour, client, lambda _: None)))
 
 
 @pytest.fixture(scope="session")

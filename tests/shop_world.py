@@ -6,13 +6,15 @@ what comes. The truth of April is sealed; May arrives day by day.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
 
 from cellwork import assets, project
-from cellwork.cli.tour import Tour
+from cellwork.cli.tour import Tour, Walked
+from cellwork.client import Client
 
 FIRST, LAST_MONTH, DAYS = datetime(2024, 2, 1, tzinfo=UTC), "2024-04", ("2024-05-01", "2024-05-03")
 TREES = "histgradientboostingclassifier"
@@ -62,6 +64,15 @@ promises = Observations(
     inputs=["rider", "bikes", "weight", "promised_hours", "day_of_week"], label="tardy", label_known="delivered_at",
 )
 '''
+
+
+@dataclass(frozen=True)
+class Toured:
+    """The shop after its tour."""
+
+    tour: Tour
+    client: Client
+    walked: list[Walked]
 
 
 def write(folder: Path, name: str = "shop") -> Path:

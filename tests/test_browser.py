@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import shop_world
 from need import need
 from running import Platform, wait_for
 
-from cellwork.cli import tour as tours
 from cellwork.client import Client
 from cellwork.errors import NotFound
 
@@ -35,15 +33,6 @@ SLOW = 90_000
 @pytest.fixture(scope="module")
 def client(platform: Platform) -> Client:
     return Client(platform.url, platform.user_token("inherit"))
-
-
-@pytest.fixture(scope="module")
-def model(platform: Platform, client: Client, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The full name of a model whose version 1 passes the gate and which an endpoint of its name serves."""
-    tour = shop_world.tour(tmp_path_factory.mktemp("kiosk"), "kiosk")
-    for step in tours.steps(tour, client)[:4]:
-        step.run(lambda _: None)
-    return tour.endpoint
 
 
 @pytest.fixture(scope="module")
@@ -131,30 +120,34 @@ def test_the_first_tutorial_runs_in_lab_and_its_batches_are_there(page, platform
     assert batch.origin.cell_id in {cell["id"] for cell in notebook["cells"]}
 
 
-def test_a_press_on_the_deploy_button_deploys_and_another_page_shows_it_too(page, platform, client, model):
+def test_a_press_on_the_deploy_button_deploys_and_another_page_shows_it_too(page, platform, client, toured):
+    model = toured.tour.endpoint
+    version = client.endpoints.get(model).routes.live.version
     folder = workspace(platform) / "press"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    source = f"from cellwork.ui.deploy import DeployButton\n\nDeployButton({model!r}, 1, endpoint='kiosk/pressed')"
+    source = (
+        f"from cellwork.ui.deploy import DeployButton\n\nDeployButton({model!r}, {version}, endpoint='shop/pressed')"
+    )
     (folder / "press.ipynb").write_text(json.dumps(_notebook(source)))
     with pytest.raises(NotFound):
-        client.endpoints.get("kiosk/pressed")
+        client.endpoints.get("shop/pressed")
 
     open_notebook(page, platform, "press/press.ipynb")
     run_all(page, page.locator("text=passes the gate").count)
-    page.click("button:has-text('Deploy version 1')")
+    page.click(f"button:has-text('Deploy version {version}')")
 
     def deployed() -> int:
         try:
-            return client.endpoints.get("kiosk/pressed").routes.live.version
+            return client.endpoints.get("shop/pressed").routes.live.version
         except NotFound:
             return 0
 
-    assert wait_for(deployed, 60, "the deployment") == 1
-    page.wait_for_selector("text=kiosk/pressed: version 1 answers, revision 1")
+    assert wait_for(deployed, 60, "the deployment") == version
+    page.wait_for_selector(f"text=shop/pressed: version {version} answers, revision 1")
 
     page.reload()  # made again, the panel shows what is true now
-    run_all(page, page.locator("button:has-text('Deploy version 1')[disabled]").count)
+    run_all(page, page.locator(f"button:has-text('Deploy version {version}')[disabled]").count)
 
 
 def _notebook(source: str) -> dict[str, object]:
@@ -170,9 +163,9 @@ def _notebook(source: str) -> dict[str, object]:
     return {"cells": [cell], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
 
 
-def test_the_dashboard_shows_the_endpoint_and_nothing_leaves_for_elsewhere(page, platform, client, model):
+def test_the_dashboard_shows_the_endpoint_and_nothing_leaves_for_elsewhere(page, platform, client, toured):
     """Voila's template names style sheets of a public host; the page's own policy stops them before they are asked for."""
-    left: list[str] = []
+    model, left = toured.tour.endpoint, []
     page.on("requestfinished", lambda request: left.append(request.url))
     page.on("requestfailed", lambda request: left.append(request.url) if request.failure != "csp" else None)
     page.goto(f"{platform.url}/services/dashboards/voila/render/overview.ipynb?endpoint={model}")
@@ -184,7 +177,7 @@ def test_the_dashboard_shows_the_endpoint_and_nothing_leaves_for_elsewhere(page,
     assert [url for url in left if not url.startswith((platform.url, "data:", "blob:"))] == []
 
 
-def test_a_dashboard_of_an_endpoint_that_is_not_there_says_which_are(page, platform, model):
-    page.goto(f"{platform.url}/services/dashboards/voila/render/overview.ipynb?endpoint=kiosk/<b>nobody")
-    page.wait_for_selector("h2:has-text('No endpoint kiosk/<b>nobody')")
-    page.wait_for_selector(f"text={model}")
+def test_a_dashboard_of_an_endpoint_that_is_not_there_says_which_are(page, platform, toured):
+    page.goto(f"{platform.url}/services/dashboards/voila/render/overview.ipynb?endpoint=shop/<b>nobody")
+    page.wait_for_selector("h2:has-text('No endpoint shop/<b>nobody')")
+    page.wait_for_selector(f"text={toured.tour.endpoint}")

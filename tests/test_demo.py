@@ -7,36 +7,18 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import shop_world
 from click.testing import CliRunner
-from running import Platform
 
 from cellwork import errors
 from cellwork.cli import main
 from cellwork.cli import tour as tours
-from cellwork.cli.tour import Tour, Walked
-from cellwork.client import Client
 
 STEPS = 8
-
-
-@dataclass(frozen=True)
-class Toured:
-    tour: Tour
-    client: Client
-    walked: list[Walked]
-
-
-@pytest.fixture(scope="module")
-def toured(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Toured:
-    """The whole tour of the shop, walked once with the user's own token."""
-    tour = shop_world.tour(tmp_path_factory.mktemp("shop"))
-    client = Client(platform.url, platform.user_token("inherit"))
-    return Toured(tour, client, list(tours.walk(tour, client, lambda _: None)))
 
 
 def test_the_same_notebooks_carry_another_project_from_raw_batch_to_report(toured):

@@ -37,7 +37,7 @@ def test_each_generated_module_is_byte_for_byte_what_its_notebook_exports(tmp_pa
         nb_export(copy, lib_path=tmp_path / "lib" / "cellwork")
     fresh = {path.name: path.read_text() for path in (tmp_path / "lib" / "cellwork" / "ui").glob("*.py")}
     there = {path.name: path.read_text() for path in GENERATED.glob("*.py") if path.name != "__init__.py"}
-    assert there == fresh, "run: make notebooks"
+    assert there == fresh, "run: make docs"
 
 
 def test_every_generated_module_names_a_notebook_that_exists():

@@ -47,12 +47,13 @@ def up(demo: bool, foreground: bool, port: int | None) -> None:
     if foreground:
         _stay(chosen)
         return
-    start(chosen)
+    board = start(chosen)
     if demo:
         _run_demo()
+        _say_where(chosen, board)
 
 
-def start(chosen: Settings) -> None:
+def start(chosen: Settings) -> supervisor.Board:
     """Bring the platform up and say where it is; what runs already is left alone."""
     home = chosen.folder
     board = supervisor.running(home)
@@ -73,6 +74,7 @@ def start(chosen: Settings) -> None:
             sys.exit(130)
         raise
     _say_where(chosen, board)
+    return board
 
 
 def _launch(chosen: Settings) -> subprocess.Popen[bytes]:
