@@ -14,10 +14,10 @@ down:
 	@if [ -x $(BIN)/cellwork ]; then $(BIN)/cellwork down; else echo "nothing is installed here, so nothing runs"; fi
 
 test: .venv/installed-dev
-	@REQUIRE=$(REQUIRE) CELLWORK_HOME= $(BIN)/python -m pytest -m "not soak"
+	@env -u CELLWORK_HOME REQUIRE=$(REQUIRE) $(BIN)/python -m pytest -m "not soak"
 
 soak: .venv/installed-dev
-	@REQUIRE=$(REQUIRE) CELLWORK_HOME= $(BIN)/python -m pytest -m soak --timeout 7200
+	@env -u CELLWORK_HOME REQUIRE=$(REQUIRE) $(BIN)/python -m pytest -m soak --timeout 7200
 
 check: .venv/installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

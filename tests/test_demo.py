@@ -19,6 +19,7 @@ from cellwork.cli import main
 from cellwork.cli import tour as tours
 
 STEPS = 8
+pytestmark = pytest.mark.timeout(900)  # the first test waits for the tour
 
 
 def test_the_same_notebooks_carry_another_project_from_raw_batch_to_report(toured):

@@ -1,4 +1,4 @@
-"""Every setting of the platform: one class, default < cellwork.toml (or CELLWORK_HOME/config.toml) < CELLWORK_* variables."""
+"""Every setting of the platform: one class, default < cellwork.toml (or CELLWORK_HOME/config.toml) < CELLWORK_* variables (an empty one counts as not set)."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def load(environ: Mapping[str, str] | None = None, folder: Path | None = None) -
                 raise BadInput(f"setting in {file}", key, "is unknown", near_miss(key, origins))
             values[key], origins[key] = _typed(key, value, str(file)), Origin(value, str(file))
     for variable, key in variables.items():
-        if variable in environ:
+        if environ.get(variable):
             values[key], origins[key] = _typed(key, environ[variable], variable), Origin(environ[variable], variable)
     settings = Settings(**values)
     return settings, {key: Origin(getattr(settings, key), origin.source) for key, origin in origins.items()}

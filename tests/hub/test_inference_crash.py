@@ -15,11 +15,11 @@ import httpx
 import pytest
 import serving_world as world
 
+from cellwork.client import Client
 from cellwork.errors import Unavailable
-from cellwork.wire.endpoints import Deploy, Request, Row
+from cellwork.wire.endpoints import Deploy, Prediction, Request, Row
 
 SEED = int(os.environ.get("CELLWORK_TEST_SEED", "2013"))
-KILLS = 2
 
 
 class Service:
@@ -81,8 +81,19 @@ def _row(number: int) -> Row:
     return Row(features={"visits": float(number % 40), "plan": "free"})
 
 
+def every_prediction(client: Client) -> list[Prediction]:
+    found: list[Prediction] = []
+    for _ in range(1000):
+        page = client.endpoints.predictions(world.MODEL, after=found[-1].seq if found else 0, limit=10_000, brief=True)
+        found += page
+        if not page:
+            return found
+    raise AssertionError("the log has no end")
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])])
 def test_no_acknowledged_prediction_is_lost_or_logged_twice_when_the_service_is_killed(
-    service: Service, tmp_path: Path
+    service: Service, tmp_path: Path, kills: int
 ) -> None:
     dice = random.Random(SEED)
     models = [world.save(world.estimator(seed), world.FRAME, tmp_path / str(seed)) for seed in (1, 2)]
@@ -91,13 +102,16 @@ def test_no_acknowledged_prediction_is_lost_or_logged_twice_when_the_service_is_
         for version in (1, 2):
             client.endpoints.deploy(world.MODEL, Deploy(version=version))
     ledger: dict[str, tuple[str, float]] = {}
-    for kill in range(KILLS):
+    for kill in range(kills):
         stop = threading.Event()
         names = [f"{kill}-{k}" for k in range(4)]
         callers = [threading.Thread(target=ask_until, args=(stop, service.address, name, ledger)) for name in names]
         for caller in callers:
             caller.start()
-        time.sleep(0.5 + dice.random())
+        end, before = time.monotonic() + 60, len(ledger)
+        while len(ledger) < before + 30 and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(dice.random())
         children = service.kill()
         stop.set()
         for caller in callers:
@@ -106,7 +120,7 @@ def test_no_acknowledged_prediction_is_lost_or_logged_twice_when_the_service_is_
         service.start()  # the registry is away from now on
     assert len(ledger) > 50
     with world.caller(service.address) as client:
-        logged = client.endpoints.predictions(world.MODEL, limit=10_000)
+        logged = every_prediction(client)
         scores = {p.id: p.score for p in logged}
         lost = [key for key, (name, score) in ledger.items() if scores.get(name) != score]
         assert (len(lost), len(logged) - len(scores)) == (0, 0), f"lost {lost[:3]} of {len(ledger)}; seed {SEED}"

@@ -62,10 +62,10 @@ def story(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def _told(client: Client, place: Path) -> Story:
     features.apply(project.read(place), client)
     tables = shop_world.frames()
+    client.batches.ingest(PROJECT, "riders", tables["riders"], "all")  # orders are prepared with them
     for month in ("2024-02", "2024-03", "2024-04"):
         client.batches.ingest(PROJECT, "staffing", _month(tables["staffing"], "measured_at", month), month)
         client.batches.ingest(PROJECT, "orders", _month(tables["orders"], "placed_at", month), month)
-    client.batches.ingest(PROJECT, "riders", tables["riders"], "all")
     features.wait(PROJECT, progress=None, client=client)
     training = _build("training", "2024-02-01", "2024-03-25")
     first = _registered(training, seed=1)

@@ -67,3 +67,10 @@ def test_a_secret_that_others_can_read_is_refused(tmp_path: Path) -> None:
     path.chmod(0o640)
     with pytest.raises(Refused, match=f"chmod 600 {os.fspath(path)}"):
         read_secret(path)
+
+
+def test_an_empty_variable_counts_as_not_set(tmp_path: Path) -> None:
+    chosen, origins = settings.load(
+        {"CELLWORK_HOME": str(tmp_path), "CELLWORK_PORT": "", "CELLWORK_WORKSPACE": ""}, tmp_path
+    )
+    assert (chosen.port, chosen.workspace, origins["port"].source) == (8000, None, "default")

@@ -86,8 +86,16 @@ class _Prepared:
     def _loaded(self) -> dict[str, pl.DataFrame]:
         for source in self.others:
             if source not in self._others:
+                self._require_schema(source)
                 self._others[source] = _plain(batches.raw_rows(self.state, self.project, source))
         return self._others
+
+    def _require_schema(self, source: str) -> None:
+        if not batches.pinned(self.state, self.project, source):
+            raise Conflict(
+                f"prepared {self.prepared.name!r}", source, "is a source that has no batch yet",
+                "ingest it, then apply the definitions again",
+            )  # fmt: skip
 
     def _file(self, batch: Batch, *, sealed: bool) -> Path:
         """Name the file by all that its rows depend on."""

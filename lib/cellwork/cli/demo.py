@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from cellwork.wire.endpoints import Output, Row
 
 
+LAST = ("after", "together")
+"""Periods of the report that stand behind the holdout."""
+
+
 def one_prediction(shown: Tour, client: Client) -> tuple[Row, Output]:
     """Ask the endpoint for the latest observation of the newest batch, by entity ids."""
     from cellwork.wire.datasets import DatasetRequest
@@ -110,7 +114,8 @@ def _conclude(shown: Tour, client: Client, done: list[Walked], seconds: float, *
     from cellwork import lineage
 
     row, output = one_prediction(shown, client)
-    auc = tour.figures(shown)["roc_auc"]
+    found = tour.figures(shown)["roc_auc"]
+    auc = {period: found[period] for period in sorted(found, key=lambda p: LAST.index(p) if p in LAST else -1)}
     line, dashboard = curl(shown, client, row), f"{client.connection.url}/services/dashboards/"
     if json:
         show.document({
