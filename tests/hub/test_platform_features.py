@@ -297,6 +297,24 @@ def test_a_failure_is_told_with_its_reason_and_mended_by_a_correction(client, st
     assert client.features.rows("air", "late")["event_timestamp"].n_unique() > 60
 
 
+def test_a_source_without_a_batch_is_named_and_applying_again_mends_it(client, state):
+    for name in ("flights", "airports"):
+        client.batches.declare("air", RawDataset(name=name))
+    joined = definitions()
+    joined.prepared[0].sources.append("airports")
+    joined.prepared[0].sql += " LEFT JOIN airports ON faa = origin"
+    client.features.apply(joined)
+    ingest(client, 0)
+    work(state)
+    with pytest.raises(Conflict, match="'airports': is a source that has no batch yet"):
+        client.features.wait("air", timeout=5)
+    client.batches.ingest("air", "airports", pl.DataFrame({"faa": ["JFK", "LGA"], "height": [13, 22]}), "all")
+    client.features.apply(joined)
+    work(state)
+    client.features.wait("air", timeout=5)
+    assert client.features.rows("air", "late").height > 20
+
+
 def test_a_run_that_a_crash_left_is_executed_again_with_the_same_result(client, state):
     ingest(client, 0, 1)
     client.features.apply(definitions())
