@@ -25,7 +25,17 @@ from cellwork.wire.records import Principal
 from cellwork_hub.openapi import describe
 from cellwork_hub.route import Call, Malformed, Route
 
-__all__ = ["Call", "Malformed", "Route", "Service", "canonical_path", "problem_response", "respond", "serve"]
+__all__ = [
+    "Call",
+    "Malformed",
+    "Route",
+    "Service",
+    "canonical_path",
+    "no_credential",
+    "problem_response",
+    "respond",
+    "serve",
+]
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -174,13 +184,7 @@ class Service:
             return Principal(kind="nobody", name="anonymous")
         principal = await self.authorise(scope)
         if principal.kind == "nobody":
-            scope["cellwork.anonymous"] = True
-            raise errors.Refused(
-                "request",
-                "",
-                "carries no valid credential",
-                "send 'Authorization: Bearer <token>' with a token of the hub",
-            )
+            raise no_credential(scope)
         if route.scope not in principal.scopes:
             raise errors.Refused(
                 f"{principal.kind} {principal.name!r}",
@@ -227,6 +231,13 @@ class Service:
         if inspect.iscoroutinefunction(route.handler):
             return await route.handler(call)
         return await anyio.to_thread.run_sync(route.handler, call)
+
+
+def no_credential(scope: Scope) -> errors.Refused:
+    """Return the refusal of a request without a credential; the answer to it becomes a 401."""
+    scope["cellwork.anonymous"] = True
+    way_out = "send 'Authorization: Bearer <token>' with a token of the hub"
+    return errors.Refused("request", "", "carries no valid credential", way_out)
 
 
 def canonical_path(scope: Scope, prefix: str) -> str:

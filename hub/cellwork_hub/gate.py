@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cellwork import errors, ids
 from cellwork.wire.records import Principal
-from cellwork_hub.edge import canonical_path, problem_response, respond
+from cellwork_hub.edge import canonical_path, no_credential, problem_response, respond
 from cellwork_hub.login import Login
 
 log = logging.getLogger("cellwork")
@@ -98,13 +98,7 @@ class Gate:
             await self.app({**scope, "cellwork.principal": principal}, receive, send)
             return
         if principal.kind == "nobody":
-            scope["cellwork.anonymous"] = True
-            raise errors.Refused(
-                "request",
-                "",
-                "carries no valid credential",
-                "send 'Authorization: Bearer <token>' with a token of the hub",
-            )
+            raise no_credential(scope)
         asked = Asked(scope, path, receive)
         await self.rules(principal, asked)
         await self.app(_handed_on(scope, path), asked.replay, send)
