@@ -54,7 +54,9 @@ def commands() -> list[tuple[str, click.Command]]:
 def commands_page() -> str:
     lines = ["# Commands", "", "Exit codes: 0 ok, 1 failed, 2 usage, 3 refused by a gate or check, 4 unavailable.", ""]
     for path, command in commands():
-        context = click.Context(command, info_name=path, max_content_width=110, terminal_width=110)
+        context = click.Context(
+            command, info_name=path, terminal_width=110, help_option_names=main.context_settings["help_option_names"]
+        )
         lines += [f"## {path}", "", "```", command.get_help(context), "```", ""]
     return "\n".join(lines)
 
