@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 
+import engine as engines
 import pytest
 import shop_world
 from need import need
@@ -37,6 +38,13 @@ def toured(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Tour
     tour = shop_world.tour(tmp_path_factory.mktemp("shop"))
     client = Client(platform.url, platform.user_token("inherit"))
     return Toured(tour, client, list(tours.walk(tour, client, lambda _: None)))
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[engines.Engine]:
+    """A container engine of the session's own."""
+    with engines.started() as engine:
+        yield engine
 
 
 @pytest.fixture(scope="session")
