@@ -266,6 +266,22 @@ def test_a_dataset_is_split_and_handed_to_a_model(air: Client) -> None:
     assert "became known only after the cut" in " ".join(train.warnings)
 
 
+def test_a_split_is_kept_with_its_dataset_and_recalled_with_equal_parts(air: Client) -> None:
+    built = build(end=DAY + timedelta(days=2))
+    made = split.by_time(built, DAY + timedelta(days=1), gap="1h")
+    kept = split.keep(made)
+    assert split.keep(made) == kept
+    assert list(air.datasets.splits(built.id)) == [kept]
+    assert kept.rows == {part.name: len(part) for part in made}
+    again = split.recall(built.id, kept.digest)
+    assert isinstance(again, split.Split)
+    assert [part.frame().to_dicts() for part in again] == [part.frame().to_dicts() for part in made]
+    folds = split.keep(split.folds(built, 2))
+    assert split.recall(built.id, folds.digest).recipe == folds.recipe
+    with pytest.raises(NotFound, match="is not kept"):
+        split.recall(built.id, "0" * 64)
+
+
 def test_the_command_line_builds_lists_and_shows(air: Client) -> None:
     def run(*words: str, code: int = 0) -> str:
         answer = CliRunner().invoke(main, ["dataset", *words])

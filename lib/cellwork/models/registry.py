@@ -67,7 +67,8 @@ def register(
     """
     trained = dataset if isinstance(dataset, Dataset) else dataset.record
     full = name if "/" in name else f"{trained.project}/{ids.name(name)}"
-    tags = {versions.TAG + key: value for key, value in _origin(trained, baseline).items() if value}
+    about = {**_origin(trained, baseline), "split": _split(dataset)}
+    tags = {versions.TAG + key: value for key, value in about.items() if value}
     client = connect() if client is None else client
     manifest = _manifest(model, X_example, trained)
     space, short = ids.split_name(full)
@@ -144,6 +145,13 @@ def _origin(dataset: Dataset, baseline: str) -> dict[str, str]:
         "features": features,
         "inputs": inputs,
     }
+
+
+def _split(dataset: Dataset | Rows) -> str:
+    """Return the recipe of the part it was trained on as JSON; rows that a strategy chose one by one are kept by the platform, not here."""
+    recipe = dict(getattr(dataset, "recipe", {}))
+    recipe.pop("places", None)
+    return msgspec.json.encode(recipe).decode() if recipe else ""
 
 
 def _manifest(model: Any, X_example: pl.DataFrame | pd.DataFrame, dataset: Dataset) -> package.Manifest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from cellwork.wire import Struct
 from cellwork.wire.origin import Origin
@@ -59,3 +60,24 @@ class Dataset(Struct):
     seconds: float = 0.0
     label_known: str = ""
     """Column of when the label was known, if the observations have one."""
+
+
+class SplitRequest(Struct):
+    """A split of a dataset to be kept: the recipe that replays it, and what it gave."""
+
+    recipe: dict[str, Any]
+    digest: str
+    """SHA-256 over which rows are in which part; a replay has to give it again."""
+    rows: dict[str, int]
+    """Part (of folds ``0 train``, ``0 valid``, …) -> its rows."""
+    warnings: list[str] = []
+
+
+class KeptSplit(Struct):
+    dataset: str
+    recipe: dict[str, Any]
+    digest: str
+    rows: dict[str, int]
+    warnings: list[str]
+    at: datetime
+    origin: Origin
