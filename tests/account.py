@@ -31,6 +31,14 @@ class Account:
         self.home = folder / "account"
         self.home.mkdir()
         os.chown(self.home, UID, UID)
+        self._shown: dict[Path, Path] = {}
+
+    def show(self, path: Path) -> Path:
+        """Return where the account's commands find `path` itself, whoever closed the folders above it: only its own mode counts."""
+        place = self.folder / f"shown{len(self._shown)}"
+        place.mkdir()
+        self._shown[place] = path
+        return place
 
     def start(self, command: list[str], environ: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
         """Start `command` in the account's home with exactly `environ` (and PATH, HOME); output goes to `log`."""
@@ -74,7 +82,7 @@ class Account:
             blocking = next((folder for folder in reversed(path.parents) if not folder.stat().st_mode & 0o001), None)
             if blocking:
                 closed.setdefault(blocking, []).append(path)
-        lines = []
+        lines = [f"mount --bind {path} {place}" for place, path in self._shown.items()]
         for number, (folder, paths) in enumerate(closed.items()):
             stage = self.folder / f"stage{number}"
             for k, path in enumerate(paths):
