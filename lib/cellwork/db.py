@@ -1,11 +1,14 @@
-"""Open SQLite or PostgreSQL the one way: WAL, busy timeout, write transactions that lock at once, numbered migrations.
+"""Open SQLite or PostgreSQL the one way: WAL, busy timeout, numbered migrations.
 
-One process owns each database; only it calls `open_database`.
+One process owns each database; only it calls `open_database`. `engine.begin()` is for what writes: on SQLite it takes the write
+lock before its first statement, so that what it reads is still true when it writes. `engine.connect()` is for what only
+reads: it sees one moment and neither waits for a writer nor keeps one waiting.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from cellwork.errors import Conflict, Unavailable
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 Migration = Sequence[str]
 """Statements of one step; `{serial}`, `{json}` and `{blob}` in them become the dialect's own words."""
 
+WRITES = "cellwork_writes"
 WORDS = {
     "sqlite": {"serial": "INTEGER PRIMARY KEY AUTOINCREMENT", "json": "TEXT", "blob": "BLOB"},
     "postgresql": {"serial": "BIGSERIAL PRIMARY KEY", "json": "TEXT", "blob": "BYTEA"},
@@ -37,7 +41,8 @@ def open_database(url: str, migrations: Sequence[Migration]) -> Engine:
     engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _prepare_sqlite)
-        sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+        sa.event.listen(engine, "begin", _begin_sqlite)
+        engine.begin = _writing(engine)  # type: ignore[method-assign, assignment]
     try:
         with engine.begin() as connection:
             _migrate(connection, migrations)
@@ -54,6 +59,22 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get(WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _writing(engine: Engine) -> Callable[[], AbstractContextManager[Connection]]:
+    """Return `engine.begin` as SQLAlchemy has it, and the mark by which `_begin_sqlite` knows it from `engine.connect`."""
+
+    @contextmanager
+    def begin() -> Iterator[Connection]:
+        with engine.connect() as connection, connection.execution_options(**{WRITES: True}).begin():
+            yield connection
+
+    return begin
 
 
 def _migrate(connection: Connection, migrations: Sequence[Migration]) -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 
 from cellwork import db
 from cellwork.errors import Conflict, Unavailable
@@ -42,3 +44,46 @@ def test_a_database_of_a_newer_version_is_not_touched(tmp_path: Path) -> None:
 def test_a_database_that_cannot_be_opened_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="can be written"):
         db.open_database(f"sqlite:///{tmp_path}/no/such/folder/x.sqlite", [FIRST])
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    engine = db.open_database(f"sqlite:///{tmp_path}/x.sqlite", [FIRST])
+    yield engine
+    engine.dispose()
+
+
+def test_a_long_write_keeps_no_reader_waiting(engine: Engine) -> None:
+    with engine.begin() as writer:
+        writer.execute(text("INSERT INTO a (x) VALUES ('not yet')"))
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(count, engine).result(timeout=5) == 0
+    assert count(engine) == 1
+
+
+def test_a_reader_sees_one_moment_and_keeps_no_writer_waiting(engine: Engine) -> None:
+    with engine.connect() as reader:
+        before = reader.execute(text("SELECT count(*) FROM a")).scalar()
+        with engine.begin() as writer:
+            writer.execute(text("INSERT INTO a (x) VALUES ('1')"))
+        assert reader.execute(text("SELECT count(*) FROM a")).scalar() == before
+    assert count(engine) == 1
+
+
+def test_what_is_read_before_a_write_is_still_true_at_the_write(engine: Engine) -> None:
+    """Each adds one to what it has read; a write transaction locks before its first read, so that none is lost or refused."""
+
+    def add(_: int) -> None:
+        with engine.begin() as connection:
+            there = connection.execute(text("SELECT count(*) FROM a")).scalar()
+            connection.execute(text("INSERT INTO a (x) VALUES (:x)"), {"x": str(there)})
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(100)))
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT x FROM a ORDER BY seq")).scalars().all() == [str(n) for n in range(100)]
+
+
+def count(engine: Engine) -> int:
+    with engine.connect() as connection:
+        return int(connection.execute(text("SELECT count(*) FROM a")).scalar_one())
