@@ -24,10 +24,10 @@ from cellwork.wire.batches import RawDataset, Seal
 from cellwork.wire.datasets import DatasetRequest
 from cellwork.wire.features import Definitions, Observations
 from cellwork_hub import records
-from cellwork_hub.platform import batches, datasets, features
+from cellwork_hub.platform import batches, datasets, features, splits
 from cellwork_hub.platform.state import State
 
-ROUTERS = [batches, features, datasets]
+ROUTERS = [batches, features, datasets, splits]
 END = DAY + timedelta(days=3)
 KEPT = RawDataset(name="flights", key=["id"], seals=[Seal(holdout="last", partitions=["d2"], columns=["delay"])])
 
