@@ -151,6 +151,20 @@ def test_bytes_damaged_anywhere_are_read_or_refused_but_never_crash(data: st.Dat
         assert delivery.unpack(bytes(body[:cut]) if data.draw(st.booleans()) else bytes(body)).width
 
 
+@pytest.mark.parametrize("damaged", ["name", "text"])
+def test_bytes_that_are_no_text_where_text_belongs_are_refused(damaged: str) -> None:
+    buffer = io.BytesIO()
+    pl.DataFrame({"name": ["text"]}).write_parquet(buffer, compression="uncompressed")
+    body = buffer.getvalue().replace(damaged.encode(), b"\xff" * 4)
+    with pytest.raises(BadInput, match="not a readable parquet file"):
+        delivery.unpack(body)
+
+
+def test_damaged_notes_of_the_writer_do_not_matter() -> None:
+    body = parquet(pl.DataFrame({"a": [1]})).replace(b"ARROW:schema", b"\xffRROW:schema")
+    assert delivery.unpack(body).to_dict(as_series=False) == {"a": [1]}
+
+
 def test_a_small_file_that_unpacks_to_a_giant_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     body = parquet(pl.select(a=pl.repeat(0, 100_000), b=pl.repeat("x", 100_000)))
     assert len(body) < 10_000
