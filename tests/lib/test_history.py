@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellwork.errors import BadInput
-from cellwork.features.history import JoinView, join
+from cellwork.errors import BadInput, TooLarge
+from cellwork.features.estimate import estimate
+from cellwork.features.history import JoinView, Progress, join, late
 from cellwork.features.row import value_hash
 from cellwork.wire.features import Field, Select, View
 
@@ -94,6 +95,125 @@ def test_every_observation_gets_what_was_known_then(rows, observations, ttl):
     assert coverage.found == sum(event is not None for *_, event in expected)
     unlimited = [plain(features, key, at, None) for key, at in wanted.iter_rows()]
     assert coverage.expired == sum(event is not None for *_, event in unlimited) - coverage.found
+
+
+unit = st.sampled_from(["ns", "us", "ms"])
+zone = st.sampled_from(["UTC", "America/New_York", "Asia/Kathmandu"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(source, max_size=25), st.lists(asked, max_size=25), st.sampled_from(["", "3m"]), st.booleans(),
+    st.tuples(unit, unit, unit), zone, st.sampled_from([None, 6_000]), st.booleans(),
+)  # fmt: skip
+def test_units_zones_partitions_and_lazy_rows_change_nothing(
+    rows, observations, ttl, arrival, units, place, memory, lazy
+):
+    features, wanted = feature_rows(rows), observed(observations)
+    expected = join(
+        wanted, at="at", views=[JoinView(view(ttl), {"origin": "airport"}, ["temp"], features)], arrival=arrival
+    )
+    at, event, created = units
+    other = wanted.with_columns(pl.col("at").dt.convert_time_zone(place).dt.cast_time_unit(at))
+    kept = features.with_columns(
+        pl.col("event_timestamp").dt.convert_time_zone(place).dt.cast_time_unit(event),
+        pl.col("created_timestamp").dt.cast_time_unit(created),
+    )
+    there = [JoinView(view(ttl), {"origin": "airport"}, ["temp"], kept.lazy() if lazy else kept)]
+    steps: list[Progress] = []
+    frame, coverage = join(other, at="at", views=there, arrival=arrival, memory=memory, progress=steps.append)
+    chosen = ["airport", "weather__temp", "weather___batch"]
+    assert frame.select(chosen).equals(expected[0].select(chosen))
+    assert coverage == expected[1]
+    assert [step.done for step in steps] == list(range(len(steps)))
+    assert steps[-1].done == steps[-1].steps
+    first = coverage[0]
+    assert first.found + first.expired + first.no_key + first.unknown + first.early == first.rows
+
+
+def test_memory_asks_for_partitions_and_refuses_what_can_not_be():
+    rows = feature_rows([("JFK", n, n, 1, 1) for n in range(400)] + [("LGA", n, n, 1, 1) for n in range(400)])
+    views, wanted = [JoinView(view(), {"origin": "airport"}, ["temp"], rows)], observed([("JFK", 5), ("LGA", 5)])
+    whole, halves = estimate(wanted, views), estimate(wanted, views, memory=90_000)
+    assert (whole.partitions, halves.partitions) == (1, 2)
+    assert halves.work_bytes < whole.work_bytes
+    assert (whole.observations, whole.feature_rows) == (2, 800)
+    with pytest.raises(TooLarge, match="ask for fewer features"):
+        join(wanted, at="at", views=views, memory=100)
+
+
+def test_what_progress_raises_ends_the_join():
+    def stop(_: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        join(
+            observed([("JFK", 1)]),
+            at="at",
+            views=[JoinView(view(), {"origin": "airport"}, ["temp"], feature_rows([]))],
+            progress=stop,
+        )
+
+
+def test_the_late_report_counts_values_that_a_careless_join_would_have_given():
+    rows = feature_rows([("JFK", 0, 0, 54, 1), ("JFK", 10, 40, 31, 1), ("LGA", 0, 0, 1, 1)])
+    views = [JoinView(view(), {"origin": "airport"}, ["temp"], rows)]
+    found = late(
+        observed([("JFK", 20), ("JFK", 30), ("JFK", 50), ("LGA", 20), ("XXX", 1), (None, 1)]), at="at", views=views
+    )
+    assert [(each.view, each.observations) for each in found] == [("weather", 2)]
+    assert (found[0].median_seconds, found[0].most_seconds) == (900.0, 1200.0)
+    assert late(observed([("LGA", 20)]), at="at", views=views)[0].median_seconds is None
+
+
+def test_coverage_says_why_there_is_no_value():
+    rows = feature_rows([("JFK", 10, 10, 1, 1), ("LGA", 0, 0, 1, 1)])
+    _, found = joined(
+        observed([("JFK", 5), ("LGA", 30), ("XXX", 5), (None, 5), ("JFK", None), ("JFK", 11)]), rows, "3m"
+    )
+    assert (found.early, found.expired, found.unknown, found.no_key, found.found) == (1, 1, 1, 2, 1)
+
+
+def test_times_of_all_ages_beside_many_entities_are_searched_by_rank():
+    """Year 1 to 9999 in microseconds leaves no room for a group in one word; the answers are the same."""
+    far = [datetime(1, 1, 2, tzinfo=UTC), datetime(9998, 1, 1, 0, 0, 0, 1, tzinfo=UTC)]
+    rows = pl.DataFrame(
+        {
+            "origin": [f"n{n}" for n in range(100) for _ in far],
+            "temp": range(200),
+            "wind": [1] * 200,
+            "event_timestamp": far * 100,
+            "created_timestamp": far * 100,
+            "_batch": ["b"] * 200,
+        }
+    ).with_columns(pl.col("event_timestamp", "created_timestamp").cast(TIME))
+    wanted = pl.DataFrame(
+        {"airport": ["n0", "n99", "n99", "n50"], "at": [far[0], far[1], START, far[0] - MINUTE]}
+    ).with_columns(pl.col("at").cast(TIME))
+    frame, _ = join(wanted, at="at", views=[JoinView(view(), {"origin": "airport"}, ["temp"], rows)])
+    assert frame["weather__temp"].to_list() == [0, 199, 198, None]
+
+
+def test_keys_of_any_integer_width_and_categories_match():
+    rows = pl.DataFrame(
+        {
+            "id": pl.Series([1, 300], dtype=pl.Int16),
+            "c": pl.Series(["a", "b"]),
+            "temp": [1, 2],
+            "event_timestamp": [START] * 2,
+            "created_timestamp": [START] * 2,
+            "_batch": ["b"] * 2,
+        }
+    ).with_columns(pl.col("event_timestamp", "created_timestamp").cast(TIME))
+    wanted = pl.DataFrame(
+        {
+            "number": pl.Series([300, 2**40, 1], dtype=pl.Int64),
+            "word": pl.Series(["b", "b", "z"], dtype=pl.Categorical),
+            "at": [START] * 3,
+        }
+    ).with_columns(pl.col("at").cast(TIME))
+    frame, _ = join(wanted, at="at", views=[JoinView(view(), {"id": "number", "c": "word"}, ["temp"], rows)])
+    assert frame["weather__temp"].to_list() == [2, None, None]
 
 
 def test_a_row_does_not_see_a_value_that_arrived_after_it():

@@ -1,23 +1,29 @@
 """Point-in-time join: each observation with the values that were known at its time, once each, in the order given.
 
 A value is known from the later of its event and its arrival. Of the values known, the newest by (event, created, value
-hash) counts, even if it is empty or expired: an older one never stands in for it.
+hash) counts, even if it is empty or expired: an older one never stands in for it. The join writes nothing, so whatever ends
+it early (an exception of `progress`, an interrupt) leaves nothing behind. Views are joined one after the other, each in as
+many partitions of its entities as the memory allowed asks for; the result does not depend on their number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cellwork import clock
-from cellwork.errors import BadInput
+from cellwork.features import asof, estimate
+from cellwork.features.asked import GROUP, PER_SECOND, Asked, ask, finest, instants
 from cellwork.features.row import BATCH, CREATED, EVENT, require, require_time, value_hash
-from cellwork.wire.datasets import Coverage
+from cellwork.wire.datasets import Coverage, Late
 from cellwork.wire.features import View
 
 if TYPE_CHECKING:
     import polars as pl
+
+SOURCE = "_source"
+"""Number of a row in a lazy frame."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +35,29 @@ class JoinView:
     """Join key -> column of the observations."""
     fields: Sequence[str]
     """Features to add, as columns ``view__feature``."""
-    rows: pl.DataFrame
-    """All feature rows of the view."""
+    rows: pl.DataFrame | pl.LazyFrame
+    """All feature rows of the view, `_batch` if they have one. A lazy frame is read once a partition, in the same order each
+    time, and only the columns that are needed."""
 
 
-def join(observations: pl.DataFrame, *, at: str, views: Sequence[JoinView]) -> tuple[pl.DataFrame, list[Coverage]]:
+@dataclass(frozen=True)
+class Progress:
+    """How far a join is: `done` of `steps`, the next of which is of `view`."""
+
+    done: int
+    steps: int
+    view: str
+
+
+def join(
+    observations: pl.DataFrame,
+    *,
+    at: str,
+    views: Sequence[JoinView],
+    arrival: bool = True,
+    memory: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> tuple[pl.DataFrame, list[Coverage]]:
     """Return `observations` with the features of `views`, and how many of them found a value.
 
     Each view adds ``view__feature`` for its fields, ``view__event_timestamp`` and ``view___batch``. All are null where the
@@ -42,111 +66,194 @@ def join(observations: pl.DataFrame, *, at: str, views: Sequence[JoinView]) -> t
     Parameters
     ----------
     at : column of `observations`, a time with a zone.
+    arrival : False takes a value as known from its event on, whenever it arrived. Right only where arrival times mean nothing.
+    memory : bytes the join may take beside `observations` and the frames it is given; default no limit.
+    progress : called before each step; what it raises ends the join.
 
     Raises
     ------
     BadInput
         A column is missing, a time has no zone, or a key is of another type than the view's.
+    TooLarge
+        The result alone takes more than `memory`.
     """
     require_time("observations", observations, at)
-    joined, coverage = observations, []
-    for view in views:
-        found = _found(observations, at, view)
-        coverage.append(_coverage(view, found))
-        joined = joined.hstack(_columns(view, found))
+    parts = [estimate.parts(view, observations, views, memory) for view in views]
+    joined, coverage, questions, done = observations, [], _Questions(observations, at), 0
+    for view, count in zip(views, parts, strict=True):
+        asked = questions.of(view)
+        frames = []
+        for part in asked.parts(count):
+            if progress:
+                progress(Progress(done, sum(parts), view.view.name))
+            frames.append(_part(view, part, arrival=arrival, whole=count == 1))
+            done += 1
+        columns, found = _gathered(observations.get_column(at), view, asked, frames)
+        coverage.append(found)
+        joined = joined.hstack(columns)
+    if progress:
+        progress(Progress(done, done, ""))
     return joined, coverage
 
 
-def newest_known(rows: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
-    """Return the rows that were the newest of their entity at some time, with the time `known` from which on they were, by `known`."""
+def late(observations: pl.DataFrame, *, at: str, views: Sequence[JoinView]) -> list[Late]:
+    """Return, per view, how many observations a join that ignores arrival would have given a value that came too late."""
     import polars as pl
 
-    ranked = _without_ties(rows.drop_nulls([*keys, EVENT, CREATED]), keys)
-    order = pl.struct(EVENT, CREATED).rank("dense").over(keys) if ranked.height else pl.lit(0)
-    known = ranked.with_columns(pl.max_horizontal(EVENT, CREATED).alias("known"))
-    known = known.sort("known", EVENT, CREATED).with_columns(order.alias("rank"))
-    return known.filter(pl.col("rank") == pl.col("rank").cum_max().over(keys)).drop("rank")
+    require_time("observations", observations, at)
+    reports, questions = [], _Questions(observations, at)
+    for view in views:
+        asked = questions.of(view)
+        frame = _collected(view, None)
+        known, careless = (_answers(frame, view, asked, arrival=arrival)[0] for arrival in (True, False))
+        wrong = (careless != known) & (careless >= 0)
+        arrived = frame.select(instants(pl.col(CREATED), frame.schema[CREATED], asked.unit).gather(careless[wrong]))
+        behind = (arrived.to_series() - pl.Series(asked.at[wrong])) / PER_SECOND[asked.unit]
+        seconds = {"median_seconds": behind.median(), "most_seconds": behind.max()} if len(behind) else {}
+        reports.append(Late(view=view.view.name, observations=len(behind), **seconds))  # type: ignore[arg-type]
+    return reports
 
 
-def _without_ties(rows: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
-    """Return one row per entity, event and arrival: the one with the greatest value hash."""
+class _Questions:
+    """The questions to each view; views with the same keys get the same ones."""
+
+    def __init__(self, observations: pl.DataFrame, at: str) -> None:
+        self.observations, self.at = observations, at
+        self._made: dict[Any, Asked] = {}
+
+    def of(self, view: JoinView) -> Asked:
+        kept, subject = view.rows.collect_schema().to_frame(), f"rows of view {view.view.name!r}"
+        require(subject, kept, [*view.keys, *view.fields])
+        for column in (EVENT, CREATED):
+            require_time(subject, kept, column)
+        unit = finest([self.observations.schema[self.at], kept.schema[EVENT], kept.schema[CREATED]])
+        same = (unit, *((key, column, str(kept.schema[key])) for key, column in view.keys.items()))
+        if same not in self._made:
+            self._made[same] = ask(self.observations, self.at, view.keys, kept.schema, unit, view=view.view.name)
+        return self._made[same]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one partition found: observations that got a row, the number of it in `rows`, and the groups that have rows."""
+
+    place: Any
+    row: Any
+    rows: pl.DataFrame
+    groups: Any
+
+
+def _part(view: JoinView, asked: Asked, *, arrival: bool, whole: bool) -> _Part:
+    import numpy as np
     import polars as pl
 
-    identity = [*keys, EVENT, CREATED]
-    tied = rows.select(identity).is_duplicated()
-    if not tied.any():
-        return rows
-    values = [name for name in rows.columns if name not in (*identity, BATCH)]
-    hashes = [value_hash(row) for row in rows.filter(tied).select(values).iter_rows(named=True)]
-    ties = rows.filter(tied).with_columns(pl.Series("hash", hashes, pl.Int64)).sort("hash", BATCH)
-    return pl.concat([rows.filter(~tied), ties.unique(identity, keep="last", maintain_order=True).drop("hash")])
+    frame = _collected(view, None if whole else asked.groups)
+    row, groups = _answers(frame, view, asked, arrival=arrival)
+    hit = row >= 0
+    place, row = asked.place[hit], row[hit]
+    values = frame.select(*dict.fromkeys([*view.fields, EVENT, *([BATCH] if BATCH in frame.columns else [])]))
+    if whole:
+        return _Part(place, row, values, groups)
+    return _Part(place, np.arange(len(row)), values.select(pl.all().gather(row)), groups)
 
 
-def _found(observations: pl.DataFrame, at: str, view: JoinView) -> pl.DataFrame:
-    """Return, per observation, the fields, both times, `_batch` and whether the value is expired."""
+def _collected(view: JoinView, groups: pl.DataFrame | None) -> pl.DataFrame:
+    """Return the rows of `view`, all or those of some entities; of a lazy frame with `SOURCE`, and only what is needed."""
     import polars as pl
 
-    keys, fields = list(view.keys), list(view.fields)
-    require("observations", observations, list(view.keys.values()))
-    require(f"rows of view {view.view.name!r}", view.rows, [*keys, *fields, EVENT, CREATED, BATCH])
-    rows = view.rows
-    if not rows.height:
-        rows = rows.with_columns(
-            pl.lit(None, observations.schema[column]).alias(key) for key, column in view.keys.items()
-        )
-    values = newest_known(rows, keys).select(*keys, "known", *fields, EVENT, BATCH)
-    asked = _asked(observations, at, view, rows)
-    matched = (
-        asked.drop_nulls()
-        .sort("at")
-        .join_asof(values, left_on="at", right_on="known", by=keys, strategy="backward", check_sortedness=False)
+    rows, keys = view.rows, list(view.keys)
+    if isinstance(rows, pl.LazyFrame):
+        there = rows.collect_schema().names()
+        wanted = dict.fromkeys([*keys, *view.fields, EVENT, CREATED, *([BATCH] if BATCH in there else [])])
+        rows = rows.with_row_index(SOURCE).select(SOURCE, *wanted)
+    if groups is not None:
+        rows = rows.lazy().join(groups.lazy(), on=keys, how="semi", maintain_order="left")
+    return rows.lazy().collect()
+
+
+def _answers(frame: pl.DataFrame, view: JoinView, asked: Asked, *, arrival: bool) -> tuple[Any, Any]:
+    """Return the row of `frame` that answers each question (-1: none), and the groups that have rows at all."""
+    import numpy as np
+    import polars as pl
+
+    keys, none = list(view.keys), np.full(len(asked.place), -1, dtype=np.int64)
+    times = [instants(pl.col(name), frame.schema[name], asked.unit).alias(name) for name in (EVENT, CREATED)]
+    rows = frame.lazy().select(*keys, *times).with_row_index("_row")
+    whole = (
+        rows if not any(frame.get_column(name).null_count() for name in (*keys, EVENT, CREATED)) else rows.drop_nulls()
     )
-    found = asked.select("row").join(matched.drop(keys), on="row", how="left", maintain_order="left")
-    expired = pl.lit(False)
+    got = whole.join(asked.groups.lazy(), on=keys, how="inner").drop(keys).collect()
+    there = got.get_column(GROUP).unique().to_numpy()
+    if not got.height or not len(asked.place):
+        return none, there
+    number, group, event, created = (
+        got.get_column(name).cast(pl.Int64).to_numpy() for name in ("_row", GROUP, EVENT, CREATED)
+    )
+    seen = np.maximum(event, created) if arrival else event
+    useful = seen <= asked.at.max()
+    if useful.mean() < 0.5:
+        number, group, event, created = (each[useful] for each in (number, group, event, created))
+        seen = np.maximum(event, created) if arrival else event
+    if not len(number):
+        return none, there
+    scale = asof.scale_of(int(asked.groups.item(-1, GROUP)) + 1, event, seen)
+    track = asof.track(group, event, created, seen, scale, lambda few: _rank(view, frame, number[few]))
+    row = asof.search(track, asked.group, asked.at)
+    return np.where(row >= 0, number[np.maximum(row, 0)], -1), there
+
+
+def _rank(view: JoinView, frame: pl.DataFrame, rows: Any) -> Any:
+    """Return what puts the `rows` of `frame` in order by their value hash (of all values, also of those not asked for)."""
+    import numpy as np
+    import polars as pl
+
+    few = frame.select(pl.all().gather(rows))
+    if isinstance(view.rows, pl.LazyFrame):
+        source = few.get_column(SOURCE)
+        found = view.rows.with_row_index(SOURCE).filter(pl.col(SOURCE).is_in(source.implode())).collect()
+        few = few.select(SOURCE).join(found, on=SOURCE, how="left", maintain_order="left").drop(SOURCE)
+    values = few.drop(*view.keys, EVENT, CREATED, BATCH, strict=False)
+    batches = few.get_column(BATCH).to_list() if BATCH in few.columns else [""] * few.height
+    order = [(value_hash(row), batch) for row, batch in zip(values.iter_rows(named=True), batches, strict=True)]
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[sorted(range(len(order)), key=lambda place: (order[place][0], order[place][1] or ""))] = range(len(order))
+    return rank
+
+
+def _gathered(at: pl.Series, view: JoinView, asked: Asked, parts: Sequence[_Part]) -> tuple[pl.DataFrame, Coverage]:
+    """Return the columns that `view` adds to the observations, and its coverage."""
+    import numpy as np
+    import polars as pl
+
+    index, there, taken = np.full(asked.total, -1, dtype=np.int64), np.zeros(asked.groups.height, dtype=bool), 0
+    for part in parts:
+        there[part.groups] = True
+        index[part.place] = part.row + taken
+        taken += part.rows.height
+    values = pl.concat([part.rows for part in parts])
+    found = values.select(pl.all().gather(pl.Series(index).replace(-1, None)))
+    age = at.dt.convert_time_zone("UTC") - found.get_column(EVENT).dt.convert_time_zone("UTC")
+    columns = found.rename({name: f"{view.view.name}__{name}" for name in found.columns})
+    expired = pl.repeat(False, len(at), eager=True)
     if view.view.ttl:
-        expired = (pl.col("at") - pl.col(EVENT) > clock.duration(view.view.ttl)).fill_null(False)
-    return found.with_columns(expired.alias("expired"))
+        expired = (age > clock.duration(view.view.ttl)).fill_null(False)
+        columns = columns.select(pl.when(~expired).then(pl.col(name)).alias(name) for name in columns.columns)
+    strangers = int((~there[asked.group]).sum())
+    return columns, _coverage(view, age, expired, no_key=asked.total - len(asked.place), unknown=strangers)
 
 
-def _asked(observations: pl.DataFrame, at: str, view: JoinView, rows: pl.DataFrame) -> pl.DataFrame:
-    """Return row number, time and keys of each observation, the keys in the types of the view's rows."""
-    import polars as pl
-
-    casts = []
-    for key, column in view.keys.items():
-        asked, kept = observations.schema[column], rows.schema[key]
-        if asked != kept and not (asked.is_integer() and kept.is_integer()) and asked != pl.Null:
-            raise BadInput(
-                f"column {column!r} of the observations", asked, f"is not {kept}, as the key {key!r} of view {view.view.name!r} is",
-                "cast one of them in the SQL of its rows",
-            )  # fmt: skip
-        casts.append(pl.col(column).cast(kept, strict=False).alias(key))
-    time = pl.col(at).dt.convert_time_zone("UTC").dt.cast_time_unit("us").alias("at")
-    return observations.select(pl.int_range(pl.len()).alias("row"), time, *casts)
-
-
-def _columns(view: JoinView, found: pl.DataFrame) -> pl.DataFrame:
-    import polars as pl
-
-    fresh = pl.when(~pl.col("expired"))
-    return found.select(
-        fresh.then(pl.col(name)).alias(f"{view.view.name}__{name}") for name in (*view.fields, EVENT, BATCH)
-    )
-
-
-def _coverage(view: JoinView, found: pl.DataFrame) -> Coverage:
-    import polars as pl
-
-    there = found.filter(pl.col(EVENT).is_not_null() & ~pl.col("expired"))
-    age = (
-        there.select((pl.col("at") - pl.col(EVENT)).dt.total_microseconds().median() / 1e6).item()
-        if there.height
-        else None
-    )
+def _coverage(view: JoinView, age: pl.Series, expired: pl.Series, *, no_key: int, unknown: int) -> Coverage:
+    """Return the coverage from the age of each observation's value (null: none) and whether it is expired."""
+    seconds = age.filter(age.is_not_null() & ~expired).dt.total_microseconds() / 1e6
     return Coverage(
         view=view.view.name,
-        rows=found.height,
-        found=there.height,
-        expired=int(found.get_column("expired").sum()),
-        median_age_seconds=age,
+        rows=len(age),
+        found=len(seconds),
+        expired=int(expired.sum()),
+        no_key=no_key,
+        unknown=unknown,
+        early=age.null_count() - no_key - unknown,
+        median_age_seconds=seconds.median(),  # type: ignore[arg-type]
+        p95_age_seconds=seconds.quantile(0.95),
+        most_age_seconds=seconds.max(),  # type: ignore[arg-type]
     )

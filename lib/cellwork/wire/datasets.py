@@ -26,13 +26,47 @@ class DatasetRequest(Struct):
 
 
 class Coverage(Struct):
-    """How many observations found a value in a view, how many only an expired one, and how old the values were."""
+    """How many observations found a value in a view, why the others did not, and how old the values were.
+
+    `found`, `expired`, `no_key`, `unknown` and `early` add up to `rows`.
+    """
 
     view: str
     rows: int
     found: int
     expired: int
+    """The newest value was older than the view's ttl."""
+    no_key: int = 0
+    """A key or the time is null."""
+    unknown: int = 0
+    """The view has no row of that entity at all."""
+    early: int = 0
+    """The entity's first value was known only later."""
     median_age_seconds: float | None = None
+    p95_age_seconds: float | None = None
+    most_age_seconds: float | None = None
+
+
+class Late(Struct):
+    """How many observations would get a value of a view that arrived after them, if a join ignored arrival, and how much after."""
+
+    view: str
+    observations: int
+    median_seconds: float | None = None
+    most_seconds: float | None = None
+
+
+class Estimate(Struct):
+    """What a join will take, before it is made."""
+
+    observations: int
+    feature_rows: int
+    result_bytes: int
+    work_bytes: int
+    """The most it takes at a time beside the result, in as many partitions as it will be made in."""
+    partitions: int
+    seconds: float
+    """Within a factor of three on a machine that is not busy otherwise."""
 
 
 class Dataset(Struct):
