@@ -1,0 +1,116 @@
+"""How many distinct values a column has: the smallest hashes of its values (bottom-k, or KMV).
+
+Bar-Yossef et al. 2002, Beyer et al. 2007. A union of two columns has as smallest hashes the smallest of both, so merging
+loses nothing and its order does not matter. The same hashes tell how much two columns have in common. A hash is of
+the value alone, on every machine and for ever: whole numbers hash alike as integers and as floats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Hashes = NDArray[np.uint64]
+
+KEPT = 1024
+"""The estimate's relative standard error is 1 / sqrt(1022), 3 %."""
+
+_BLOCK = 16_384
+_A, _B = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """The smallest distinct hashes, sorted, and between which bounds the number of distinct values lies."""
+
+    hashes: Hashes
+    least: int
+    most: int
+
+    @property
+    def exact(self) -> bool:
+        return self.least == self.most
+
+    @property
+    def count(self) -> int:
+        """How many distinct values there are: exact for one piece of data and below 1,024, else within about 3 %."""
+        if self.exact:
+            return self.least
+        estimate = (KEPT - 1) / (float(self.hashes[-1]) / 2.0**64)
+        return int(min(max(estimate, self.least), self.most))
+
+    def overlap(self, other: Distinct) -> float:
+        """Return the Jaccard similarity of both sets of values, within about 0.03; 0 for two empty ones."""
+        both = np.union1d(self.hashes, other.hashes)[:KEPT]
+        common = np.isin(both, self.hashes) & np.isin(both, other.hashes)
+        return float(common.mean()) if len(both) else 0.0
+
+
+def of(hashes: Hashes) -> Distinct:
+    """Return the summary of the hashes of all distinct values, in any order, each once."""
+    smallest = np.partition(hashes, KEPT - 1)[:KEPT] if len(hashes) > KEPT else hashes
+    return Distinct(np.sort(smallest), len(hashes), len(hashes))
+
+
+def merge(parts: Sequence[Distinct]) -> Distinct:
+    hashes = np.unique(np.concatenate([part.hashes for part in parts]))[:KEPT]
+    least, most = max(part.least for part in parts), sum(part.most for part in parts)
+    if len(hashes) < KEPT:
+        return Distinct(hashes, len(hashes), len(hashes))
+    return Distinct(hashes, max(least, KEPT), most)
+
+
+def hash_numbers(values: NDArray[Any]) -> Hashes:
+    """Return a hash of each of `values`, integers or finite floats; block by block, which stays in the processor's cache."""
+    blocks = [_hashed(values[start : start + _BLOCK]) for start in range(0, len(values), _BLOCK)]
+    return np.concatenate(blocks) if blocks else np.empty(0, np.uint64)
+
+
+def _hashed(values: NDArray[Any]) -> Hashes:
+    if values.dtype.kind != "f":
+        return _mixed(values.astype(np.int64).view(np.uint64).copy())
+    bits = values.astype(np.float64).view(np.uint64)
+    with np.errstate(invalid="ignore"):
+        integers = values.astype(np.int64)
+    whole = (integers == values) & (np.abs(values) < 2.0**63)
+    return _mixed(np.where(whole, integers.view(np.uint64), bits))
+
+
+def _mixed(bits: Hashes) -> Hashes:
+    """Return Stafford's mix 13 (the finalizer of SplitMix64) of each, in place."""
+    bits += np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, _A), (27, _B)):
+        bits ^= bits >> np.uint64(shift)
+        bits *= factor
+    bits ^= bits >> np.uint64(31)
+    return bits
+
+
+def hash_texts(texts: pl.Series) -> Hashes:
+    """Return a hash of each text (no nulls) from its UTF-8 bytes: eight at a time, all rows at once."""
+    import pyarrow as pa
+
+    array = texts.to_arrow().cast(pa.large_string())
+    _, offsets, data = array.buffers()
+    edges = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
+    padded = np.frombuffer(bytes(data or b"") + bytes(8), np.uint8)
+    words: Hashes = np.ndarray((len(padded) - 7,), "<u8", padded, strides=(1,))
+    left, start = np.diff(edges), edges[:-1].copy()
+    hashes = left.astype(np.uint64)
+    rows = np.flatnonzero(left > 0)
+    while len(rows):
+        unused = ((8 - left[rows].clip(max=8)) * 8).astype(np.uint64)
+        word = words[start[rows]] & (np.uint64(0xFFFFFFFFFFFFFFFF) >> unused)
+        state = (hashes[rows] ^ word) * _A
+        hashes[rows] = (state ^ (state >> np.uint64(29))) * _B
+        start[rows] += 8
+        left[rows] -= 8
+        rows = rows[left[rows] > 0]
+    return _mixed(hashes)
