@@ -52,10 +52,10 @@ DEFINITIONS = Definitions(
 )
 
 
-def estimator(seed: int = 0) -> Any:
+def estimator(seed: int = 0, *, compiles: bool = True) -> Any:
     """A pipeline that takes numbers, text and missing values; its scores depend on `seed`."""
     from sklearn.compose import make_column_transformer
-    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.ensemble import BaggingClassifier, HistGradientBoostingClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import OrdinalEncoder
 
@@ -64,16 +64,19 @@ def estimator(seed: int = 0) -> Any:
         ("passthrough", ["visits", "customer__age"]),
     )
     labels = np.random.default_rng(seed).integers(0, 2, len(FRAME))
-    return make_pipeline(encode, HistGradientBoostingClassifier(max_iter=5, min_samples_leaf=2)).fit(FRAME, labels)
+    boosted = HistGradientBoostingClassifier(max_iter=5, min_samples_leaf=2)
+    return make_pipeline(encode, boosted if compiles else BaggingClassifier(boosted, 1)).fit(FRAME, labels)
 
 
 def fragile() -> Any:
-    """A linear model: raises at a missing value, and overflows to infinity for numbers over some hundreds."""
+    """A linear model in a child process: raises at a missing value, and overflows to infinity for numbers over some hundreds."""
     from sklearn.linear_model import LinearRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import PolynomialFeatures
 
     frame = FRAME[["visits"]]
-    model = LinearRegression().fit(frame, frame["visits"])
-    model.coef_ = np.array([1e306])
+    model = make_pipeline(PolynomialFeatures(1, include_bias=False), LinearRegression()).fit(frame, frame["visits"])
+    model[-1].coef_ = np.array([1e306])
     return model
 
 

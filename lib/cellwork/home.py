@@ -121,6 +121,10 @@ class Home:
         """Copies of registered model folders, by content digest; made and checked by the platform's services."""
         return self.root / "models"
 
+    def compiled(self) -> Path:
+        """Programs read out of models, by the model's digest, and the kernel built on this machine; made by the services."""
+        return self.root / "compiled"
+
     def source(self, sha256: str) -> Path:
         """Notebooks and files of jobs and runs, by content."""
         if not re.fullmatch(r"[0-9a-f]{64}", sha256):

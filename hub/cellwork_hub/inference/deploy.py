@@ -17,9 +17,11 @@ from sqlalchemy import Engine
 from cellwork import clock, ids
 from cellwork.errors import CellworkError, Conflict, NotFound, Refused
 from cellwork.home import Home
+from cellwork.models.compiled import NotCompiled
 from cellwork.serving import signature
 from cellwork.serving.choose import Lookup, Routes, Served
 from cellwork.serving.endpoint import DEADLINE_SECONDS, Endpoint
+from cellwork.serving.inline import Inline
 from cellwork.serving.log import PredictionLog
 from cellwork.serving.plan import Plan
 from cellwork.serving.predictor import Predictor
@@ -66,9 +68,24 @@ class Endpoints:
 
     def _returned(self, deployed: Deployed) -> Served:
         ref = deployed.record.version
+        inline = self._inline(self._copy(ref.digest), ref)
+        if inline.restore():
+            return Served(ref, deployed.record.id, deployed.plan, inline)
         predictor = Predictor(self._copy(ref.digest), _text(ref))
         predictor.keep_trying()
         return Served(ref, deployed.record.id, deployed.plan, predictor)
+
+    def _inline(self, folder: Path, ref: VersionRef) -> Inline:
+        return Inline(folder, ref.digest, _text(ref), self.home.compiled())
+
+    async def _loaded(self, folder: Path, ref: VersionRef) -> tuple[Predictor | Inline, list[float], list[str]]:
+        """Return the version compiled, else the predictor of a child process, with the scores it must give and why."""
+        inline = self._inline(folder, ref)
+        try:
+            await inline.start()
+        except NotCompiled as error:
+            return Predictor(folder, _text(ref)), error.expected, [f"compiled: no, {error}"]
+        return inline, [], []
 
     async def settle(self, seconds: float) -> None:
         """Wait until every live predictor answers, at most `seconds`."""
@@ -138,22 +155,27 @@ class Endpoints:
         new = Deployed(record, back.plan)
         return await self._swap(call, routes.revision, new, back.predictor, "endpoint.rollback", reason)
 
-    async def _prepare(self, name: str, version: int) -> tuple[VersionRef, Plan, Predictor, list[str]]:
+    async def _prepare(self, name: str, version: int) -> tuple[VersionRef, Plan, Predictor | Inline, list[str]]:
         gate = await to_thread.run_sync(self.registry.gate, name, version)
         _refuse_unless_passed(gate)
         copy = await to_thread.run_sync(registries.copy, self.registry, gate.version, self.home.models())
         definitions = await to_thread.run_sync(self.registry.definitions, ids.split_name(name)[0])
         plan = signature.plan(ids.split_name(name)[0], copy.manifest.columns, definitions)
-        predictor = Predictor(copy.folder, _text(gate.version))
+        predictor, expected, how = await self._loaded(copy.folder, gate.version)
         try:
-            seen = await sanity.check(predictor, copy, f"version {_text(gate.version)}")
+            seen = await sanity.check(predictor, copy, f"version {_text(gate.version)}", expected)
         except BaseException:
             self._leave(predictor, 0)
             raise
-        return gate.version, plan, predictor, [*(f"gate {check.name}: {check.text}" for check in gate.checks), *seen]
+        return (
+            gate.version,
+            plan,
+            predictor,
+            [*(f"gate {check.name}: {check.text}" for check in gate.checks), *how, *seen],
+        )
 
     async def _swap(
-        self, call: Call, seen: int, new: Deployed, predictor: Predictor, action: str, reason: str
+        self, call: Call, seen: int, new: Deployed, predictor: Predictor | Inline, action: str, reason: str
     ) -> Entry:
         name = new.record.endpoint
         async with self._swaps[name]:
@@ -166,7 +188,7 @@ class Endpoints:
             self._leave(old.previous.predictor, 2 * self.deadline)
         return entry
 
-    def _leave(self, predictor: Predictor, seconds: float) -> None:
+    def _leave(self, predictor: Predictor | Inline, seconds: float) -> None:
         """Close `predictor` when those who still may ask it have been answered."""
 
         async def leave() -> None:

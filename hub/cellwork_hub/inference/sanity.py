@@ -13,17 +13,23 @@ from anyio import to_thread
 
 from cellwork.errors import BadInput, Refused
 from cellwork.models import sandbox
+from cellwork.models.compiled.build import TOLERANCE
+from cellwork.models.compiled.child import ROWS
+from cellwork.serving.inline import Inline
 from cellwork.serving.predictor import NoAnswer, Predictor
 from cellwork_hub.inference.registry import Copy
 
 WARM_CALLS = 20
 SLOW_SECONDS = 1.0
 """Half the deadline: a version that takes longer for one row is refused."""
-TOLERANCE = 1e-6
+PARITY = 1e-6
 
 
-async def check(predictor: Predictor, copy: Copy, subject: str) -> list[str]:
-    """Start `predictor`, score the example rows, warm it; return what was seen, one line each.
+async def check(predictor: Predictor | Inline, copy: Copy, subject: str, expected: Sequence[float] = ()) -> list[str]:
+    """Start `predictor` if it does not run yet, score the example rows, warm it; return what was seen, one line each.
+
+    `expected` are the example's scores from a clean process; without them one is started. A compiled model was compared
+    with scikit-learn's in a clean process when it was compiled.
 
     Raises
     ------
@@ -34,18 +40,28 @@ async def check(predictor: Predictor, copy: Copy, subject: str) -> list[str]:
     rows, began = len(copy.manifest.example), time.perf_counter()
     if not rows:
         raise Refused(subject, "", "has no example rows to try it on", "register it with an example")
-    clean = asyncio.create_task(to_thread.run_sync(_clean_scores, copy, columns))
+    clean = asyncio.create_task(_expected(predictor, copy, columns, expected))
     try:
-        await predictor.start()
+        if not predictor.ready:
+            await predictor.start()
         lines = [f"loads: in {time.perf_counter() - began:.1f} s, {predictor.how}"]
-        scores = await predictor.ask(columns, rows, seconds=SLOW_SECONDS * 10)
+        table = list(zip(*columns.values(), strict=True))
+        scores = await predictor.ask(list(columns), table, seconds=SLOW_SECONDS * 10)
         lines += [f"schema: {len(columns)} columns, {rows} example rows", _finite(scores, subject)]
-        lines += [_same(scores, await clean, subject), await _warm(predictor, columns, subject)]
+        lines += [_same(scores, await clean, subject), await _warm(predictor, list(columns), table[:1], subject)]
     except (NoAnswer, BadInput) as error:
         raise Refused(subject, "", error.verdict, "it got no traffic; mend the model and register it again") from None
     finally:
         await asyncio.wait([clean])
     return lines
+
+
+async def _expected(
+    predictor: Predictor | Inline, copy: Copy, columns: dict[str, list[Any]], expected: Sequence[float]
+) -> Sequence[float] | None:
+    if isinstance(predictor, Inline):
+        return None
+    return expected or await to_thread.run_sync(_clean_scores, copy, columns)
 
 
 def _clean_scores(copy: Copy, columns: dict[str, list[Any]]) -> list[float]:
@@ -65,23 +81,24 @@ def _finite(scores: Sequence[float | None], subject: str) -> str:
     return f"finite: scores from {min(good, default=0):.4f} to {max(good, default=0):.4f}"
 
 
-def _same(scores: Sequence[float | None], expected: Sequence[float], subject: str) -> str:
+def _same(scores: Sequence[float | None], expected: Sequence[float] | None, subject: str) -> str:
+    if expected is None:
+        return f"parity: at most {TOLERANCE:.0e} from scikit-learn's scores on the example and {ROWS} rows like it"
     worst = max((abs((a or 0.0) - b) / max(1.0, abs(b)) for a, b in zip(scores, expected, strict=True)), default=0.0)
-    if not worst <= TOLERANCE:
+    if not worst <= PARITY:
         raise Refused(subject, f"{worst:.2e}", "is how far its scores are from a clean process's", "look at its state")
     return f"parity: at most {worst:.0e} from a clean process"
 
 
-async def _warm(predictor: Predictor, example: dict[str, list[Any]], subject: str) -> str:
-    one = {name: values[:1] for name, values in example.items()}
+async def _warm(predictor: Predictor | Inline, columns: list[str], one: list[tuple[Any, ...]], subject: str) -> str:
     seconds = []
     for _ in range(WARM_CALLS):
         began = time.perf_counter()
-        await predictor.ask(one, 1, seconds=SLOW_SECONDS * 10)
+        await predictor.ask(columns, one, seconds=SLOW_SECONDS * 10)
         seconds.append(time.perf_counter() - began)
     median = sorted(seconds)[len(seconds) // 2]
     if median > SLOW_SECONDS:
         raise Refused(
             subject, f"{median:.2f} s", f"is its time for one row (at most {SLOW_SECONDS} s)", "make it faster"
         )
-    return f"latency: {median * 1e3:.1f} ms a row"
+    return f"latency: {median * 1e3:.3g} ms a row"

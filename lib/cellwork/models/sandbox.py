@@ -73,28 +73,28 @@ def _run(folder: Path, features: Path, timeout: float, memory_mb: int, *, most_b
     command = [sys.executable, "-I", "-m", "cellwork.models.child", str(folder.absolute()), str(features), *limits]
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as words:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=words, env=_environment(home), cwd=home, start_new_session=True
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=words, env=environment(home), cwd=home, start_new_session=True
         )  # fmt: skip
         try:
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise _failed(f"did not answer within {timeout:.0f} s", "make it smaller, or allow more time") from None
         finally:
-            _end(process)
+            end(process)
         if code != 0:
             raise _verdict(code, _tail(words), memory_mb)
         output.seek(0)
         return output.read(most_bytes)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
     """Kill what is left of the child's process group, and collect it."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
-def _environment(home: str) -> dict[str, str]:
+def environment(home: str) -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TZ") if name in os.environ}
     threads = str(min(4, os.cpu_count() or 1))
     return {**kept, "HOME": home, "TMPDIR": home, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": "1"}

@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from cellwork.serving import plan as plans
+from cellwork.serving.inline import Inline
 from cellwork.serving.plan import Filled, Key, Plan
 from cellwork.serving.predictor import NoAnswer, Predictor
 from cellwork.wire.endpoints import RouteKind, Row
@@ -32,7 +32,7 @@ class Served:
     ref: VersionRef
     deployment: str
     plan: Plan
-    predictor: Predictor
+    predictor: Predictor | Inline
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ async def _ask(served: Served, requests: list[list[Filled]], seconds: float) -> 
     end = time.monotonic() + seconds
     together = [row for rows in requests for row in rows]
     try:
-        scores = await served.predictor.ask(_columns(served.plan, together), len(together), seconds=seconds)
+        scores = await served.predictor.ask(served.plan.names, [row.values for row in together], seconds=seconds)
     except NoAnswer as error:
         if len(requests) == 1 or not error.verdict.startswith("raised"):
             return [error] * len(requests)
@@ -105,10 +105,6 @@ async def _ask(served: Served, requests: list[list[Filled]], seconds: float) -> 
         parts.append(_finite(served, scores[start : start + len(rows)]))
         start += len(rows)
     return parts
-
-
-def _columns(plan: Plan, rows: Sequence[Filled]) -> dict[str, list[Any]]:
-    return {column.name: [row.values[k] for row in rows] for k, column in enumerate(plan.columns)}
 
 
 def _finite(served: Served, scores: list[float | None]) -> list[float] | NoAnswer:

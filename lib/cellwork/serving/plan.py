@@ -47,6 +47,10 @@ class Plan(Struct):
     columns: list[Column]
     sources: list[Source] = []
 
+    @property
+    def names(self) -> list[str]:
+        return [column.name for column in self.columns]
+
     def references(self) -> list[str]:
         """Return ``view:feature`` of every column that can be filled from the online store."""
         return [f"{column.view}:{column.feature}" for column in self.columns if column.view]

@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,8 @@ class Predictor:
         """Start in the background and again until it works: what a restarted service does with what it had."""
         self._keeper = asyncio.create_task(self._keep())
 
-    async def ask(self, columns: dict[str, list[Any]], rows: int, *, seconds: float) -> list[float | None]:
-        """Return one score a row; None where it is not finite.
+    async def ask(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, seconds: float) -> list[float | None]:
+        """Return one score a row (its values in the order of `columns`); None where it is not finite.
 
         Raises
         ------
@@ -79,7 +80,8 @@ class Predictor:
             raise self._no_answer("is late with an earlier answer")
         number, future = next(self._numbers), asyncio.get_running_loop().create_future()
         self._waiting[number] = (time.monotonic(), future)
-        process.stdin.write(messages.frame(messages.Ask(number, rows, columns)))
+        table = {name: [row[k] for row in rows] for k, name in enumerate(columns)}
+        process.stdin.write(messages.frame(messages.Ask(number, len(rows), table)))
         asyncio.get_running_loop().call_later(self.hang_seconds, self._kill_if_waiting, number, process)
         try:
             return await asyncio.wait_for(asyncio.shield(future), seconds)
