@@ -18,6 +18,7 @@ from running import Platform, wait_for
 
 from cellwork.client import Client
 from cellwork.errors import NotFound
+from cellwork.wire.jobs import RunRequest
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -184,3 +185,38 @@ def test_a_dashboard_of_an_endpoint_that_is_not_there_says_which_are(page, platf
     page.goto(f"{platform.url}/services/dashboards/voila/render/overview.ipynb?endpoint=shop/<b>nobody")
     page.wait_for_selector("h2:has-text('No endpoint shop/<b>nobody')")
     page.wait_for_selector(f"text={toured.tour.endpoint}")
+
+
+def test_a_failed_run_is_opened_in_lab_at_its_kernel_and_goes_on_after_the_cell_is_mended(page, platform, client):
+    """`run open` makes the page, Lab attaches to the run's own kernel, and `run resume` takes the page as it was mended."""
+    sources = ["numbers = [3, 4]", "total = sum(number / 0 for number in numbers)", "print('the total is', total)"]
+    notebook = {**_notebook(""), "cells": [{**_notebook(source)["cells"][0], "id": f"c{k}"} for k, source in enumerate(sources)]}  # fmt: skip
+    started = client.jobs.start(RunRequest(project="shop", notebook="sums.ipynb", content=json.dumps(notebook)))
+    run = client.jobs.wait(started.id, timeout=120)
+    assert run.kept is not None
+    opened = json.loads(platform.command("run", "open", run.id, "--json").stdout)
+    assert (opened["cell"], opened["url"].endswith("#cell-id=c1")) == (2, True)
+    path = Path(opened["notebook"]).relative_to(workspace(platform)).as_posix()
+
+    page.goto(f"{platform.url}/user/{platform.user}/lab/workspaces/test-{time.time_ns()}/tree/{path}?reset")
+    cells = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell")
+    cells.nth(2).wait_for()
+
+    def looked() -> bool:
+        cells.nth(2).locator(".cm-content").click()
+        page.keyboard.press("Control+a")
+        page.keyboard.insert_text("print('seen', numbers)")
+        page.keyboard.press("Control+Enter")
+        page.wait_for_timeout(1000)
+        return "seen [3, 4]" in cells.nth(2).inner_text()
+
+    wait_for(looked, 90, "the run's own kernel")
+    for cell, text in ((1, "total = sum(numbers)"), (2, sources[2])):
+        cells.nth(cell).locator(".cm-content").click()
+        page.keyboard.press("Control+a")
+        page.keyboard.insert_text(text)
+    page.keyboard.press("Control+s")
+    wait_for(lambda: "sum(numbers)" in Path(opened["notebook"]).read_text(), 30, "the saved page")
+    resumed = platform.command("run", "resume", run.id, "--follow")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert "the total is 7" in client.jobs.notebook(run.id)

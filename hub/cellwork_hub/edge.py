@@ -38,6 +38,7 @@ __all__ = [
 ]
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 log = logging.getLogger("cellwork")
 
@@ -117,7 +118,7 @@ class Service:
         elif scope["type"] == "http":
             await self._answer(scope, receive, send)
         else:
-            await send({"type": "websocket.close", "code": 4404})
+            await self._converse(scope, receive, send)
 
     async def _run_lifespan(self, receive: Receive, send: Send) -> None:
         @asynccontextmanager
@@ -134,6 +135,22 @@ class Service:
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
         await send({"type": "lifespan.shutdown.complete"})
+
+    async def _converse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the handler of a WEBSOCKET route talk; who may not is told so before the socket is accepted."""
+        socket = WebSocket(scope, receive, send)
+        try:
+            route, parameters = self._find(scope)
+            principal = await self._authorised(scope, route)
+            headers = {key.lower(): value for key, value in socket.headers.items()}
+            origin = _origin(headers, principal)
+            await route.handler(
+                Call(principal, ids.new("req"), origin, parameters, dict(socket.query_params), socket, headers)
+            )
+        except errors.CellworkError as error:
+            await socket.close(4403, str(error).encode()[:120].decode(errors="ignore"))
+        except WebSocketDisconnect:
+            return
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         started, request_id, path = time.perf_counter(), ids.new("req"), "(none)"
@@ -166,17 +183,18 @@ class Service:
 
     def _find(self, scope: Scope) -> tuple[Route, dict[str, str]]:
         path = canonical_path(scope, self.prefix)
+        method = scope["method"] if scope["type"] == "http" else "WEBSOCKET"
+        if scope["type"] == "http" and method == "WEBSOCKET":
+            raise Malformed("method", method, "is not one of HTTP", "open a websocket")
         others = []
         for route in self.routes:
             match = route.pattern.fullmatch(path)
-            if match and route.method == scope["method"]:
+            if match and route.method == method:
                 return route, match.groupdict()
             if match:
                 others.append(route.method)
         if others:
-            raise errors.NotFound(
-                "method", scope["method"], f"does not exist on {path}", f"use {' or '.join(sorted(others))}"
-            )
+            raise errors.NotFound("method", method, f"does not exist on {path}", f"use {' or '.join(sorted(others))}")
         raise errors.NotFound("path", path, f"is not one of the service {self.name!r}", "look at /openapi.json")
 
     async def _authorised(self, scope: Scope, route: Route) -> Principal:

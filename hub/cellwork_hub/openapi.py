@@ -20,6 +20,8 @@ def describe(name: str, routes: Sequence[Route]) -> dict[str, Any]:
     by_type = {repr(t): schema for t, schema in zip(types, schemas, strict=True)}
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
+        if route.method == "WEBSOCKET":  # OpenAPI knows none; the page of routes does
+            continue
         operation: dict[str, Any] = {
             "summary": route.doc,
             "parameters": [

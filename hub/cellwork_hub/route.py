@@ -55,7 +55,10 @@ Handler = Callable[[Call], Any] | Callable[[Call], Awaitable[Any]]
 
 @dataclass(frozen=True)
 class Route:
-    """`path` holds `{name}` for a segment; `scope` is what the caller needs, `None` opens it to everyone."""
+    """`path` holds `{name}` for a segment; `scope` is what the caller needs, `None` opens it to everyone.
+
+    The handler of the method ``WEBSOCKET`` is async, finds the socket, not yet accepted, as the call's body, and answers nothing.
+    """
 
     method: str
     path: str

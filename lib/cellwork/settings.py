@@ -40,6 +40,11 @@ class Settings:
     ready_seconds: int = _setting(90, "How long a service may take to become ready.")
     runners: int = _setting(2, "How many notebook runs execute at once.")
     run_timeout_seconds: int = _setting(3600, "When a notebook run is stopped, unless its job says otherwise.")
+    keep_kernel_seconds: int = _setting(
+        3600, "How long the kernel of a failed run is kept for its owner to go on in; 0 keeps none."
+    )
+    keep_kernel_megabytes: int = _setting(4096, "A kept kernel that holds more memory is ended.")
+    keep_kernels: int = _setting(4, "How many kernels of failed runs are kept at once.")
     inference_workers: int = _setting(1, "Processes of the inference service.")
     dashboard_kernels: int = _setting(1, "Kernels kept warm for each dashboard.")
     culling_idle_seconds: int = _setting(0, "When an idle user server is stopped; 0 never.")

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import uvicorn
@@ -65,21 +66,20 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def state(home: Path, tokens: RunTokens) -> State:
+def state(home: Path, tokens: RunTokens, **fields: Any) -> State:
     folder = Home(home).ensure()
     engine = db.open_database(f"sqlite:///{folder.database('jobs')}", app.MIGRATIONS)
     short = timedelta(seconds=3)
-    return State(
-        engine, folder, tokens, user="ada", lease=short, first_lease=short, backoff=timedelta(milliseconds=200)
-    )
+    given = {"user": "ada", "lease": short, "first_lease": short, "backoff": timedelta(milliseconds=200), **fields}
+    return State(engine, folder, tokens, **given)
 
 
 class World:
     """The service in a thread, and a client for each token."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, **fields: Any) -> None:
         self.tokens, self.events, self.port = RunTokens(), list[Event](), free_port()
-        self.state = state(home, self.tokens)
+        self.state = state(home, self.tokens, **fields)
         self.clients: dict[str, Client] = {}
         self.url = f"http://127.0.0.1:{self.port}"
         service = app.service(self.state, self._events, self.tokens.authorise)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 from starlette.types import Scope
 
@@ -13,14 +14,14 @@ from cellwork_hub import records
 from cellwork_hub.auth import HubTokens
 from cellwork_hub.context import Context
 from cellwork_hub.edge import Service
-from cellwork_hub.jobs import claims, definitions, runs, store
+from cellwork_hub.jobs import channels, claims, definitions, reopen, runs, store
 from cellwork_hub.jobs.fires import Ticker
 from cellwork_hub.jobs.store import Events, State
 from cellwork_hub.jobs.tokens import HubRunTokens
 from cellwork_hub.preparation import one_user
 from cellwork_hub.route import Route
 
-MIGRATIONS = [records.MIGRATION, store.MIGRATION]
+MIGRATIONS = [records.MIGRATION, store.MIGRATION, store.KEPT]
 """Append only: a number, once used, keeps its meaning."""
 
 
@@ -33,6 +34,9 @@ def build(context: Context) -> Service:
         home=context.home,
         tokens=HubRunTokens(context.hub_api, context.token("jobs")),
         user=one_user(settings) if settings.trust == "personal" else "",
+        keep=timedelta(seconds=settings.keep_kernel_seconds),
+        keep_bytes=settings.keep_kernel_megabytes << 20,
+        keep_most=settings.keep_kernels,
     )
     authorise = HubTokens(context.hub_api, context.token("jobs"), cache_seconds=settings.token_cache_seconds)
     return service(
@@ -68,4 +72,10 @@ def service(
 
 
 def routes(state: State) -> list[Route]:
-    return [*definitions.routes(state), *runs.routes(state), *claims.routes(state)]
+    return [
+        *definitions.routes(state),
+        *runs.routes(state),
+        *claims.routes(state),
+        *reopen.routes(state),
+        *channels.routes(state),
+    ]

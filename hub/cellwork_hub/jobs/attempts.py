@@ -30,7 +30,7 @@ def begin(db: Connection, run: Row, runner: str) -> dict[str, Any]:
     last = store.select(db, "SELECT coalesce(max(n), 0) AS n FROM attempts WHERE run = :run", run=run["id"])[0]["n"]
     attempt = {
         "run": run["id"], "n": last + 1, "fence": run["fence"] + 1, "runner": runner, "state": "running",
-        "started": store.now(), "ended": None, "cell": 0, "cells": 0, "error": "",
+        "started": store.now(), "ended": None, "cell": 0, "cells": 0, "error": "", "first_cell": run["first_cell"],
     }  # fmt: skip
     store.insert(db, "attempts", attempt)
     return attempt
@@ -77,10 +77,10 @@ def settle(db: Connection, run: Row, word: str, **fields: int) -> None:
         records.event(db, f"run.{target}", run["project"], run["id"], job=run["job"], notebook=run["notebook"])
 
 
-def after(state: State, run: Row) -> None:
-    """After an attempt: its token ends with it, and the next run may start."""
+def after(state: State, run: Row, *, kept: bool = False) -> None:
+    """After an attempt: its token ends with it, unless its kernel is kept, and the next run may start."""
     state.bell.ring()
-    if run["token_id"]:
+    if run["token_id"] and not kept:
         state.tokens.revoke(run["principal"], run["token_id"])
 
 

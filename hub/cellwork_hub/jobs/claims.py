@@ -19,7 +19,7 @@ from cellwork import files
 from cellwork.errors import BadInput, CellworkError, Conflict, Unavailable
 from cellwork.wire.jobs import Claim, ClaimRequest, Progress, Run
 from cellwork_hub import records
-from cellwork_hub.jobs import attempts, store
+from cellwork_hub.jobs import attempts, leases, store
 from cellwork_hub.jobs.attempts import Row, micros
 from cellwork_hub.jobs.store import State
 from cellwork_hub.route import Call, Route
@@ -29,30 +29,36 @@ TOKEN_MARGIN_SECONDS = 300
 HUB_AWAY = timedelta(seconds=2)
 
 OLDEST = (
-    "SELECT r.* FROM runs r LEFT JOIN jobs j ON j.id = r.job_id WHERE r.state = 'queued' AND r.not_before <= :now AND (j.id IS NULL OR "
+    "SELECT r.* FROM runs r LEFT JOIN jobs j ON j.id = r.job_id WHERE r.state = 'queued' AND r.held = 0 AND r.not_before <= :now AND (j.id IS NULL OR "
     "(SELECT count(*) FROM runs x WHERE x.job_id = r.job_id AND x.lease_until IS NOT NULL) < j.concurrency) ORDER BY r.seq LIMIT 1"
 )
-CLAIMED = (
-    "UPDATE runs SET state = 'running', fence = fence + 1, lease_until = :until WHERE id = :id AND state = 'queued'"
-)
+HELD = "SELECT * FROM runs WHERE id = :run AND state = 'queued' AND held = 1"
+CLAIMED = "UPDATE runs SET state = 'running', fence = fence + 1, lease_until = :until, held = 0, first_cell = 1 WHERE id = :id AND state = 'queued'"
 
 
-def take(state: State, call: Call, runner: str) -> Claim | None:
-    """Return the oldest queued run whose job may have one more running, as a new attempt of `runner`, with the run's own token."""
+def take(state: State, call: Call, runner: str, held: str = "") -> Claim | None:
+    """Return the oldest queued run whose job may have one more running, as a new attempt of `runner`, with the run's own token.
+
+    `held` names the run whose kernel the runner has kept; it gets that one or none.
+    """
     with state.engine.begin() as db:
-        row = store.one(db, OLDEST, now=store.now())
+        row = store.one(db, HELD, run=held) if held else store.one(db, OLDEST, now=store.now())
         if row is None or not store.write(db, CLAIMED, until=store.now() + micros(state.first_lease), id=row["id"]):
             return None
         attempt = attempts.begin(db, row, runner)
         records.event(db, "run.started", row["project"], row["id"], attempt=attempt["n"], runner=runner)
         records.audit(db, call, "run.claim", row["id"], after={"attempt": attempt["n"], "runner": runner})
+        store.write(db, "DELETE FROM kept WHERE run = :run", run=row["id"])
     token = _token(state, row, attempt)
+    if row["token_id"]:
+        state.tokens.revoke(row["principal"], row["token_id"])
     with state.engine.connect() as db:
         run = store.as_run(db, store.run_row(db, row["id"]))
     return Claim(
         run=run, attempt=attempt["n"], fence=attempt["fence"], content=state.home.source(row["notebook_sha256"]).read_text(), token=token,
         files={path: state.home.source(digest).read_text() for path, digest in msgspec.json.decode(row["files"]).items()},
-        timeout_seconds=row["timeout_seconds"], lease_seconds=int(state.lease.total_seconds()),
+        timeout_seconds=row["timeout_seconds"], lease_seconds=int(state.lease.total_seconds()), first_cell=attempt["first_cell"],
+        executed=store.executed(state.home, row["id"], attempt["n"] - 1).decode() if held else "",
     )  # fmt: skip
 
 
@@ -95,10 +101,13 @@ def report(state: State, call: Call) -> Run:
             attempts.renew(db, state, row["id"])
         else:
             attempts.end(db, state, row, found, progress.state, progress.error)
+            failed = progress.keepable and store.run_row(db, row["id"])["state"] == "failed"
+            if failed:
+                leases.keep(db, state, row, {**found, "cell": progress.cell or found["cell"]})
             records.audit(db, call, "run.report", row["id"], after={"attempt": found["n"], "state": progress.state})
         run = store.as_run(db, store.run_row(db, row["id"]))
     if progress.state != "running":
-        attempts.after(state, row)
+        attempts.after(state, row, kept=run.kept is not None)
     return run
 
 

@@ -24,7 +24,7 @@ from cellwork.runs import parameters
 from cellwork.wire.jobs import Schedule
 from cellwork.wire.records import Event
 from cellwork_hub import records
-from cellwork_hub.jobs import attempts, runs, store
+from cellwork_hub.jobs import attempts, leases, runs, store
 from cellwork_hub.jobs.store import Events, State
 from cellwork_hub.records import micros, moment
 
@@ -144,6 +144,7 @@ def _refuse(db: Connection, row: Mapping[str, Any], error: str) -> None:
         "cell": 0,
         "cells": 0,
         "error": error,
+        "first_cell": 1,
     }
     store.insert(db, "attempts", attempt)
     store.write(db, "UPDATE runs SET state = 'failed' WHERE id = :id", id=row["id"])
@@ -162,6 +163,7 @@ class Ticker:
 
     def start(self) -> None:
         attempts.extend(self.state)
+        leases.extend(self.state)
         for thread in self._threads:
             thread.start()
 
@@ -177,6 +179,7 @@ class Ticker:
         while not self._stop.wait(TICK_SECONDS):
             try:
                 attempts.expire(self.state)
+                leases.expire(self.state)
                 tick(self.state)
             except (CellworkError, OperationalError) as error:
                 log.warning("the clock waits: %s", error)

@@ -14,7 +14,7 @@ from cellwork.jobs import schedule
 from cellwork.runs import parameters
 from cellwork.wire.jobs import Run, RunRequest, Schedule
 from cellwork_hub import records
-from cellwork_hub.jobs import store
+from cellwork_hub.jobs import leases, store
 from cellwork_hub.jobs.definitions import check_limits
 from cellwork_hub.jobs.store import State
 from cellwork_hub.route import Call, Route
@@ -29,7 +29,7 @@ def queue(db: Connection, row: Mapping[str, Any]) -> str:
     """Insert a queued run with the fields of `row` and return its id."""
     full = {
         "id": ids.new("run"), "job_id": "", "job": "", "due": None, "state": "queued", "created": store.now(), "retries_left": 0,
-        "lost": 0, "not_before": 0, "fence": 0, "lease_until": None, "token_id": "", **row,
+        "lost": 0, "not_before": 0, "fence": 0, "lease_until": None, "token_id": "", "first_cell": 1, "held": 0, **row,
     }  # fmt: skip
     store.insert(db, "runs", full)
     records.event(
@@ -104,6 +104,8 @@ def stop(state: State, call: Call) -> Run:
     """Stop the run: one that waits never starts, one that runs is interrupted by its runner. An ended run stays as it ended."""
     with state.engine.begin() as db:
         row = store.run_row(db, call.path["run"])
+        if row["held"]:
+            leases.drop(db, row["id"], "the run was stopped")
         if row["state"] in ("queued", "running"):
             store.write(db, "UPDATE runs SET state = 'stopped' WHERE id = :id", id=row["id"])
             records.event(db, "run.stopped", row["project"], row["id"], job=row["job"])
@@ -127,11 +129,8 @@ def notebook(state: State, call: Call) -> bytes:
         row = store.run_row(db, call.path["run"])
         attempts = len(store.as_run(db, row).attempts)
     call.media_type = "application/x-ipynb+json"
-    for number in range(attempts, 0, -1):
-        path = state.home.attempt(row["id"], number) / "out.ipynb"
-        if path.exists():
-            return path.read_bytes()
-    return state.home.source(row["notebook_sha256"]).read_bytes()
+    found = store.executed(state.home, row["id"], attempts)
+    return found or state.home.source(row["notebook_sha256"]).read_bytes()
 
 
 def routes(state: State) -> list[Route]:

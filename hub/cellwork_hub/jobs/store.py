@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Engine, text
 from cellwork import clock, files, ids, scopes
 from cellwork.errors import BadInput, NotFound, Refused
 from cellwork.home import Home
-from cellwork.wire.jobs import Attempt, Job, Run, Schedule
+from cellwork.wire.jobs import Attempt, Job, Kept, Run, Schedule
 from cellwork.wire.records import Event, Principal
 from cellwork_hub.records import micros, moment
 
@@ -37,6 +37,15 @@ MIGRATION = (
     "CREATE TABLE fires (job_id TEXT NOT NULL, fire TEXT NOT NULL, run TEXT NOT NULL, PRIMARY KEY (job_id, fire))",
     "CREATE TABLE cursors (name TEXT PRIMARY KEY, seq BIGINT NOT NULL)",
 )
+KEPT = (
+    "ALTER TABLE runs ADD COLUMN first_cell INTEGER NOT NULL DEFAULT 1",
+    "ALTER TABLE runs ADD COLUMN held INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE attempts ADD COLUMN first_cell INTEGER NOT NULL DEFAULT 1",
+    "CREATE TABLE kept (run TEXT PRIMARY KEY, attempt INTEGER NOT NULL, fence INTEGER NOT NULL, runner TEXT NOT NULL, cell INTEGER NOT NULL, until BIGINT NOT NULL, "
+    "heard BIGINT NOT NULL, bytes BIGINT NOT NULL, most_bytes BIGINT NOT NULL)",
+    "CREATE INDEX runs_token ON runs (token_id) WHERE token_id <> ''",
+)
+"""Kernels of failed runs; a run is `held` while it waits to go on in its own."""
 
 NOT_FOR_RUNS = frozenset({"events:write", "runs:execute", "admin"})
 MOST_TIMEOUT = 7 * 86_400
@@ -86,6 +95,11 @@ class State:
     first_lease: timedelta = timedelta(seconds=10)
     backoff: timedelta = timedelta(seconds=5)
     """Before the first retry of a failed run; doubled for each further one."""
+    keep: timedelta = timedelta()
+    """How long the kernel of a failed run is kept; zero keeps none."""
+    keep_bytes: int = 4 << 30
+    keep_most: int = 4
+    """Kernels kept at once; one more ends the one that would end first."""
     bell: Bell = field(default_factory=Bell)
 
 
@@ -173,15 +187,31 @@ def as_run(db: Connection, row: Mapping[str, Any]) -> Run:
     attempts = [
         Attempt(
             n=a["n"], fence=a["fence"], runner=a["runner"], state=a["state"], started=moment(a["started"]),
-            ended=moment(a["ended"]) if a["ended"] else None, cell=a["cell"], cells=a["cells"], error=a["error"],
+            ended=moment(a["ended"]) if a["ended"] else None, cell=a["cell"], cells=a["cells"], error=a["error"], first_cell=a["first_cell"],
         )
         for a in rows
     ]  # fmt: skip
+    held = one(db, "SELECT * FROM kept WHERE run = :run", run=row["id"])
     return Run(
         id=row["id"], project=row["project"], notebook=row["notebook"], notebook_sha256=row["notebook_sha256"], parameters=msgspec.json.decode(row["parameters"]),
         principal=row["principal"], state=row["state"], created=moment(row["created"]), job=row["job"], due=moment(row["due"]) if row["due"] else None,
-        cause=row["cause"], attempts=attempts,
+        cause=row["cause"], attempts=attempts, kept=as_kept(held) if held else None,
     )  # fmt: skip
+
+
+def as_kept(row: Mapping[str, Any]) -> Kept:
+    return Kept(
+        attempt=row["attempt"], runner=row["runner"], cell=row["cell"], until=moment(row["until"]), bytes=row["bytes"], most_bytes=row["most_bytes"]
+    )  # fmt: skip
+
+
+def executed(home: Home, run: str, attempt: int) -> bytes:
+    """Return the executed notebook of the newest attempt up to number `attempt` that has one; empty if none has."""
+    for number in range(attempt, 0, -1):
+        path = home.attempt(run, number) / "out.ipynb"
+        if path.exists():
+            return path.read_bytes()
+    return b""
 
 
 def select(db: Connection, statement: str, **values: Any) -> list[dict[str, Any]]:

@@ -10,7 +10,8 @@ import click
 
 from cellwork import project
 from cellwork.cli import show
-from cellwork.cli.run import gather, seconds, takes_parameters, with_progress
+from cellwork.cli.follow import seconds, with_progress
+from cellwork.cli.run import gather, takes_parameters
 
 if TYPE_CHECKING:
     from cellwork.wire.jobs import Job, Schedule

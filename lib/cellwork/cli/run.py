@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cellwork import errors, project
-from cellwork.cli import show
+from cellwork.cli import reopen, show
+from cellwork.cli.follow import Line, seconds, with_progress
 from cellwork.runs import parameters
 
 if TYPE_CHECKING:
-    from cellwork.client import Client
     from cellwork.wire.jobs import Run
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -37,6 +36,10 @@ def run() -> None:
 
     Example: cellwork run train.ipynb -p days 30 -o trained.ipynb
     """
+
+
+for _command in (reopen.open_, reopen.resume, reopen.release):
+    run.add_command(_command)
 
 
 def takes_parameters(command: F) -> F:
@@ -123,18 +126,6 @@ def here(
         click.echo(f"succeeded  {seconds:.1f} s  {target}")
 
 
-class Line:
-    """`cell 3 of 7  4.2 s`, on standard error, once a cell."""
-
-    def __init__(self, started: float) -> None:
-        self.started, self.last = started, (0, 0)
-
-    def cell(self, cell: int, cells: int) -> None:
-        if (cell, cells) != self.last and cell:
-            click.echo(f"cell {cell} of {cells}  {time.monotonic() - self.started:.1f} s", err=True)
-        self.last = (cell, cells)
-
-
 def _platform(notebook: Path) -> dict[str, str]:
     """Return what a kernel needs to reach the platform that runs here, if one does, and the project's name."""
     from cellwork.client.base import address
@@ -186,32 +177,6 @@ def start(notebook: Path, p: Any, r: Any, f: Any, y: Any, timeout: int, follow: 
     with_progress(connect(), connect().jobs.start(request), follow=follow, json=json)
 
 
-def with_progress(client: Client, begun: Run, *, follow: bool, json: bool) -> None:
-    """Print the run, or follow it to its end; exits with 1 unless it succeeded."""
-    if not follow:
-        if json:
-            show.document(begun)
-        else:
-            click.echo(f"{begun.id}  {begun.state}  (follow it with: cellwork run show {begun.id})")
-        return
-    line = Line(time.monotonic())
-
-    def progress(now: Run) -> None:
-        if now.attempts and not json:
-            line.cell(now.attempts[-1].cell, now.attempts[-1].cells)
-
-    ended = client.jobs.wait(begun.id, timeout=7 * 86_400, progress=progress)
-    if json:
-        show.document(ended)
-    else:
-        click.echo(
-            f"{ended.id}  {ended.state}"
-            + (f"\n{ended.attempts[-1].error}" if ended.attempts and ended.attempts[-1].error else "")
-        )
-    if ended.state != "succeeded":
-        sys.exit(1)
-
-
 @run.command(name="list")
 @click.option("--job", default="", help="Only runs of this job, project/name.")
 @click.option("--project", "of_project", default="", help="Only runs of this project.")
@@ -247,12 +212,6 @@ def _cells(of: Run) -> str:
     return f"{last.cell} of {last.cells}" if last and last.cells else "-"
 
 
-def seconds(of: Run) -> float | None:
-    """Return how long the last attempt took, or None while it lasts."""
-    last = of.attempts[-1] if of.attempts else None
-    return (last.ended - last.started).total_seconds() if last and last.ended else None
-
-
 @run.command(name="show")
 @click.argument("run_id")
 @show.as_json
@@ -275,6 +234,11 @@ def show_(run_id: str, json: bool) -> None:
     for attempt in found.attempts:
         if attempt.error:
             click.echo(f"attempt {attempt.n}: {attempt.error}")
+    if found.kept:
+        until = found.kept.until.strftime("%H:%M:%SZ")
+        click.echo(
+            f"its kernel is kept at cell {found.kept.cell} until {until}; look into it with: cellwork run open {found.id}"
+        )
 
 
 @run.command()

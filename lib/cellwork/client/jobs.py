@@ -7,7 +7,18 @@ from collections.abc import Callable, Iterator
 
 from cellwork import errors
 from cellwork.client.base import Connection
-from cellwork.wire.jobs import Claim, ClaimRequest, Job, JobRequest, Progress, Run, RunRequest
+from cellwork.wire.jobs import (
+    Claim,
+    ClaimRequest,
+    Job,
+    JobRequest,
+    KeepAnswer,
+    KeepRequest,
+    Progress,
+    ResumeRequest,
+    Run,
+    RunRequest,
+)
 
 ENDED = frozenset({"succeeded", "failed", "stopped"})
 
@@ -48,6 +59,14 @@ class Jobs:
     def stop(self, run: str) -> Run:
         return self._to.call("jobs", "POST", f"/api/v1/runs/{run}/stop", Run)
 
+    def resume(self, run: str, request: ResumeRequest) -> Run:
+        """Continue a failed run, in its kept kernel or on a new one."""
+        return self._to.call("jobs", "POST", f"/api/v1/runs/{run}/resume", Run, request)
+
+    def release(self, run: str) -> Run:
+        """End the kernel that is kept for a failed run, if one is."""
+        return self._to.call("jobs", "DELETE", f"/api/v1/runs/{run}/kernel", Run)
+
     def wait(self, run: str, *, timeout: float = 3600, progress: Callable[[Run], None] | None = None) -> Run:
         """Return the run when it has ended; raises Unavailable after `timeout` seconds."""
         end = time.monotonic() + timeout
@@ -67,3 +86,7 @@ class Jobs:
 
     def report(self, run: str, progress: Progress) -> Run:
         return self._to.call("jobs", "POST", f"/api/v1/runs/{run}/progress", Run, progress)
+
+    def keep(self, run: str, request: KeepRequest) -> KeepAnswer:
+        """Say that the kernel of `run` is kept, and hear whether the run is resumed; raises Conflict when it shall be kept no more."""
+        return self._to.call("jobs", "POST", f"/api/v1/runs/{run}/kernel", KeepAnswer, request)

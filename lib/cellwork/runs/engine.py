@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from cellwork import files
 from cellwork.errors import CellworkError, NotFound
 from cellwork.runs import parameters as names
@@ -51,6 +53,7 @@ def execute(
     kernel_name: str = "python3",
     kernel: Kernel | None = None,
     report_mode: bool = False,
+    spare: bool = False,
 ) -> None:
     """Run the cells of `notebook` with `parameters` and leave the executed notebook at `output`.
 
@@ -66,6 +69,8 @@ def execute(
         One that was started ahead, and that the caller ends; else a fresh `kernel_name` is started and ended here.
     report_mode
         Hide the input of the cells in the output.
+    spare
+        At a deadline interrupt the given kernel, and kill it only if it does not give in: it may be kept.
 
     Raises
     ------
@@ -74,10 +79,7 @@ def execute(
     RunFailed
         A cell raised, the kernel died, or the time was up.
     """
-    try:
-        content = names.read(notebook.read_bytes(), notebook.name)
-    except OSError as error:
-        raise NotFound("notebook", notebook, f"can't be read ({error.strerror})", "check its path") from None
+    content = _content(notebook)
     values = names.check(content, parameters or {}, notebook.name)
     given, folder = dict(environment or {}), (cwd or notebook.parent).absolute()
     with tempfile.TemporaryDirectory(prefix="cellwork-") as sockets:
@@ -87,15 +89,49 @@ def execute(
                 used = Kernel.start(Path(sockets), {**allowed(os.environ), **given}, name=kernel_name, cwd=folder)
             else:
                 used.prepare(given, folder)
-            _papermill(notebook, output, values, used, progress, timeout, cell_timeout, report_mode)
+            _papermill(
+                notebook, output, values, used, progress=progress, timeout=timeout, cell_timeout=cell_timeout, report_mode=report_mode, spare=spare
+            )  # fmt: skip
         finally:
             if used and used is not kernel:
                 used.stop(gently=3)
 
 
-def _papermill(
-    notebook: Path, output: Path, values: dict[str, Any], kernel: Kernel, progress: Progress | None, timeout: float, cell_timeout: float | None, report_mode: bool
+def resume(
+    page: Mapping[str, Any], output: Path, kernel: Kernel, *, first: int, name: str, progress: Progress | None = None, timeout: float = math.inf,
+    cell_timeout: float | None = None, environment: Mapping[str, str] | None = None, spare: bool = False,
 ) -> None:  # fmt: skip
+    """Go on with the notebook `page` (made by `runs.resume.merge`) in the `kernel` it ran in, from its code cell number `first`.
+
+    The other arguments, and what is raised, as for `execute`; `name` is the notebook's.
+    """
+    import nbformat
+    from papermill.exceptions import PapermillExecutionError
+    from papermill.execute import raise_for_execution_errors
+
+    from cellwork.runs.plugin import Manager, run_cells
+
+    kernel.drain()
+    kernel.prepare(dict(environment or {}))
+    nb = nbformat.reads(msgspec.json.encode(page).decode(), as_version=4)
+    nb.metadata.setdefault("papermill", nbformat.from_dict({"input_path": name}))
+    manager = Manager(nb, output, progress, first)
+    run_cells(manager, kernel, timeout=timeout, cell_timeout=cell_timeout, spare=spare)
+    try:
+        raise_for_execution_errors(manager.nb, None)
+    except PapermillExecutionError as error:
+        files.write(output, nbformat.writes(manager.nb))
+        raise _failure(error, manager, name) from None
+
+
+def _content(notebook: Path) -> dict[str, Any]:
+    try:
+        return names.read(notebook.read_bytes(), notebook.name)
+    except OSError as error:
+        raise NotFound("notebook", notebook, f"can't be read ({error.strerror})", "check its path") from None
+
+
+def _papermill(notebook: Path, output: Path, values: dict[str, Any], kernel: Kernel, **options: Any) -> None:
     import nbformat
     import papermill
     from papermill.engines import papermill_engines
@@ -111,8 +147,7 @@ def _papermill(
     try:
         papermill.execute_notebook(
             literal, None, values, engine_name="cellwork", kernel_name=kernel.manager.kernel_name, language="python",
-            progress_bar=False, report_mode=report_mode, kernel=kernel, keep=kept.append, save_to=output,
-            progress=progress, timeout=timeout, cell_timeout=cell_timeout,
+            progress_bar=False, kernel=kernel, keep=kept.append, save_to=output, **options,
         )  # fmt: skip
     except PapermillExecutionError as error:
         files.write(output, nbformat.writes(kept[0].nb))  # with papermill's banner, which it puts in after the engine

@@ -77,12 +77,25 @@ class Kernel:
             raise
         return kernel
 
-    def prepare(self, environment: Mapping[str, str], cwd: Path) -> None:
-        """Hand the run's variables and folder to a kernel that was started ahead; they appear in no history and no output."""
-        code = f"import os as _os; _os.environ.update({dict(environment)!r}); _os.chdir({str(cwd)!r}); del _os"
+    def prepare(self, environment: Mapping[str, str], cwd: Path | None = None) -> None:
+        """Hand the run's variables, and its folder, to a kernel that runs; they appear in no history and no output."""
+        move = f"_os.chdir({str(cwd)!r}); " if cwd else ""
+        code = f"import os as _os; _os.environ.update({dict(environment)!r}); {move}del _os"
         answer = self._ask(self.client.execute(code, silent=True, store_history=False), 30)
         if answer["status"] != "ok":
             raise Unavailable("kernel", self.pid, "refused the run's environment", "look at the runner's log")
+
+    def drain(self) -> None:
+        """Drop what the kernel told to everybody while nobody listened here; a full queue would lose what comes next."""
+        from queue import Empty
+
+        from jupyter_core.utils import run_sync
+
+        while True:
+            try:
+                run_sync(self.client.get_iopub_msg)(timeout=0.01)
+            except Empty:
+                return
 
     def _ask(self, message: str, timeout: float) -> dict[str, Any]:
         """Return the content of the answer to `message`; raises RuntimeError after `timeout` seconds."""
@@ -104,6 +117,15 @@ class Kernel:
     def alive(self) -> bool:
         process = self.manager.provisioner.process if self.manager.provisioner else None
         return process is not None and process.poll() is None
+
+    def give_in(self, seconds: float) -> bool:
+        """Interrupt what the kernel computes; return whether it answers again within `seconds`."""
+        self.interrupt()
+        try:
+            self._ask(self.client.kernel_info(), seconds)
+        except RuntimeError:
+            return False
+        return True
 
     def interrupt(self) -> None:
         _signal(self.pid, signal.SIGINT)

@@ -81,6 +81,19 @@ class Attempt(Struct):
     cell: int = 0
     cells: int = 0
     error: str = ""
+    first_cell: int = 1
+    """Where it began; above 1 the earlier cells ran in an attempt before it, in the same kernel or up to a checkpoint."""
+
+
+class Kept(Struct):
+    """The kernel of a failed run, kept for its owner until `until`, or until it holds more than `most_bytes`."""
+
+    attempt: int
+    runner: str
+    cell: int
+    until: datetime
+    bytes: int = 0
+    most_bytes: int = 0
 
 
 class Run(Struct):
@@ -97,6 +110,7 @@ class Run(Struct):
     cause: str = ""
     """``schedule``, ``event <id>`` or ``manual``."""
     attempts: list[Attempt] = []
+    kept: Kept | None = None
 
 
 class ClaimRequest(Struct):
@@ -118,6 +132,9 @@ class Claim(Struct):
     """The run's own token: its author's scopes, its life."""
     timeout_seconds: int
     lease_seconds: int
+    first_cell: int = 1
+    """Above 1: continue in the kernel that was kept, with `executed` as it stood."""
+    executed: str = ""
 
 
 class Progress(Struct):
@@ -132,3 +149,33 @@ class Progress(Struct):
     cells: int = 0
     error: str = ""
     notebook: str = ""
+    keepable: bool = False
+    """With state ``failed``: the kernel lives and may be kept; the answer's `kept` says whether it shall be."""
+
+
+class KeepRequest(Struct):
+    """A runner's word about the kernel it keeps. The answer waits for up to `wait_seconds` for the run to be resumed."""
+
+    fence: int
+    bytes: int = 0
+    wait_seconds: float = 0.0
+    ended: str = ""
+    """Why the kernel has ended, when it has."""
+
+
+class KeepAnswer(Struct):
+    """`claim` is the next attempt at the run, in the kept kernel; without it the kernel is kept on."""
+
+    claim: Claim | None = None
+
+
+class ResumeRequest(Struct):
+    """Continue a failed run in its kept kernel, from the cell at which it failed or from `first_cell`.
+
+    `content` is the mended notebook (as it was written, or as it was executed); empty: the notebook as it is.
+    """
+
+    content: str = ""
+    first_cell: int = 0
+    new_kernel: bool = False
+    """Start on a new kernel instead: from the last checkpoint whose cells above are unchanged, else from the first cell."""

@@ -25,7 +25,7 @@ EVENTS = (
     "batch.ready", "batch.rejected", "features.ready", "features.online", "dataset.built", "training.finished", "evaluation.done",
     "model.registered", "model.promoted", "model.rolled_back", "endpoint.changed", "endpoint.breaker_opened", "predictions.ready",
     "outcomes.arrived", "drift.found", "alert.raised", "alert.resolved", "run.queued", "run.started", "run.cell", "run.succeeded",
-    "run.failed", "run.stopped", "job.created", "job.changed", "user.server_stopped",
+    "run.failed", "run.stopped", "run.kept", "run.released", "job.created", "job.changed", "user.server_stopped",
 )  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 It needs CELLWORK_URL and CELLWORK_RUNNER_TOKEN, and then reads nothing of CELLWORK_HOME, so that it can run under an account
 of its own; on the platform's account it finds both there. It stays single-threaded and opens no connection: what is forked
-must inherit neither. When it ends, or a slot dies, the slot's kernel and what that started is ended too.
+must inherit neither. When it ends, or a slot dies, the slot's kernel and what that started is ended too. A slot that keeps
+the kernel of a failed run is replaced by a further one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 
 from cellwork_hub.context import Context
-from cellwork_hub.jobs.runners.slot import Platform, serve_one
+from cellwork_hub.jobs.runners.slot import KEEPING, Platform, serve_one
 
 log = logging.getLogger("cellwork.runner")
 
@@ -80,15 +81,27 @@ def _prctl(option: int, value: int) -> None:
 @dataclass
 class Slot:
     process: BaseProcess
-    kernels: Connection
+    told: Connection
     started: float = field(default_factory=time.monotonic)
+    kernels: list[int] = field(default_factory=list)
+    keeping: bool = False
+
+    def listen(self) -> None:
+        """Take what the slot has told: its kernels, and that it keeps one."""
+        with contextlib.suppress(EOFError, OSError):
+            while self.told.poll():
+                word = self.told.recv()
+                if word == KEEPING:
+                    self.keeping = True
+                else:
+                    self.kernels.append(word)
 
     def end_kernels(self) -> None:
         """End the kernels that the slot told of; the slot itself is dead, and has ended them unless it was killed."""
-        with contextlib.suppress(EOFError):
-            while self.kernels.poll():
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self.kernels.recv(), signal.SIGKILL)
+        self.listen()
+        for kernel in self.kernels:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(kernel, signal.SIGKILL)
 
 
 class Runner:
@@ -101,9 +114,9 @@ class Runner:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         while not self.stopping:
-            while len(self.slots) < self.count:
+            while sum(not slot.keeping for slot in self.slots) < self.count:
                 self.slots.append(self._fork())
-            wait([slot.process.sentinel for slot in self.slots], timeout=1)
+            wait([waited for slot in self.slots for waited in (slot.process.sentinel, slot.told)], timeout=1)
             self._reap()
         self._end()
 
@@ -118,6 +131,8 @@ class Runner:
         return Slot(process, ours)
 
     def _reap(self) -> None:
+        for slot in self.slots:
+            slot.listen()
         ended = [slot for slot in self.slots if not slot.process.is_alive()]
         for slot in ended:
             slot.process.join()

@@ -1,7 +1,8 @@
 """One slot of a runner: a process that warms a kernel, claims one run, executes it, reports, and ends.
 
 So no run sees what another left behind, and a run costs no kernel start. The main thread is papermill's; a second one carries
-the progress to the service and brings back the word to stop.
+the progress to the service and brings back the word to stop. When a run fails for good its slot may keep the kernel: it tells
+the runner, which fills its place, and goes on with the same run if its owner resumes it.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from types import FrameType
 from cellwork.client import Client
 from cellwork.client.jobs import Jobs
 from cellwork.errors import BadInput, CellworkError, Conflict, NotFound, Unavailable
-from cellwork.runs import engine
+from cellwork.runs import engine, parameters, resume
 from cellwork.runs.kernel import Kernel, allowed
 from cellwork.wire import PREFIX
 from cellwork.wire.jobs import Claim, Progress, RunState
+from cellwork_hub.jobs.runners import keeper
 
 log = logging.getLogger("cellwork.runner")
 
@@ -38,7 +40,9 @@ INTERRUPT_SECONDS = 5.0
 EXIT_SECONDS = 3.0
 """How long a kernel may take to run its exit handlers; its result is published by then."""
 LAST_WORD_SECONDS = 120.0
-KEPT = ("CELLWORK_INSTANCE", "CELLWORK_UNIT")  # by which the supervisor knows what belongs to it
+KEEPING = "keeping"
+"""What a slot tells its runner when it keeps a kernel and no longer counts as one of its slots."""
+PASSED_ON = ("CELLWORK_INSTANCE", "CELLWORK_UNIT")  # by which the supervisor knows what belongs to it
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,16 @@ class Platform:
     runner: str
 
 
-def serve_one(platform: Platform, tell: Callable[[int], None]) -> None:
-    """Execute one run, from the claim to the last report; `tell` gets the process id of each kernel that is started."""
+Tell = Callable[[int | str], None]
+"""Gets the process id of each kernel that is started, and the word KEEPING."""
+
+
+def serve_one(platform: Platform, tell: Tell) -> None:
+    """Execute one run, from the claim to the last report, and keep its kernel if its owner may go on in it."""
     attempt: Attempt | None = None
 
     def leave(_: int, __: FrameType | None) -> None:
-        if attempt is None:
+        if attempt is None or attempt.over:
             sys.exit(0)
         attempt.end("queued")
 
@@ -71,7 +79,21 @@ def serve_one(platform: Platform, tell: Callable[[int], None]) -> None:
             kernel = _kernel(folder / "k2", tell)
         attempt = Attempt(jobs, claim, kernel, folder)
         attempt.execute(platform.url)
+        with contextlib.ExitStack() as open_way:
+            while attempt.kept and (next_one := _hold(platform, jobs, attempt, tell, open_way)):
+                attempt = Attempt(jobs, next_one, kernel, folder)
+                attempt.execute(platform.url)
         kernel.stop(gently=0 if attempt.word else EXIT_SECONDS)
+
+
+def _hold(platform: Platform, jobs: Jobs, attempt: Attempt, tell: Tell, open_way: contextlib.ExitStack) -> Claim | None:
+    """Keep the kernel of a failed attempt, open to its owner; returns the run's next attempt, if there is to be one."""
+    run, fence = attempt.claim.run.id, attempt.claim.fence
+    tell(KEEPING)
+    log.info("run %s: its kernel is kept", run)
+    open_way.close()
+    open_way.enter_context(keeper.tunnel(platform.url, platform.token, run, fence, attempt.kernel))
+    return keeper.hold(jobs, run, fence, attempt.kernel)
 
 
 @contextlib.contextmanager
@@ -83,9 +105,9 @@ def _folder() -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _kernel(folder: Path, tell: Callable[[int], None]) -> Kernel:
+def _kernel(folder: Path, tell: Tell) -> Kernel:
     folder.mkdir()
-    environment = {**allowed(os.environ), **{key: os.environ[key] for key in KEPT if key in os.environ}}
+    environment = {**allowed(os.environ), **{key: os.environ[key] for key in PASSED_ON if key in os.environ}}
     kernel = Kernel.start(folder, {**environment, "IPYTHONDIR": str(folder / "ipython")})
     tell(kernel.pid)
     return kernel
@@ -106,13 +128,18 @@ def _claim(jobs: Jobs, runner: str) -> Claim:
 
 
 class Attempt:
-    """One attempt at a run. `word` is how somebody else ended it: ``stopped``, ``queued`` (the runner leaves) or ``lost`` (its fence is stale)."""
+    """One attempt at a run. `word` is how somebody else ended it: ``stopped``, ``queued`` (the runner leaves) or ``lost`` (its fence is stale).
+
+    When it is `over`, `kept` says whether the service wants its kernel kept.
+    """
 
     def __init__(self, jobs: Jobs, claim: Claim, kernel: Kernel, folder: Path) -> None:
         self.jobs, self.claim, self.kernel = jobs, claim, kernel
         self.output = folder / "out.ipynb"
         self.work = folder / "work"
         self.word = ""
+        self.over = self.kept = False
+        self.keepable = claim.first_cell > 1
         self.cell = self.cells = 0
         self._news, self._over = threading.Event(), threading.Event()
         self._sent = (0, 0.0)
@@ -130,6 +157,7 @@ class Attempt:
             state, error = self.word, "" if self.word == "stopped" else "its runner was stopped"  # type: ignore[assignment]
         if self.word != "lost":
             self._last_word(state, error)
+        self.over = True
         log.info(
             "run %s attempt %d: %s after %.1f s",
             self.claim.run.id,
@@ -140,12 +168,12 @@ class Attempt:
 
     def _run(self, url: str) -> tuple[RunState, str]:
         try:
-            notebook = unpack(self.claim, self.work)
-            engine.execute(
-                notebook, self.output, self.claim.run.parameters, progress=self._at, timeout=self.claim.timeout_seconds,
-                environment=environment(self.claim, url), cwd=notebook.parent, kernel=self.kernel,
-            )  # fmt: skip
+            if self.claim.first_cell > 1 or self.claim.executed:
+                self._resume(url)
+            else:
+                self._execute(url)
         except engine.RunFailed as error:
+            self.keepable = True
             return "failed", f"{error}\n{error.traceback}".strip()
         except CellworkError as error:
             return "failed", str(error)
@@ -153,6 +181,22 @@ class Attempt:
             log.exception("run %s", self.claim.run.id)
             return "failed", f"{type(error).__name__}: {error}"
         return "succeeded", ""
+
+    def _execute(self, url: str) -> None:
+        notebook = unpack(self.claim, self.work)
+        engine.execute(
+            notebook, self.output, self.claim.run.parameters, progress=self._at, timeout=self.claim.timeout_seconds,
+            environment=environment(self.claim, url), cwd=notebook.parent, kernel=self.kernel, spare=True,
+        )  # fmt: skip
+
+    def _resume(self, url: str) -> None:
+        """Go on in the kernel of the attempt before, with the mended notebook."""
+        first, name = self.claim.first_cell, self.claim.run.notebook
+        executed, mended = (parameters.read(text, name) for text in (self.claim.executed, self.claim.content))
+        engine.resume(
+            resume.merge(executed, mended, first), self.output, self.kernel, first=first, name=name, progress=self._at,
+            timeout=self.claim.timeout_seconds, environment=environment(self.claim, url), spare=True,
+        )  # fmt: skip
 
     def _at(self, cell: int, cells: int) -> None:
         self.cell, self.cells = cell, cells
@@ -207,8 +251,11 @@ class Attempt:
         notebook = self.output.read_text() if self.output.exists() else ""
         end = time.monotonic() + LAST_WORD_SECONDS
         while True:
+            said = self._progress(state, error=error, notebook=notebook)
+            said.keepable = self.keepable and state == "failed" and self.kernel.alive()
             try:
-                self.jobs.report(self.claim.run.id, self._progress(state, error=error, notebook=notebook))
+                run = self.jobs.report(self.claim.run.id, said)
+                self.kept = said.keepable and run.kept is not None and run.kept.attempt == self.claim.attempt
                 return
             except (Conflict, NotFound, BadInput) as refused:
                 log.warning("run %s: %s", self.claim.run.id, refused)

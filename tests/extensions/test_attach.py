@@ -1,0 +1,153 @@
+"""Lab's way to a kept kernel, with Jupyter's own kernel manager: start, look, interrupt, restart, and what is said when it is gone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import KernelManager
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hub"))
+
+from jobs_world import World, start_runner
+
+from cellwork.runs import attach
+from cellwork.wire.jobs import ResumeRequest, Run, RunRequest
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    world = World(tmp_path_factory.mktemp("home"), keep=timedelta(seconds=120))
+    runner = start_runner(world.url, 1, world.state.home.log("runner"))
+    yield world
+    runner.terminate()
+    runner.wait(20)
+    world.close()
+
+
+@pytest.fixture
+def platform(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setenv("CELLWORK_URL", world.url)
+    monkeypatch.setenv("CELLWORK_TOKEN", "ada-token")
+    return world
+
+
+def page(*sources: str) -> str:
+    cells = [
+        {"cell_type": "code", "id": f"c{k}", "metadata": {}, "outputs": [], "execution_count": None, "source": source}
+        for k, source in enumerate(sources)
+    ]  # fmt: skip
+    return json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells})
+
+
+def failed(world: World, *sources: str) -> Run:
+    jobs = world.client().jobs
+    request = RunRequest(project="p", notebook="n.ipynb", content=page(*sources))
+    run = jobs.wait(jobs.start(request).id, timeout=60)
+    assert run.kept is not None
+    return run
+
+
+class Lab:
+    """A Jupyter client that starts the spec's kernel, as Lab's server does."""
+
+    def __init__(self, folder: Path, run: str, cell: int) -> None:
+        name = attach.ensure_spec(folder, run, cell)
+        specs = KernelSpecManager(kernel_dirs=[str(folder / "kernels")], ensure_native_kernel=False)
+        self.manager = KernelManager(kernel_name=name, kernel_spec_manager=specs)
+        self.manager.start_kernel()
+        self.client = self.manager.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=30)
+
+    def run(self, code: str, timeout: float = 30) -> str:
+        """Return what `code` printed, its value or its error."""
+        texts: list[str] = []
+
+        def hook(message: dict[str, Any]) -> None:
+            content = message["content"]
+            texts.append(
+                content.get("text", "") or content.get("data", {}).get("text/plain", "") or content.get("evalue", "")
+            )
+
+        self.client.execute_interactive(code, timeout=timeout, output_hook=hook, allow_stdin=False)
+        return "".join(texts)
+
+    def close(self) -> None:
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=False)
+
+
+def test_lab_looks_into_the_kernel_at_the_failing_cell_and_what_it_does_there_counts(
+    platform: World, tmp_path: Path
+) -> None:
+    run = failed(platform, "rows = [1, 2, 3]", "sum(row / 0 for row in rows)", "print('then', rows)")
+    lab = Lab(tmp_path, run.id, 2)
+    try:
+        assert lab.run("print(len(rows))") == "3\n"
+        assert lab.run("rows") == "[1, 2, 3]"
+        assert "division by zero" in lab.run("1 / 0")
+        lab.run("rows = [4]")
+        lab.manager.restart_kernel()
+        lab.client.wait_for_ready(timeout=30)
+        assert lab.run("rows") == "[4]", "a restart of Lab's kernel leaves the run's kernel as it is"
+        jobs = platform.client().jobs
+        jobs.resume(run.id, ResumeRequest(content=page("rows = [1, 2, 3]", "pass", "print('then', rows)")))
+        assert jobs.wait(run.id, timeout=60).state == "succeeded"
+        assert "then [4]" in jobs.notebook(run.id)
+        said = next(text for _ in range(100) if (text := lab.run("rows")) != "[4]")
+        assert "kernel has ended" in said, "it says so instead of dying"
+        assert lab.manager.is_alive()
+    finally:
+        lab.close()
+
+
+def test_an_interrupt_from_lab_reaches_the_kernel(platform: World, tmp_path: Path) -> None:
+    run = failed(platform, "1 / 0")
+    lab = Lab(tmp_path, run.id, 1)
+    try:
+        waiting = lab.client.execute("print('sleeps')\nimport time; time.sleep(60)")
+        while lab.client.get_iopub_msg(timeout=20)["msg_type"] != "stream":
+            pass
+        lab.manager.interrupt_kernel()
+        while (answer := lab.client.get_shell_msg(timeout=20))["parent_header"]["msg_id"] != waiting:
+            pass
+        assert answer["content"]["ename"] == "KeyboardInterrupt"
+        assert lab.run("1 + 1") == "2"
+    finally:
+        lab.close()
+        platform.client().jobs.release(run.id)
+
+
+def test_somebody_else_does_not_get_in(platform: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bob may start runs of his own; the kernel of Ada's run holds her rights."""
+    run = failed(platform, "secret = 'of ada'", "1 / 0")
+    monkeypatch.setenv("CELLWORK_TOKEN", "bob-token")
+    lab = Lab(tmp_path, run.id, 2)
+    try:
+        assert "not yours" in lab.run("print(secret)")
+    finally:
+        lab.close()
+        platform.client().jobs.release(run.id)
+
+
+def test_specs_of_kernels_that_are_gone_are_tidied_away(tmp_path: Path) -> None:
+    for run in ("run_" + "0" * 26, "run_" + "1" * 26):
+        attach.ensure_spec(tmp_path, run, 1)
+    assert attach.tidy(tmp_path, lambda run: run.endswith("1")) == ["run_" + "0" * 26]
+    assert [path.name for path in (tmp_path / "kernels").iterdir()] == ["cellwork-run_" + "1" * 26]
+
+
+def test_without_arguments_it_says_what_it_wants() -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", "cellwork_jupyter.kernel.attach"], capture_output=True, text=True, timeout=60
+    )
+    assert answer.returncode == 2
+    assert "run" in answer.stderr

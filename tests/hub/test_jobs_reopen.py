@@ -1,0 +1,195 @@
+"""A failed run is reopened: its kernel is kept for its owner, who looks into it, mends the notebook, and goes on from the cell."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from jobs_world import World, start_runner
+from test_jobs_runner import gone, printed, until
+
+from cellwork.client.jobs import Jobs
+from cellwork.errors import BadInput, Conflict, Refused
+from cellwork.wire.jobs import ResumeRequest, Run, RunRequest
+
+CELLS, BROKEN = 36, 28
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    world = World(tmp_path_factory.mktemp("home"), keep=timedelta(seconds=120), keep_most=2)
+    yield world
+    world.close()
+
+
+@pytest.fixture(scope="module")
+def runner(world: World) -> Iterator[subprocess.Popen[bytes]]:
+    process = start_runner(world.url, 1, world.state.home.log("runner"))
+    yield process
+    family = [process.pid, *(p.pid for p in psutil.Process(process.pid).children(recursive=True))]
+    process.terminate()
+    assert process.wait(20) == 0
+    until(lambda: all(map(gone, family)), "the runner's processes have ended")
+
+
+@pytest.fixture
+def jobs(world: World, runner: subprocess.Popen[bytes]) -> Jobs:
+    return world.client().jobs
+
+
+def notebook(*sources: str, **tagged: str) -> str:
+    cells = [
+        {"cell_type": "code", "id": f"c{k}", "metadata": {"tags": [tagged[f"c{k}"]]} if f"c{k}" in tagged else {}, "outputs": [], "execution_count": None, "source": source}
+        for k, source in enumerate(sources, start=1)
+    ]  # fmt: skip
+    return json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells})
+
+
+def long_notebook(log: Path, broken: str) -> str:
+    """36 cells; each but the broken one notes in a file outside the kernel that it ran."""
+    sources = [f"open({str(log)!r}, 'a').write('{number}\\n')" for number in range(1, CELLS + 1)]
+    sources[2] += (
+        "\ndef count():\n    n = 0\n    while True:\n        n += 1\n        yield n\ngenerator = count()\nnext(generator)"
+    )
+    sources[BROKEN - 1] = broken
+    sources[-1] += "\nprint('generator', next(generator))"
+    return notebook(*sources)
+
+
+def fail(jobs: Jobs, content: str, **fields: Any) -> Run:
+    run = jobs.wait(jobs.start(RunRequest(project="p", notebook="n.ipynb", content=content, **fields)).id, timeout=60)
+    assert run.state == "failed", run
+    return run
+
+
+def test_a_run_that_failed_at_cell_28_of_36_goes_on_from_there_and_each_cell_has_run_once(
+    jobs: Jobs, world: World, tmp_path: Path
+) -> None:
+    """The open generator of cell 3 still lives; no other kernel could give what it gives next."""
+    log = tmp_path / "log"
+    run = fail(jobs, long_notebook(log, "missing_name"))
+    assert run.kept is not None
+    assert (run.kept.cell, run.attempts[-1].cell) == (BROKEN, BROKEN)
+    jobs.resume(run.id, ResumeRequest(content=long_notebook(log, f"open({str(log)!r}, 'a').write('28\\n')")))
+    ended = jobs.wait(run.id, timeout=60)
+    assert ended.state == "succeeded", ended.attempts
+    assert [(a.state, a.first_cell) for a in ended.attempts] == [("failed", 1), ("succeeded", BROKEN)]
+    assert log.read_text().split() == [str(k) for k in range(1, CELLS + 1)]
+    assert "generator 2" in printed(jobs, ended)
+    page = json.loads(jobs.notebook(run.id))
+    counts = [cell["execution_count"] for cell in page["cells"]]
+    assert None not in counts, "every cell shows that it ran"
+    assert "An Exception was encountered" not in jobs.notebook(run.id)
+    assert ended.kept is None
+    until(lambda: not world.tokens.live, "its tokens are taken back")
+
+
+def test_a_kept_kernel_leaves_room_for_other_runs_and_ends_when_it_is_released(
+    jobs: Jobs, world: World, runner: subprocess.Popen[bytes]
+) -> None:
+    run = fail(jobs, notebook("import os; print(os.getpid())", "1 / 0"))
+    kernel = int(printed(jobs, run))
+    other = jobs.wait(jobs.start(RunRequest(project="p", notebook="n.ipynb", content=notebook("1"))).id, timeout=60)
+    assert (other.state, gone(kernel)) == ("succeeded", False)
+    assert jobs.release(run.id).kept is None
+    assert jobs.release(run.id).kept is None, "said twice"
+    until(lambda: gone(kernel), "the kernel has ended")
+    with pytest.raises(Conflict, match="new-kernel"):
+        jobs.resume(run.id, ResumeRequest())
+
+
+def test_who_changes_a_cell_that_ran_is_told_which_and_may_run_again_from_it(jobs: Jobs) -> None:
+    run = fail(jobs, notebook("a = 1", "b = a + 1", "b / 0", "print(a, b)"))
+    mended = notebook("a = 1", "b = a + 10", "b / 1", "print(a, b)")
+    with pytest.raises(BadInput, match="cell 2: differs"):
+        jobs.resume(run.id, ResumeRequest(content=mended))
+    with pytest.raises(BadInput, match="1 to 4"):
+        jobs.resume(run.id, ResumeRequest(content=mended, first_cell=9))
+    jobs.resume(run.id, ResumeRequest(content=mended, first_cell=2))
+    ended = jobs.wait(run.id, timeout=60)
+    assert (ended.state, "1 11" in printed(jobs, ended)) == ("succeeded", True)
+
+
+def test_a_run_can_fail_and_go_on_more_than_once_with_its_parameters(jobs: Jobs) -> None:
+    def page(last: str) -> str:
+        return notebook("x = 1", "print('x is', x)", "1 / 0" if last == "first" else "2", last, c1="parameters")
+
+    run = fail(jobs, page("first"), parameters={"x": 41})
+    jobs.resume(run.id, ResumeRequest(content=page("3 / 0")))
+    until(lambda: jobs.run(run.id).state == "failed" and len(jobs.run(run.id).attempts) == 2, "it failed again")
+    executed = json.loads(jobs.notebook(run.id))
+    executed["cells"][-1]["source"] = "print(x + 1)"  # as it was executed, banner and all, is as good as its source
+    jobs.resume(run.id, ResumeRequest(content=json.dumps(executed)))
+    ended = jobs.wait(run.id, timeout=60)
+    assert (ended.state, [a.first_cell for a in ended.attempts]) == ("succeeded", [1, 4, 5])
+    text = printed(jobs, ended)
+    assert ("x is 41" in text, "42" in text, text.count("x is 41")) == (True, True, 1)
+
+
+def test_an_endless_cell_is_interrupted_at_its_deadline_and_its_kernel_kept(jobs: Jobs) -> None:
+    content = notebook("x = 5", "import time; time.sleep(600)", "print('x', x)")
+    run = fail(jobs, content, timeout_seconds=1)
+    assert run.kept is not None
+    jobs.resume(run.id, ResumeRequest(content=notebook("x = 5", "pass", "print('x', x)")))
+    assert jobs.wait(run.id, timeout=60).state == "succeeded"
+
+
+def test_only_the_owner_resumes_or_releases_a_run(jobs: Jobs, world: World) -> None:
+    run = fail(jobs, notebook("1 / 0"))
+    for act in (lambda of: of.resume(run.id, ResumeRequest()), lambda of: of.release(run.id)):
+        with pytest.raises(Refused, match="run of ada"):
+            act(world.client("bob").jobs)
+    assert world.client("cli").jobs.release(run.id).kept is None, "the platform's own command acts for its one user"
+    good = jobs.wait(jobs.start(RunRequest(project="p", notebook="n.ipynb", content=notebook("1"))).id)
+    with pytest.raises(Conflict, match="only a failed run"):
+        jobs.resume(good.id, ResumeRequest())
+
+
+def test_no_more_kernels_are_kept_than_allowed(jobs: Jobs) -> None:
+    runs = [fail(jobs, notebook("1 / 0")) for _ in range(3)]
+    assert [jobs.run(run.id).kept is not None for run in runs] == [False, True, True]
+    for run in runs:
+        jobs.release(run.id)
+
+
+def test_a_kept_kernel_that_grows_too_large_is_ended(jobs: Jobs, world: World) -> None:
+    run = fail(jobs, notebook("import os; print(os.getpid())", "1 / 0"))
+    with world.state.engine.begin() as db:
+        from cellwork_hub.jobs import store
+
+        store.write(db, "UPDATE kept SET most_bytes = 1000")
+    until(lambda: jobs.run(run.id).kept is None, "it is not kept any more")
+    until(lambda: gone(int(printed(jobs, run))), "the kernel has ended")
+    reasons = [e.data["reason"] for e in world.client().records.events(service="jobs") if e.name == "run.released"]
+    assert "GB, the limit is" in reasons[-1]
+
+
+def test_a_lost_runner_leaves_the_run_failed_and_a_new_kernel_starts_from_the_first_cell(tmp_path: Path) -> None:
+    world = World(tmp_path / "home", keep=timedelta(seconds=60))
+    first = start_runner(world.url, 1, tmp_path / "log")
+    jobs = world.client().jobs
+    try:
+        run = fail(jobs, notebook("print('one')", "1 / 0"))
+        family = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
+        for process in family:
+            process.kill()
+        first.wait(5)
+        jobs.resume(run.id, ResumeRequest(content=notebook("print('one')", "print('two')")))
+        until(lambda: jobs.run(run.id).kept is None, "the runner was missed", 15)
+        assert jobs.run(run.id).state == "failed", "it does not wait for ever"
+        second = start_runner(world.url, 1, tmp_path / "log")
+        try:
+            jobs.resume(run.id, ResumeRequest(new_kernel=True))
+            ended = jobs.wait(run.id, timeout=60)
+        finally:
+            second.terminate()
+            second.wait(20)
+        assert (ended.state, "two" in printed(jobs, ended)) == ("succeeded", True)
+    finally:
+        world.close()
