@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,6 +29,8 @@ class Asked:
         self.method = scope["method"] if scope["type"] == "http" else "WEBSOCKET"
         self.path, self.query, self._receive = path, scope.get("query_string", b""), receive
         self._read: list[Message] = []
+        self.rewritten = 0
+        """Bytes of the body that is handed on in the place of what came; 0: nothing was changed."""
 
     async def body(self, most: int = 1024 * 1024) -> bytes:
         """Return the whole body, which is also handed on; raises TooLarge above `most` bytes."""
@@ -39,6 +42,11 @@ class Asked:
                 raise errors.TooLarge("body", f"{size} bytes", f"is over the limit of {most} bytes", "send less")
             self._read.append(message)
         return b"".join(message.get("body", b"") for message in self._read)
+
+    def rewrite(self, values: dict[str, Any]) -> None:
+        """Hand on these values, as JSON, in the place of the body."""
+        body = json.dumps(values).encode()
+        self._read, self.rewritten = [{"type": "http.request", "body": body, "more_body": False}], len(body)
 
     async def replay(self) -> Message:
         return self._read.pop(0) if self._read else await self._receive()
@@ -101,7 +109,7 @@ class Gate:
             raise no_credential(scope)
         asked = Asked(scope, path, receive)
         await self.rules(principal, asked)
-        await self.app(_handed_on(scope, path), asked.replay, send)
+        await self.app(_handed_on(scope, asked), asked.replay, send)
 
     async def _health(self, path: str, send: Send) -> None:
         if path == "/health/ready" and self.ready and not await self.ready():
@@ -119,9 +127,13 @@ def require(principal: Principal, scope: str) -> None:
         )
 
 
-def _handed_on(scope: Scope, path: str) -> Scope:
+def _handed_on(scope: Scope, asked: Asked) -> Scope:
     headers = [(key, value) for key, value in scope["headers"] if key not in NEVER_HANDED_ON]
-    return {**scope, "path": path, "raw_path": path.encode(), "root_path": "", "headers": headers}
+    if asked.rewritten:
+        framing = (b"content-length", b"transfer-encoding", b"content-type")
+        headers = [(key, value) for key, value in headers if key not in framing]
+        headers += [(b"content-length", str(asked.rewritten).encode()), (b"content-type", b"application/json")]
+    return {**scope, "path": asked.path, "raw_path": asked.path.encode(), "root_path": "", "headers": headers}
 
 
 async def _redirect(send: Send, headers: list[tuple[str, str]]) -> None:

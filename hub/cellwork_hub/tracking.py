@@ -1,28 +1,27 @@
 """MLflow's whole app behind the gate: an allow-list of method and path, the registry's reserved things for the platform alone.
 
-Bodies that a rule must know are read with MLflow's own reader, so that both see the same; what can't be read is refused.
+What a body must not say is read as MLflow reads it (`bodies`); the tags that the gate goes by have rules of their own (`tags`).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
-from urllib.parse import parse_qsl
 
 from starlette.types import ASGIApp
 
 from cellwork import errors
+from cellwork.client import Client
 from cellwork.home import Home
 from cellwork.wire.records import Principal
+from cellwork_hub.bodies import field
 from cellwork_hub.context import Context
 from cellwork_hub.edge import serve
-from cellwork_hub.gate import Asked, Gate, require
+from cellwork_hub.gate import Asked, Gate, Rules, require
 from cellwork_hub.login import Login
-from cellwork_hub.route import Malformed
+from cellwork_hub.tags import Door, check_kept, check_made
 
 PLATFORM = "cellwork"
 """The one service that may touch what is reserved."""
@@ -37,7 +36,7 @@ API = r"/(?:ajax-)?api/2\.0/mlflow"
 API3 = r"/(?:ajax-)?api/3\.0/mlflow"
 ARTIFACTS = r"/(?:ajax-)?api/2\.0/mlflow-artifacts/artifacts"
 
-Guard = Callable[[Asked, "re.Match[str]"], Awaitable[None]]
+Guard = Callable[[Asked, "re.Match[str]", Door], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -54,36 +53,7 @@ def _rule(methods: str, pattern: str, scope: str = "", guard: Guard | None = Non
     return Rule(methods, re.compile(pattern), scope, guard)
 
 
-def decode(body: bytes) -> dict[str, Any]:
-    """Return a body as MLflow reads it: JSON, perhaps encoded twice."""
-    try:
-        value = json.loads(body) if body else {}
-        value = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
-        raise Malformed("body", "", "is not JSON", "send a JSON document") from None
-    if not isinstance(value, dict):
-        raise Malformed("body", "", "is not a JSON object", "send an object")
-    return value
-
-
-async def field(asked: Asked, message: Any, name: str) -> str:
-    """Return the field `name` of a request that MLflow reads into the protobuf `message`."""
-    from google.protobuf.json_format import ParseError
-    from mlflow.utils.proto_json_utils import parse_dict
-
-    values = decode(await asked.body())
-    query = dict(parse_qsl(asked.query.decode("latin-1")))
-    try:
-        parse_dict(values, message)
-    except (ParseError, ValueError, TypeError):
-        raise Malformed("body", "", "is not what MLflow takes here", "use MLflow's client") from None
-    found = str(getattr(message, name))
-    if query.get(name, found) != found:
-        raise Malformed("request", name, "is given twice, differently", "give it once")
-    return found
-
-
-async def check_alias(asked: Asked, match: re.Match[str]) -> None:
+async def check_alias(asked: Asked, match: re.Match[str], door: Door) -> None:
     from mlflow.protos.model_registry_pb2 import DeleteRegisteredModelAlias, SetRegisteredModelAlias
 
     message = SetRegisteredModelAlias() if asked.method == "POST" else DeleteRegisteredModelAlias()
@@ -94,16 +64,18 @@ async def check_alias(asked: Asked, match: re.Match[str]) -> None:
         )
 
 
-async def check_experiment(asked: Asked, match: re.Match[str]) -> None:
+async def check_experiment(asked: Asked, match: re.Match[str], door: Door) -> None:
     from mlflow.protos.service_pb2 import CreateExperiment
 
     _check_location(await field(asked, CreateExperiment(), "artifact_location"), empty=True)
+    await check_kept(asked, match, door)
 
 
-async def check_version(asked: Asked, match: re.Match[str]) -> None:
+async def check_version(asked: Asked, match: re.Match[str], door: Door) -> None:
     from mlflow.protos.model_registry_pb2 import CreateModelVersion
 
     _check_location(await field(asked, CreateModelVersion(), "source"), empty=False)
+    await check_made(asked, match, door)
 
 
 def _check_location(location: str, *, empty: bool) -> None:
@@ -113,7 +85,7 @@ def _check_location(location: str, *, empty: bool) -> None:
         )
 
 
-async def check_artifact(asked: Asked, match: re.Match[str]) -> None:
+async def check_artifact(asked: Asked, match: re.Match[str], door: Door) -> None:
     """Refuse a write into the folder of a registered version: its content is what was evaluated."""
     path = match["path"].strip("/")
     for folder in registered_folders():
@@ -167,23 +139,25 @@ RULES = (
     _rule("GET", ARTIFACTS + r"(?:/.+)?", "models:read"),
     _rule("GET", r"/get-artifact|/model-versions/get-artifact", "models:read"),
     _rule("POST", API + r"/experiments/create", "models:write", check_experiment),
-    _rule(
-        "POST", API + r"/experiments/(?:update|delete|restore|set-experiment-tag|delete-experiment-tag)", "models:write"
-    ),
+    _rule("POST", API + r"/experiments/(?:update|delete|restore)", "models:write"),
+    _rule("POST", API + r"/experiments/(?:set|delete)-experiment-tag", "models:write", check_kept),
+    _rule("POST", API + r"/runs/create", "models:write", check_made),
+    _rule("POST", API + r"/runs/(?:set-tag|delete-tag|log-batch)", "models:write", check_kept),
     _rule(
         "POST",
-        API
-        + r"/runs/(?:create|update|delete|restore|set-tag|delete-tag|outputs|log-(?:batch|metric|parameter|inputs|model))",
+        API + r"/runs/(?:update|delete|restore|outputs|log-(?:metric|parameter|inputs|model))",
         "models:write",
     ),
-    _rule("POST", API + r"/logged-models(?:/[\w-]+/params)?", "models:write"),
-    _rule("PATCH", API + r"/logged-models/[\w-]+(?:/tags)?", "models:write"),
-    _rule("DELETE", API + r"/logged-models/[\w-]+/tags/[^/]+", "models:write"),
-    _rule("POST", API + r"/registered-models/(?:create|set-tag)", "models:write"),
+    _rule("POST", API + r"/logged-models", "models:write", check_kept),
+    _rule("POST", API + r"/logged-models/[\w-]+/params", "models:write"),
+    _rule("PATCH", API + r"/logged-models/[\w-]+", "models:write"),
+    _rule("PATCH", API + r"/logged-models/[\w-]+/tags", "models:write", check_kept),
+    _rule("DELETE", API + r"/logged-models/[\w-]+/tags/(?P<key>[^/]+)", "models:write", check_kept),
+    _rule("POST", API + r"/registered-models/(?:create|set-tag)", "models:write", check_kept),
     _rule("PATCH", API + r"/(?:registered-models|model-versions)/update", "models:write"),
-    _rule("DELETE", API + r"/(?:registered-models|model-versions)/delete-tag", "models:write"),
+    _rule("DELETE", API + r"/(?:registered-models|model-versions)/delete-tag", "models:write", check_kept),
     _rule("POST", API + r"/model-versions/create", "models:write", check_version),
-    _rule("POST", API + r"/model-versions/set-tag", "models:write"),
+    _rule("POST", API + r"/model-versions/set-tag", "models:write", check_kept),
     _rule("POST DELETE", API + r"/registered-models/alias", "models:write", check_alias),
     _rule("PUT", ARTIFACTS + r"/(?P<path>.+)", "models:write", check_artifact),
     _rule("POST", API + r"/(?:registered-models/rename|model-versions/transition-stage)"),
@@ -193,7 +167,16 @@ RULES = (
 )
 
 
-async def judge(principal: Principal, asked: Asked) -> None:
+def rules(services: Client) -> Rules:
+    """Return the door's rules; what an author says of a run or a version is held against what `services` know."""
+
+    async def judge(principal: Principal, asked: Asked) -> None:
+        await _judge(Door(principal, services), asked)
+
+    return judge
+
+
+async def _judge(door: Door, asked: Asked) -> None:
     """Let pass what a rule names; gateway, jobs, assistant, webhooks, traces' intake and whatever comes new are in none."""
     for rule in RULES:
         match = rule.pattern.fullmatch(asked.path)
@@ -206,7 +189,7 @@ async def judge(principal: Principal, asked: Asked) -> None:
             "is not opened here",
             "the platform opens tracking, registry and artifacts",
         )
-    platform = principal.kind == "service" and principal.name == PLATFORM
+    platform = door.principal.kind == "service" and door.principal.name == PLATFORM
     if not rule.scope and not platform:
         raise errors.Refused(
             "request",
@@ -215,9 +198,9 @@ async def judge(principal: Principal, asked: Asked) -> None:
             "what is registered stays, so that predictions can be traced",
         )
     if rule.scope:
-        require(principal, rule.scope)
+        require(door.principal, rule.scope)
     if rule.guard and not platform:
-        await rule.guard(asked, match)
+        await rule.guard(asked, match, door)
 
 
 def dialect(error: errors.CellworkError, status: int) -> dict[str, str]:
@@ -246,7 +229,8 @@ def mlflow_app(home: Home, database_url: str) -> ASGIApp:
 
 def build(context: Context) -> ASGIApp:
     login = Login.of(context, "mlflow")
-    return Gate(mlflow_app(context.home, context.database_url("mlflow")), login, judge, dialect=dialect)
+    app = mlflow_app(context.home, context.database_url("mlflow"))
+    return Gate(app, login, rules(context.client("mlflow")), dialect=dialect)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ from typing import Any
 import httpx
 import pytest
 from running import Platform
+from shop_world import Toured
 
 from cellwork import scopes
+from cellwork.models import versions
 from cellwork_hub.config.roles import OWNER
 from cellwork_hub.tracking import RULES
 
@@ -141,6 +143,94 @@ def test_a_reserved_alias_in_disguise_is_not_set(
     assert answer.status_code in (400, 403)
     found = service.get(f"{API}/registered-models/get", params={"name": model.name}).json()["registered_model"]
     assert "champion" not in {each["alias"] for each in found.get("aliases", [])}
+
+
+@pytest.fixture(scope="module")
+def trained(toured: Toured) -> dict[str, str]:
+    """The tags of a version that an author registered with the library."""
+    return {versions.TAG + key: value for key, value in versions.get(toured.client, "shop/tardy", 1).tags.items()}
+
+
+def test_a_tag_of_the_platform_is_changed_on_nothing_and_by_nobody_else(
+    client: Any, service: httpx.Client, model: Registered, toured: Toured, trained: dict[str, str]
+) -> None:
+    """What the gate and `why` go by: another dataset, a weaker baseline, another author after the fact."""
+    from mlflow.entities import RunTag
+    from mlflow.exceptions import MlflowException
+
+    name, version = "shop.tardy", client.get_model_version("shop.tardy", "1")
+    experiment = client.get_experiment_by_name("shop").experiment_id
+    logged = version.source.removeprefix("models:/")
+    for attempt in (
+        lambda: client.set_model_version_tag(name, "1", "cellwork.dataset", "ds_other"),
+        lambda: client.set_model_version_tag(name, "1", "Cellwork.dataset", "ds_other"),
+        lambda: client.delete_model_version_tag(name, "1", "cellwork.baseline"),
+        lambda: client.set_registered_model_tag(name, "cellwork.owner", "me"),
+        lambda: client.delete_registered_model_tag(name, "cellwork.owner"),
+        lambda: client.create_registered_model("trial.tagged", tags={"cellwork.owner": "me"}),
+        lambda: client.set_tag(version.run_id, "cellwork.user", "me"),
+        lambda: client.log_batch(version.run_id, tags=[RunTag("fine", "1"), RunTag("cellwork.user", "me")]),
+        lambda: client.delete_tag(version.run_id, "cellwork.user"),
+        lambda: client.set_logged_model_tags(logged, {"cellwork.digest": "0" * 64}),
+        lambda: client.delete_logged_model_tag(logged, "cellwork.digest"),
+        lambda: client.set_experiment_tag(experiment, "cellwork.owner", "me"),
+        lambda: client.create_experiment("trial-tagged", tags={"cellwork.owner": "me"}),
+    ):
+        with pytest.raises(MlflowException, match="is the platform's to write"):
+            attempt()
+    after = {versions.TAG + key: value for key, value in versions.get(toured.client, "shop/tardy", 1).tags.items()}
+    assert after == trained
+    client.set_model_version_tag(name, "1", "mine", "kept")
+    assert client.get_model_version(name, "1").tags["mine"] == "kept"
+    body = {"name": model.name, "key": "cellwork.note", "value": "by the platform"}
+    assert service.post(f"{API}/registered-models/set-tag", json=body).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "verdict"),
+    [
+        ("shop.forged", {"dataset": "ds_" + "0" * 26}, "is no dataset of this platform"),
+        ("trial.delay", {}, "is of project 'shop', the model of 'trial'"),
+        ("shop.forged", {"dataset_sha256": "0" * 64}, "is not what dataset ds_.* says"),
+        ("shop.forged", {"label": "weight"}, "is not what dataset ds_.* says"),
+        ("shop.forged", {"digest": "none"}, "is no SHA-256 of a model folder"),
+        ("shop.forged", {"run": "run_" + "0" * 26}, "is no run of this platform"),
+    ],
+)
+def test_a_version_is_not_made_with_a_tag_that_is_not_true(
+    client: Any, model: Registered, trained: dict[str, str], name: str, changes: dict[str, str], verdict: str
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    if name == "shop.forged" and not client.search_registered_models("name = 'shop.forged'"):
+        client.create_registered_model(name)
+    made = client.get_model_version(model.name, "1")
+    tags = {**trained, **{versions.TAG + key: value for key, value in changes.items()}}
+    with pytest.raises(MlflowException, match=verdict) as caught:
+        client.create_model_version(name, made.source, tags=tags)
+    assert caught.value.error_code == "PERMISSION_DENIED"
+
+
+def test_a_run_of_somebody_else_is_nobodys_to_name(client: Any, platform: Platform, model: Registered) -> None:
+    """The service `cli` speaks with the widest role, and is not the user whose run it names."""
+    runs = platform.client().jobs.runs(project="shop")
+    theirs = next(run for run in runs if run.principal == platform.user)
+    with platform.http(platform.token("cli")) as http:
+        body = {"experiment_id": "0", "tags": [{"key": "cellwork.run", "value": theirs.id}]}
+        answer = http.post(f"{API}/runs/create", json=body)
+    assert (answer.status_code, "is a run of 'ada'" in answer.json()["message"]) == (403, True)
+
+
+def test_a_run_says_who_made_it_whatever_its_maker_said(client: Any, platform: Platform, user: httpx.Client) -> None:
+    experiment = client.get_experiment_by_name("trial").experiment_id
+    run = client.create_run(experiment, tags={"cellwork.user": "eve", "cellwork.notebook": "n.ipynb", "mine": "1"})
+    assert {
+        "cellwork.user": platform.user,
+        "cellwork.notebook": "n.ipynb",
+        "mine": "1",
+    }.items() <= run.data.tags.items()
+    twice = [{"key": "cellwork.user", "value": "eve"}] * 2
+    assert user.post(f"{API}/runs/create", json={"experiment_id": experiment, "tags": twice}).status_code == 400
 
 
 def test_what_is_registered_is_neither_deleted_renamed_nor_moved(

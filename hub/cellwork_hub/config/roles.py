@@ -13,7 +13,7 @@ SERVICE_SCOPES: dict[str, tuple[frozenset[str], tuple[str, ...]]] = {
     "cellwork": (scopes.ALL - {"runs:execute"}, ()),
     "jobs": (scopes.READ | {"events:write"}, ("tokens", "read:users:name")),
     "inference": (scopes.READ | {"events:write", "data:write"}, ()),
-    "mlflow": (frozenset(), ()),
+    "mlflow": (frozenset({"data:read", "jobs:read"}), ()),
     "dashboards": (scopes.READ, ()),
     "runner": (frozenset({"runs:execute", "jobs:read"}), ()),
     "cli": (

@@ -130,21 +130,8 @@ def _origin(dataset: Dataset, baseline: str) -> dict[str, str]:
             here["project"] = project.find().name
         except NotFound:
             here["project"] = dataset.project
-    about = {
-        "dataset": dataset.id,
-        "dataset_sha256": dataset.content_sha256,
-        "observations": dataset.observations,
-        "label": dataset.label,
-        "baseline": baseline,
-    }
-    features = msgspec.json.encode(dataset.features).decode()
-    inputs = msgspec.json.encode(dataset.inputs).decode()
-    return {
-        **{key: str(value) for key, value in here.items() if value},
-        **about,
-        "features": features,
-        "inputs": inputs,
-    }
+    said = {key: str(value) for key, value in here.items() if value}
+    return {**said, **versions.about(dataset), "baseline": baseline}
 
 
 def _split(dataset: Dataset | Rows) -> str:

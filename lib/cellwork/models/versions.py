@@ -1,7 +1,8 @@
 """Versions and aliases of registered models, over MLflow's REST API: no MLflow import, a handful of milliseconds each.
 
 MLflow forbids '/' in a model's name: `project/name` is `project.name` there, and only there. Aliases that carry traffic are set
-by the platform service alone; MLflow's door refuses them to everybody else.
+by the platform service alone; MLflow's door refuses them to everybody else. Tags named `cellwork.*` are written when a version is made,
+checked by that door, and never changed.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from cellwork import ids
 from cellwork.client import Client
 from cellwork.errors import BadInput, NotFound
 from cellwork.models import tracking
 from cellwork.wire import Struct
+from cellwork.wire.datasets import Dataset
 from cellwork.wire.evaluations import VersionRef
 
 TAG = "cellwork."
@@ -45,6 +49,14 @@ class Version(Struct):
     def subject(self) -> str:
         """The version's id in lineage, events and audit."""
         return subject(self.name, self.version)
+
+
+def about(dataset: Dataset) -> dict[str, str]:
+    """Return the tags that say what a model was trained on; MLflow's door checks them against the dataset."""
+    return {
+        "dataset": dataset.id, "dataset_sha256": dataset.content_sha256, "observations": dataset.observations, "label": dataset.label,
+        "features": msgspec.json.encode(dataset.features).decode(), "inputs": msgspec.json.encode(dataset.inputs).decode(),
+    }  # fmt: skip
 
 
 def subject(name: str, version: int) -> str:
