@@ -5,7 +5,7 @@ HOME_FOLDER := $(CURDIR)/.cellwork
 BIN := .venv/bin
 export CELLWORK_HOME ?= $(HOME_FOLDER)
 
-.PHONY: up down test check format soak bench docs clean
+.PHONY: up down test check format soak torch bench docs clean
 
 up: .venv/installed
 	@$(BIN)/cellwork up --demo
@@ -14,10 +14,14 @@ down:
 	@if [ -x $(BIN)/cellwork ]; then $(BIN)/cellwork down; else echo "nothing is installed here, so nothing runs"; fi
 
 test: .venv/installed-dev
-	@env -u CELLWORK_HOME REQUIRE=$(REQUIRE) $(BIN)/python -m pytest -m "not soak"
+	@env -u CELLWORK_HOME REQUIRE=$(REQUIRE) $(BIN)/python -m pytest -m "not soak and not torch"
 
 soak: .venv/installed-dev
 	@env -u CELLWORK_HOME REQUIRE=$(REQUIRE) $(BIN)/python -m pytest -m soak --timeout 7200
+
+torch: .venv/installed-dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch]'
+	@env -u CELLWORK_HOME $(BIN)/python -m pytest -m torch tests/lib/test_catalogue.py
 
 check: .venv/installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

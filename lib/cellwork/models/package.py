@@ -30,7 +30,14 @@ MANIFEST = "cellwork.json"
 MODEL = "model.skops"
 MOST_BYTES = 2 * 1024**3
 TRUSTED_PACKAGES = ("sklearn.", "numpy.", "scipy.")
-TRUSTED = frozenset({"builtins.object", "cellwork.evaluation.baseline.RateBy", "cellwork.evaluation.baseline.Constant"})
+TRUSTED = frozenset(
+    {
+        "builtins.object", "collections.OrderedDict", "cellwork.evaluation.baseline.RateBy", "cellwork.evaluation.baseline.Constant",
+        "cellwork.training.network.NetworkClassifier", "cellwork.training.network.NetworkRegressor", "cellwork.training.series.Arima",
+        "cellwork.training.steps.Numbers", "cellwork.training.steps.Select", "cellwork.training.steps.Words", "lightgbm.basic.Booster", "lightgbm.sklearn.LGBMClassifier", "lightgbm.sklearn.LGBMRegressor",
+        "xgboost.core.Booster", "xgboost.sklearn.XGBClassifier", "xgboost.sklearn.XGBRegressor",
+    }
+)  # fmt: skip
 NEVER = frozenset({"testing", "tests", "f2py", "ctypeslib", "_build_utils"})
 """Module names inside trusted packages that no model needs and that run what they are given."""
 

@@ -5,9 +5,10 @@ pandas, polars or NumPy go in; scikit-learn estimators come out. Categorical col
 
 from __future__ import annotations
 
+from cellwork.training import catalogue, rows
 from cellwork.training.candidates import Step
 from cellwork.training.cluster import Cluster, cluster
 from cellwork.training.fit import fit
 from cellwork.training.search import Search, search
 
-__all__ = ["Cluster", "Search", "Step", "cluster", "fit", "search"]
+__all__ = ["Cluster", "Search", "Step", "catalogue", "cluster", "fit", "rows", "search"]

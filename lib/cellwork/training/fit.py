@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cellwork.errors import BadInput, Unavailable, near_miss
-from cellwork.models.columns import to_pandas
+from cellwork.training.rows import checked
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from cellwork.training.cluster import Cluster
 
 
@@ -34,7 +32,7 @@ def fit(
     timeout : seconds to wait for a cluster.
     """
     chosen = configured(pipeline, parameters or {})
-    frame, labels = features(X), truth(y)
+    frame, labels = checked(X, y)
     if cluster is None:
         return chosen.fit(frame, labels)
     future = cluster.client.submit(_fitted, chosen, hold(cluster.client, (frame, labels)), pure=False)
@@ -72,25 +70,3 @@ def configured(pipeline: Any, parameters: Mapping[str, Any]) -> Any:
         if name not in known:
             raise BadInput("parameter", name, f"is not one of {type(pipeline).__name__}", near_miss(name, known))
     return clone(pipeline).set_params(**parameters)
-
-
-def features(X: Any) -> Any:
-    """Return `X` as scikit-learn gets it; see `cellwork.models.columns`."""
-    return to_pandas(X) if hasattr(X, "columns") else X
-
-
-def truth(y: Any) -> np.ndarray[Any, Any]:
-    """Return the labels as a float64 or integer array, shape (n,); raises BadInput if one is missing."""
-    import numpy as np
-    import polars as pl
-
-    values = np.asarray(y.cast(pl.Float64) if isinstance(y, pl.Series) else y)
-    if values.dtype.kind in "bui":
-        return values.astype(np.int64)
-    floats = values.astype(float)
-    missing = int(np.isnan(floats).sum())
-    if missing:
-        raise BadInput("labels", f"{missing} of {len(floats)}", "are missing", "leave those rows out")
-    return (
-        floats.astype(np.int64) if (floats == floats.round()).all() and len(np.unique(floats[:1000])) <= 20 else floats
-    )

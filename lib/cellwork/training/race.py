@@ -16,7 +16,8 @@ from cellwork.errors import BadInput, Unavailable
 from cellwork.evaluation import metrics
 from cellwork.models.package import scores
 from cellwork.training.candidates import Candidate, Step, best_of
-from cellwork.training.fit import features, hold, truth
+from cellwork.training.fit import hold
+from cellwork.training.rows import checked, features, truth
 
 EMPTY_SECONDS = 60
 """How long a cluster may be without any worker."""
@@ -43,7 +44,7 @@ class Data:
     def of(cls, X: Any, y: Any, validation: tuple[Any, Any] | None, folds: Any) -> Data:
         from sklearn.model_selection import check_cv
 
-        frame, labels = features(X), truth(y)
+        frame, labels = checked(X, y)
         if validation is not None:
             return cls(frame, labels, (features(validation[0]), truth(validation[1])), [])
         splitter = check_cv(folds, labels, classifier=len(set(labels.tolist())) == 2)
