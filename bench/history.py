@@ -166,6 +166,7 @@ def main() -> None:
                     continue
                 found[case].append(json.loads(answer.stdout.strip().splitlines()[-1]))
     show(found, asked.observations)
+    return None
 
 
 def show(found: dict[str, list[dict[str, float]]], observations: int) -> None:
