@@ -95,6 +95,14 @@ class Home:
         """Rows that were refused, with the reason; a Delta table like the raw one."""
         return self.root / "data" / "quarantine" / ids.name(project) / ids.name(dataset)
 
+    def held(self, project: str, dataset: str) -> Path:
+        """Deliveries that a check held back, as they came; sealed values too, so no other account reads it."""
+        return self.root / "data" / "held" / ids.name(project) / ids.name(dataset)
+
+    def sketches(self, project: str, kind: str, name: str) -> Path:
+        """Sketches of the batches of a raw data set (``raw``) or a view (``features``); they can be made again."""
+        return self.root / "data" / "sketches" / ids.name(project) / ids.name(kind) / ids.name(name)
+
     def prepared(self, project: str, name: str) -> Path:
         return self.root / "data" / "prepared" / ids.name(project) / ids.name(name)
 

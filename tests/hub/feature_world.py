@@ -33,7 +33,7 @@ from cellwork.wire.records import Principal
 from cellwork_hub import records
 from cellwork_hub.context import Context
 from cellwork_hub.edge import Service
-from cellwork_hub.platform import batches, features
+from cellwork_hub.platform import batches, features, statistics
 from cellwork_hub.platform.state import State
 
 DAY = datetime(2013, 6, 1, tzinfo=UTC)
@@ -54,7 +54,9 @@ def service(state: State) -> Iterator[Client]:
     async def authorise(scope: Scope) -> Principal:
         return ANYONE
 
-    app = Service("cellwork", [*batches.routes(state), *features.routes(state)], authorise=authorise)
+    app = Service(
+        "cellwork", [*batches.routes(state), *features.routes(state), *statistics.routes(state)], authorise=authorise
+    )
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

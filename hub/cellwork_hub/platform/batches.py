@@ -1,8 +1,9 @@
 """Raw data: data sets of immutable batches. This module alone writes the raw tables, their quarantine and what is sealed.
 
-A batch is written in this order: sealed values, quarantine, readable rows, and last, in one transaction, its row in the
+A batch is written in this order: sealed values, quarantine, readable rows, their sketch, and last, in one transaction, its row in the
 database with event, audit and what follows from it (`State.on_batch`). A crash before that transaction leaves files that no
 reader is ever told of; the same delivery, sent again, replaces them. One delivery of a data set is written at a time.
+A delivery that fails a declared check is kept aside (`cellwork.data.aside`) and published only if somebody says so.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import msgspec
 import polars as pl
 from sqlalchemy import Connection, text
 
-from cellwork import clock, ids
-from cellwork.data import delivery, schema, sealed, tables
+from cellwork import clock, files, ids
+from cellwork.data import aside, checks, delivery, schema, sealed, sketches, tables
 from cellwork.data.delivery import Delivery
-from cellwork.errors import BadInput, Conflict, near_miss
-from cellwork.wire.batches import Batch, Column, Ingested, RawDataset
+from cellwork.errors import BadInput, Conflict, Refused, near_miss
+from cellwork.wire.batches import Batch, Column, Held, Ingested, RawDataset
 from cellwork_hub import records
 from cellwork_hub.platform import raw
 from cellwork_hub.platform.raw import current, get, known_at, pinned, raw_rows
@@ -38,30 +39,79 @@ MIGRATION = (
     "CREATE UNIQUE INDEX batches_current ON batches (project, dataset, partition_key) WHERE superseded_by = ''",
     "CREATE INDEX batches_dataset ON batches (project, dataset, seq)",
 )
+LAST = 10
+"""Batches whose row counts the next one's is compared with."""
 PARQUET = "application/vnd.apache.parquet"
 _writing: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
 
 
-def ingest(state: State, call: Call, project: str, dataset: str, partition: str, frame: pl.DataFrame) -> Ingested:
-    """Take `frame` as the batch `partition`: as a new batch, a correction of the current one, or the same delivery again."""
+def ingest(
+    state: State, call: Call, project: str, dataset: str, partition: str, frame: pl.DataFrame, *, waived: str = ""
+) -> Ingested:
+    """Take `frame` as the batch `partition`: as a new batch, a correction of the current one, or the same delivery again.
+
+    Parameters
+    ----------
+    waived : the reason for which the declared checks do not count this time.
+
+    Raises
+    ------
+    BadInput
+        Nothing of it can be taken.
+    Refused
+        A declared check holds it back; it is kept aside until somebody decides.
+    """
     with _writing[project, dataset]:
         declared, columns = raw.declaration(state, project, dataset)
-        declared = declared or RawDataset(name=dataset)
+        declared, at = declared or RawDataset(name=dataset), clock.now()
+        before = raw.last_sizes(state, project, dataset, LAST)
         try:
-            received = delivery.receive(frame, project, declared, partition, columns)
+            received = delivery.receive(
+                frame, project, declared, partition, columns, at=at, before=before, waived=bool(waived)
+            )
         except BadInput as error:
-            with state.engine.begin() as db:
-                records.event(db, "batch.rejected", project, f"{project}/{dataset}/{partition}", reason=str(error))
+            _tell_rejected(state, project, f"{project}/{dataset}/{partition}", reason=str(error))
             raise
         there = raw.select(state, "id = :id", id=received.batch)
         if there:
             return Ingested(batch=there[0], new=False)
+        if not received.passed:
+            raise _hold(state, call, project, declared, partition, received, frame)
         _write(state, project, dataset, received)
         with state.engine.begin() as db:
-            batch = _record(db, call, project, declared, partition, received)
+            batch = _record(db, call, project, declared, partition, received, waived)
             for follow in state.on_batch:
                 follow(db, state, batch)
+        for old in aside.listing(state.home.held(project, dataset)):
+            if old.partition == partition:
+                aside.drop(state.home.held(project, dataset), old.id)
         return Ingested(batch=batch, new=True)
+
+
+def _tell_rejected(state: State, project: str, subject: str, **told: str) -> None:
+    with state.engine.begin() as db:
+        records.event(db, "batch.rejected", project, subject, **told)
+
+
+def _hold(
+    state: State,
+    call: Call,
+    project: str,
+    declared: RawDataset,
+    partition: str,
+    received: Delivery,
+    frame: pl.DataFrame,
+) -> Refused:
+    failed = [f"{o.check} (not so in {o.failed:,} rows)" for o in received.checks if not o.passed]
+    record = Held(
+        id=received.batch, project=project, dataset=declared.name, partition=partition, rows=frame.height,
+        checks=received.checks, at=clock.now(), origin=call.origin,
+    )  # fmt: skip
+    aside.keep(state.home.held(project, declared.name), record, frame)
+    reason = "; ".join(failed) or "no row passes its checks"
+    _tell_rejected(state, project, f"{project}/{declared.name}/{partition}", reason=reason, held=received.batch)
+    way_out = f"mend it and send it again, or publish it as it is: cellwork data release {project}/{declared.name} {received.batch} --reason …"
+    return Refused(f"batch of data set '{project}/{declared.name}'", partition, f"is held back: {reason}", way_out)
 
 
 def _write(state: State, project: str, dataset: str, received: Delivery) -> None:
@@ -71,10 +121,18 @@ def _write(state: State, project: str, dataset: str, received: Delivery) -> None
     if received.rejected.height:
         tables.write(state.home.quarantine(project, dataset), received.rejected, received.batch, known=known)
     tables.write(state.home.raw_table(project, dataset), received.readable, received.batch, known=known)
+    sketch = state.home.sketches(project, "raw", dataset) / received.batch
+    files.write(sketch, sketches.pack(received.sketch), mode=0o600, sync=False)
 
 
 def _record(
-    db: Connection, call: Call, project: str, declared: RawDataset, partition: str, received: Delivery
+    db: Connection,
+    call: Call,
+    project: str,
+    declared: RawDataset,
+    partition: str,
+    received: Delivery,
+    waived: str,
 ) -> Batch:
     dataset = declared.name
     where = {"p": project, "d": dataset, "k": partition}
@@ -88,6 +146,7 @@ def _record(
         id=received.batch, seq=0, project=project, dataset=dataset, partition=partition, rows=received.readable.height,
         columns=received.columns, statistics=received.statistics, at=clock.now(), origin=call.origin,
         sealed=received.sealing.holdout if received.sealing else "", supersedes=before or "", rejected=received.rejected.height,
+        checks=received.checks,
     )  # fmt: skip
     if before:
         db.execute(text("UPDATE batches SET superseded_by = :new WHERE id = :old"), {"new": batch.id, "old": before})
@@ -104,7 +163,8 @@ def _record(
         rejected=batch.rejected, supersedes=batch.supersedes,
     )  # fmt: skip
     after = {"batch": batch.id, "rows": batch.rows, "rejected": batch.rejected, "sealed": batch.sealed}
-    records.audit(db, call, "batch.ingest", f"{project}/{dataset}/{partition}", before=before or "", after=after)
+    action = "batch.release" if waived else "batch.ingest"
+    records.audit(db, call, action, f"{project}/{dataset}/{partition}", before=before or "", after=after, reason=waived)
     return batch
 
 
@@ -124,6 +184,7 @@ def declare(state: State, call: Call, project: str, declared: RawDataset) -> Raw
                 raise BadInput(
                     f"key column of data set {declared.name!r}", name, "is not in its schema", near_miss(name, known)
                 )
+        checks.check_declared(declared, columns)
         _check_seals(state, project, before or RawDataset(name=declared.name), declared)
         if before == declared:
             return declared
@@ -138,8 +199,8 @@ def declare(state: State, call: Call, project: str, declared: RawDataset) -> Raw
 def _check_seals(state: State, project: str, before: RawDataset, after: RawDataset) -> None:
     for batch in current(state, project, after.name):
         if sealed.sealing(before, batch.partition) != sealed.sealing(after, batch.partition):
-            held = f"is kept for holdout {batch.sealed!r}" if batch.sealed else "is readable"
-            verdict = f"{held} since {batch.at:%Y-%m-%d %H:%M}Z; its seals can't change any more"
+            fact = f"is kept for holdout {batch.sealed!r}" if batch.sealed else "is readable"
+            verdict = f"{fact} since {batch.at:%Y-%m-%d %H:%M}Z; its seals can't change any more"
             way_out = "seal partitions before they are ingested, or ingest into another data set"
             raise Conflict(f"batch of partition {batch.partition!r}", batch.id, verdict, way_out)
 

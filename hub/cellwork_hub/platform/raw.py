@@ -9,7 +9,7 @@ import msgspec
 import polars as pl
 from sqlalchemy import text
 
-from cellwork import ids
+from cellwork import clock, ids
 from cellwork.data import schema, sealed, tables
 from cellwork.errors import NotFound, near_miss
 from cellwork.wire.batches import Batch, Column, RawDataset
@@ -21,15 +21,34 @@ def current(state: State, project: str, dataset: str) -> list[Batch]:
     return select(state, "project = :p AND dataset = :d AND superseded_by = ''", p=project, d=dataset)
 
 
-def known_at(state: State, project: str, dataset: str, as_of_batch: str) -> list[Batch]:
-    """Return the batches that were current when `as_of_batch` (of any data set of the project) was the newest of all."""
-    newest = get(state, as_of_batch)
-    if newest.project != project:
-        raise NotFound("batch", as_of_batch, f"is not of project {project!r}", "look at: cellwork batch list")
+def known_at(state: State, project: str, dataset: str, as_of: str) -> list[Batch]:
+    """Return the batches of a data set that were current at a moment.
+
+    Parameters
+    ----------
+    as_of : a batch of any data set of the project, which was the newest then; or a time with a zone.
+    """
+    seq = _newest_at(state, project, as_of)
     then = (
         "seq <= :s AND NOT EXISTS (SELECT 1 FROM batches later WHERE later.supersedes = batches.id AND later.seq <= :s)"
     )
-    return select(state, f"project = :p AND dataset = :d AND {then}", p=project, d=dataset, s=newest.seq)
+    return select(state, f"project = :p AND dataset = :d AND {then}", p=project, d=dataset, s=seq)
+
+
+def _newest_at(state: State, project: str, as_of: str) -> int:
+    """Return the number of the batch `as_of`, or of the last one ready at the time `as_of` (0 if there was none)."""
+    if as_of.startswith("bat_"):
+        newest = get(state, as_of)
+        if newest.project != project:
+            raise NotFound("batch", as_of, f"is not of project {project!r}", "look at: cellwork batch list")
+        return newest.seq
+    query = (
+        "SELECT max(batches.seq) FROM events JOIN batches ON batches.id = events.subject "
+        "WHERE events.name = 'batch.ready' AND events.project = :p AND events.at <= :t"
+    )
+    at = round(clock.utc(as_of).timestamp() * 1_000_000)
+    with state.engine.connect() as db:
+        return db.execute(text(query), {"p": project, "t": at}).scalar() or 0
 
 
 def get(state: State, batch: str) -> Batch:
@@ -37,6 +56,15 @@ def get(state: State, batch: str) -> Batch:
     if not found:
         raise NotFound("batch", batch, "does not exist", "look at: cellwork batch list")
     return found[0]
+
+
+def of_dataset(state: State, project: str, dataset: str, batch: str) -> Batch:
+    """Return the batch `batch` if it is one of this data set, else raise NotFound."""
+    found = get(state, batch)
+    if (found.project, found.dataset) != (project, dataset):
+        subject = f"batch of data set '{project}/{dataset}'"
+        raise NotFound(subject, batch, "does not exist", "look at: cellwork batch list")
+    return found
 
 
 def raw_rows(
@@ -104,6 +132,14 @@ def holdouts(state: State, project: str, dataset: str) -> dict[str, str]:
     with state.engine.connect() as db:
         query = text("SELECT id, holdout FROM batches WHERE project = :p AND dataset = :d ORDER BY seq")
         return {row[0]: row[1] for row in db.execute(query, {"p": project, "d": dataset})}
+
+
+def last_sizes(state: State, project: str, dataset: str, count: int) -> list[int]:
+    """Return the row counts of the last `count` current batches of a data set."""
+    query = "SELECT record FROM batches WHERE project = :p AND dataset = :d AND superseded_by = '' ORDER BY seq DESC LIMIT :n"
+    with state.engine.connect() as db:
+        rows = db.execute(text(query), {"p": project, "d": dataset, "n": count})
+        return [msgspec.json.decode(row[0], type=Batch).rows for row in rows]
 
 
 def select(state: State, where: str, limit: int = -1, **values: Any) -> list[Batch]:

@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cellwork.client.base import Connection
-from cellwork.wire.batches import Batch, Ingested, RawDataset
+from cellwork.wire.batches import Batch, Decision, Held, Ingested, RawDataset
+from cellwork.wire.statistics import Description
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from cellwork.data.sketches import Sketch
 
 PARQUET = "application/vnd.apache.parquet"
 
@@ -62,3 +65,25 @@ class Batches:
 
         answer = self._to.raw("cellwork", "GET", f"/api/v1/batches/{batch}/rejected")
         return pl.read_parquet(io.BytesIO(answer.content))
+
+    def describe(self, project: str, dataset: str, *, batch: str = "", as_of: str = "") -> Description:
+        """Return the statistics of all current batches, of one, or as of a batch."""
+        path = f"/api/v1/statistics/{project}/raw/{dataset}"
+        return self._to.call("cellwork", "GET", path, Description, batch=batch, as_of=as_of)
+
+    def sketch(self, project: str, dataset: str, *, batch: str = "", as_of: str = "") -> Sketch:
+        from cellwork.data import sketches
+
+        path = f"/api/v1/sketches/{project}/raw/{dataset}"
+        return sketches.unpack(self._to.raw("cellwork", "GET", path, batch=batch, as_of=as_of).content)
+
+    def held(self, project: str, dataset: str) -> builtins.list[Held]:
+        return self._to.call("cellwork", "GET", f"/api/v1/held/{project}/{dataset}", builtins.list[Held])
+
+    def release(self, project: str, dataset: str, delivery: str, reason: str) -> Ingested:
+        path = f"/api/v1/held/{project}/{dataset}/{delivery}/release"
+        return self._to.call("cellwork", "POST", path, Ingested, Decision(reason=reason))
+
+    def discard(self, project: str, dataset: str, delivery: str, reason: str) -> Held:
+        path = f"/api/v1/held/{project}/{dataset}/{delivery}/discard"
+        return self._to.call("cellwork", "POST", path, Held, Decision(reason=reason))

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 from cellwork import errors
 from cellwork.client.base import Connection
 from cellwork.wire.features import Applied, Definitions, OnlineAnswer, OnlineRequest, PipelineRun, PushRequest
+from cellwork.wire.statistics import Description
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from cellwork.data.sketches import Sketch
 
 
 class Features:
@@ -76,3 +79,12 @@ class Features:
     def online(self, project: str, features: list[str], entities: dict[str, list[Any]]) -> OnlineAnswer:
         request = OnlineRequest(project=project, features=features, entities=entities)
         return self._to.call("cellwork", "POST", "/api/v1/online/read", OnlineAnswer, request)
+
+    def describe(self, project: str, view: str) -> Description:
+        """Return the statistics of the readable rows of a view."""
+        return self._to.call("cellwork", "GET", f"/api/v1/statistics/{project}/features/{view}", Description)
+
+    def sketch(self, project: str, view: str) -> Sketch:
+        from cellwork.data import sketches
+
+        return sketches.unpack(self._to.raw("cellwork", "GET", f"/api/v1/sketches/{project}/features/{view}").content)

@@ -6,7 +6,22 @@ Importing this loads nothing heavy. Everything here goes over HTTP with the call
 from __future__ import annotations
 
 from cellwork.data import dataset, split
-from cellwork.data.ingest import batches, declare, ingest, rejected, rows
-from cellwork.wire.batches import RawDataset, Seal
+from cellwork.data.ingest import batches, declare, describe, discard, held, ingest, rejected, release, rows
+from cellwork.wire.batches import Check, RawDataset, Seal
 
-__all__ = ["RawDataset", "Seal", "batches", "dataset", "declare", "ingest", "rejected", "rows", "split"]
+__all__ = [
+    "Check",
+    "RawDataset",
+    "Seal",
+    "batches",
+    "dataset",
+    "declare",
+    "describe",
+    "discard",
+    "held",
+    "ingest",
+    "rejected",
+    "release",
+    "rows",
+    "split",
+]

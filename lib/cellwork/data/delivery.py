@@ -10,15 +10,18 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
-from cellwork import ids
-from cellwork.data import quarantine, schema, sealed, statistics
+from cellwork import clock, ids
+from cellwork.data import checks, quarantine, schema, sealed, statistics
 from cellwork.errors import BadInput, TooLarge
-from cellwork.wire.batches import Column, ColumnStatistics, RawDataset
+from cellwork.wire.batches import CheckOutcome, Column, ColumnStatistics, RawDataset
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from cellwork.data.sketches import Sketch
 
 PARTITION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MOST_CELLS = 250_000_000
@@ -31,12 +34,20 @@ class Delivery:
 
     batch: str
     columns: list[Column]
-    statistics: list[ColumnStatistics]
+    sketch: Sketch
+    """Of the readable rows."""
+    checks: list[CheckOutcome]
+    passed: bool
+    """Whether it may be published."""
     readable: pl.DataFrame
     rejected: pl.DataFrame
     """Rows in quarantine, with `_reason`; what is sealed is blank in them too."""
     sealing: sealed.Sealing | None
     sealed: pl.DataFrame | None
+
+    @property
+    def statistics(self) -> list[ColumnStatistics]:
+        return statistics.said(self.sketch, dates=[c.name for c in self.columns if c.type == "date32[day]"])
 
 
 def partition_key(text: str) -> str:
@@ -77,9 +88,22 @@ def unpack(body: bytes) -> pl.DataFrame:
 
 
 def receive(
-    frame: pl.DataFrame, project: str, declared: RawDataset, partition: str, pinned: Sequence[Column]
+    frame: pl.DataFrame,
+    project: str,
+    declared: RawDataset,
+    partition: str,
+    pinned: Sequence[Column],
+    *,
+    at: datetime | None = None,
+    before: Sequence[int] = (),
+    waived: bool = False,
 ) -> Delivery:
     """Return what `frame` becomes as the batch `partition` of a data set with the schema `pinned` (empty: it pins it).
+
+    Parameters
+    ----------
+    at : when it arrived (default now); `before` are the row counts of the last batches. Both for the declared checks.
+    waived : publish it whole, whatever the checks say.
 
     Raises
     ------
@@ -87,6 +111,8 @@ def receive(
         The delivery as a whole can't be taken; nothing of it is kept.
     """
     import polars as pl
+
+    from cellwork.data import sketches
 
     dataset = f"data set '{project}/{declared.name}'"
     if frame.height == 0:
@@ -103,8 +129,14 @@ def receive(
     values = None
     if sealing:
         kept, rejected, values = _seal(kept, rejected, numbered, sealing)
-    described = statistics.of(kept.drop("_row"))
-    return Delivery(batch, schema.columns(rows), described, kept, rejected, sealing, values)
+    checks.check_declared(declared, schema.columns(rows))
+    hidden = sealing.columns if sealing else ()
+    judged = checks.judge(kept, declared.checks, sealed=hidden, at=at or clock.now(), before=before)
+    passed = waived or (judged.passed and judged.kept.height > 0)
+    if not waived and declared.checks:
+        kept, rejected = judged.kept, pl.concat([rejected, judged.failed])
+    sketch = sketches.of(kept.drop("_row"))
+    return Delivery(batch, schema.columns(rows), sketch, judged.outcomes, passed, kept, rejected, sealing, values)
 
 
 def _seal(

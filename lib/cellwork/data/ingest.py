@@ -14,7 +14,8 @@ from cellwork.client import connect
 from cellwork.data import sources
 from cellwork.data.delivery import partition_key
 from cellwork.errors import NotFound
-from cellwork.wire.batches import Batch, Ingested, RawDataset
+from cellwork.wire.batches import Batch, Held, Ingested, RawDataset
+from cellwork.wire.statistics import Description
 
 if TYPE_CHECKING:
     import polars as pl
@@ -85,6 +86,36 @@ def batches(dataset: str, *, current: bool = True, project: str | None = None) -
 def rejected(batch: str) -> pl.DataFrame:
     """Return the rows of a batch that went into quarantine; `_reason` says why."""
     return connect().batches.rejected(batch)
+
+
+def describe(
+    dataset: str, *, batch: str = "", as_of: str = "", view: bool = False, project: str | None = None
+) -> Description:
+    """Return the statistics of a raw data set, or with `view` of a feature view, merged from those of its batches.
+
+    Parameters
+    ----------
+    batch, as_of : of a raw data set: only this batch; or those current when this batch was the newest, or at this time.
+    """
+    space, name = located(dataset, project)
+    if view:
+        return connect().features.describe(space, name)
+    return connect().batches.describe(space, name, batch=batch, as_of=as_of)
+
+
+def held(dataset: str, *, project: str | None = None) -> list[Held]:
+    """Return the deliveries that a check held back and nobody decided on."""
+    return connect().batches.held(*located(dataset, project))
+
+
+def release(dataset: str, delivery: str, reason: str, *, project: str | None = None) -> Ingested:
+    """Publish a held delivery whole, whatever the checks say; `reason` goes into the audit."""
+    return connect().batches.release(*located(dataset, project), delivery, reason)
+
+
+def discard(dataset: str, delivery: str, reason: str, *, project: str | None = None) -> Held:
+    """Drop a held delivery; `reason` goes into the audit."""
+    return connect().batches.discard(*located(dataset, project), delivery, reason)
 
 
 def declare(dataset: RawDataset, *, project: str | None = None) -> RawDataset:

@@ -17,6 +17,39 @@ class Seal(Struct):
     columns: list[str]
 
 
+class Check(Struct):
+    """What must hold for a batch to be published: of one column's values, or without a column of the batch as a whole.
+
+    Rows that fail go into quarantine with the reason. If they are more than `tolerance` of the batch, or if what fails is not of
+    single rows, the whole batch is held back until somebody releases or discards it.
+    """
+
+    column: str = ""
+    not_null: bool = False
+    unique: bool = False
+    """No value twice; nulls are not looked at."""
+    least: float | str | None = None
+    greatest: float | str | None = None
+    """Limits that belong to the range: a number, or for times and dates ISO text (UTC)."""
+    pattern: str = ""
+    """Regular expression that the whole text matches."""
+    one_of: list[str] = []
+    within: str = ""
+    """The column's newest time is at most so long before the batch arrives, such as ``2d``."""
+    rows_near_mean: float | None = None
+    """Without a column: the row count differs by at most this share from the mean of the last 10 batches (3 at least)."""
+    tolerance: float = 0.0
+    """Share of the rows that may fail and go into quarantine while the others are published."""
+
+
+class CheckOutcome(Struct):
+    check: str
+    """What must hold, as a sentence."""
+    failed: int
+    """Rows."""
+    passed: bool
+
+
 class RawDataset(Struct):
     name: str
     key: list[str] = []
@@ -25,12 +58,19 @@ class RawDataset(Struct):
     owner: str = ""
     source: str = ""
     seals: list[Seal] = []
+    checks: list[Check] = []
+    tags: dict[str, str] = {}
 
 
 class Column(Struct):
     name: str
     type: str
     """An Arrow type in text, e.g. ``int64``, ``string``, ``timestamp[us, tz=UTC]``."""
+
+
+class Frequent(Struct):
+    text: str
+    rows: int
 
 
 class ColumnStatistics(Struct):
@@ -40,6 +80,17 @@ class ColumnStatistics(Struct):
     min: str | float | None = None
     max: str | float | None = None
     mean: float | None = None
+    kind: str = ""
+    """null, bool, number, time, text or other."""
+    exact: bool = True
+    """Whether `distinct` is; else it is within about 3 %."""
+    nan: int = 0
+    infinite: int = 0
+    deviation: float | None = None
+    quantiles: list[str | float] = []
+    """At 5, 25, 50, 75 and 95 % of the rows, of numbers and times."""
+    frequent: list[Frequent] = []
+    """The most frequent texts."""
 
 
 class Batch(Struct):
@@ -61,12 +112,34 @@ class Batch(Struct):
     superseded_by: str = ""
     rejected: int = 0
     """Rows in quarantine."""
+    checks: list[CheckOutcome] = []
+    """Of the declared checks at its arrival."""
 
 
 class Ingested(Struct):
     batch: Batch
     new: bool
     """False if the same delivery was there already."""
+
+
+class Held(Struct):
+    """A delivery that a check held back: published nowhere, kept until it is released, discarded or delivered anew."""
+
+    id: str
+    """The id that it has as a batch once it is released."""
+    project: str
+    dataset: str
+    partition: str
+    rows: int
+    checks: list[CheckOutcome]
+    at: datetime
+    origin: Origin
+
+
+class Decision(Struct):
+    """Why a person releases or discards what a check held back."""
+
+    reason: str
 
 
 class Query(Struct):

@@ -1,0 +1,118 @@
+"""`cellwork data`: what is in raw data sets and feature views, and what checks held back."""
+
+from __future__ import annotations
+
+import click
+
+from cellwork.cli import show
+
+PROJECT = click.option("--project", help="Project of a short name; default: that of the current folder.")
+REASON = click.option("--reason", required=True, help="Why; it goes into the audit.")
+
+
+@click.group()
+def data() -> None:
+    """Look into data: statistics, held deliveries.
+
+    Example: cellwork data describe flights
+    """
+
+
+@data.command()
+@click.argument("name")
+@click.option("--view", is_flag=True, help="NAME is a feature view.")
+@click.option("--batch", "batch_id", default="", help="Only this batch.")
+@click.option("--as-of", default="", help="As it was when this batch was the newest, or at this time.")
+@PROJECT
+@show.as_json
+def describe(name: str, view: bool, batch_id: str, as_of: str, project: str | None, json: bool) -> None:
+    """Print the statistics of a raw data set or view NAME; no row is read for it.
+
+    Example: cellwork data describe flights --as-of 2013-06-01T00:00:00Z
+    """
+    from cellwork import data as library
+
+    found = library.describe(name, batch=batch_id, as_of=as_of, view=view, project=project)
+    if json:
+        show.document(found)
+        return
+    click.echo(f"{found.project}/{found.name}: {found.rows:,} rows in {found.batches:,} batches, {found.bytes:,} bytes")
+    for word, text in (("owner", found.owner), ("is", found.description), ("read by", ", ".join(found.used_by))):
+        if text:
+            click.echo(f"{word} {text}")
+    if found.newest:
+        click.echo(f"newest batch {show.text(found.newest)}")
+    rows = [
+        (c.name, c.kind, c.nulls, c.distinct if c.exact else f"~{show.text(c.distinct)}", c.min, c.max, c.mean, c.deviation,
+         c.quantiles[2] if c.quantiles else None, ", ".join(f"{f.text} ({f.rows:,})" for f in c.frequent[:3]))
+        for c in found.columns
+    ]  # fmt: skip
+    show.table(rows, ("column", "kind", "nulls", "distinct", "min", "max", "mean", "deviation", "median", "frequent"))
+
+
+@data.command()
+@click.argument("dataset")
+@PROJECT
+@show.as_json
+def held(dataset: str, project: str | None, json: bool) -> None:
+    """List deliveries of DATASET that a check held back.
+
+    Example: cellwork data held flights
+    """
+    from cellwork import data as library
+
+    found = library.held(dataset, project=project)
+    if json:
+        show.document(found)
+        return
+    rows = [
+        (
+            h.partition,
+            h.id,
+            h.rows,
+            h.at,
+            "; ".join(f"{c.check}: not in {c.failed:,}" for c in h.checks if not c.passed),
+        )
+        for h in found
+    ]
+    show.table(rows, ("partition", "delivery", "rows", "at", "failed"), empty="nothing is held back")
+
+
+@data.command()
+@click.argument("dataset")
+@click.argument("delivery")
+@REASON
+@PROJECT
+@show.as_json
+def release(dataset: str, delivery: str, reason: str, project: str | None, json: bool) -> None:
+    """Publish a held DELIVERY of DATASET whole, whatever the checks say.
+
+    Example: cellwork data release flights bat_01… --reason "the airport was closed that day"
+    """
+    from cellwork import data as library
+
+    taken = library.release(dataset, delivery, reason, project=project)
+    if json:
+        show.document(taken)
+    else:
+        click.echo(f"{taken.batch.id} is published: {taken.batch.partition}, {taken.batch.rows:,} rows")
+
+
+@data.command()
+@click.argument("dataset")
+@click.argument("delivery")
+@REASON
+@PROJECT
+@show.as_json
+def discard(dataset: str, delivery: str, reason: str, project: str | None, json: bool) -> None:
+    """Drop a held DELIVERY of DATASET.
+
+    Example: cellwork data discard flights bat_01… --reason "sent twice by mistake"
+    """
+    from cellwork import data as library
+
+    dropped = library.discard(dataset, delivery, reason, project=project)
+    if json:
+        show.document(dropped)
+    else:
+        click.echo(f"{dropped.id} is dropped: {dropped.partition}, {dropped.rows:,} rows")
