@@ -148,7 +148,8 @@ def main() -> None:
     arguments.add_argument("--one", nargs=2)
     asked = arguments.parse_args()
     if asked.one:
-        return one(Path(asked.one[0]), asked.one[1])
+        one(Path(asked.one[0]), asked.one[1])
+        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make(folder, asked.rows, asked.observations)
@@ -166,7 +167,7 @@ def main() -> None:
                     continue
                 found[case].append(json.loads(answer.stdout.strip().splitlines()[-1]))
     show(found, asked.observations)
-    return None
+    return
 
 
 def show(found: dict[str, list[dict[str, float]]], observations: int) -> None:

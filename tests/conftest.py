@@ -9,6 +9,7 @@ import engine as engines
 import pytest
 import shop_world
 from need import need
+from redis_server import redis_server
 from running import Platform, board, command, left_of, logs
 from shop_world import Toured
 
@@ -55,3 +56,10 @@ def chromium() -> str:
     )
     need(bool(found), "chromium")
     return found
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """The address of a real Redis."""
+    with redis_server() as url:
+        yield url

@@ -50,6 +50,9 @@ class Settings:
     culling_idle_seconds: int = _setting(0, "When an idle user server is stopped; 0 never.")
     token_cache_seconds: int = _setting(30, "How long a service trusts the hub's answer about a token.")
     request_bytes: int = _setting(256 * 1024 * 1024, "The largest request body a service takes.")
+    online_url: str = _setting(
+        "", "Redis for the online values of features, `redis://host:port/db`; empty is SQLite under home."
+    )
     database_url: str = _setting(
         "", "PostgreSQL for the services, `{service}` in it names each; empty is SQLite under home."
     )

@@ -33,11 +33,11 @@ from cellwork.wire.records import Principal
 from cellwork_hub import records
 from cellwork_hub.context import Context
 from cellwork_hub.edge import Service
-from cellwork_hub.platform import batches, features, statistics
+from cellwork_hub.platform import batches, feature_online, features, statistics
 from cellwork_hub.platform.state import State
 
 DAY = datetime(2013, 6, 1, tzinfo=UTC)
-MIGRATIONS = [records.MIGRATION, batches.MIGRATION, features.MIGRATION]
+MIGRATIONS = [records.MIGRATION, batches.MIGRATION, features.MIGRATION, feature_online.MIGRATION]
 ANYONE = Principal(kind="user", name="ada", scopes=scopes.ALL)
 
 
@@ -55,7 +55,9 @@ def service(state: State) -> Iterator[Client]:
         return ANYONE
 
     app = Service(
-        "cellwork", [*batches.routes(state), *features.routes(state), *statistics.routes(state)], authorise=authorise
+        "cellwork",
+        [*batches.routes(state), *features.routes(state), *statistics.routes(state), *feature_online.routes(state)],
+        authorise=authorise,
     )
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)

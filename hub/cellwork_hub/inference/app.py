@@ -49,7 +49,7 @@ def build(
         engine,
         context.home,
         registry or PlatformRegistry(context.client("inference")),
-        lookup or online.Lookup(context.home),
+        lookup or online.Lookup(context.home, context.settings.online_url),
         deadline=deadline,
     )
     settled = False

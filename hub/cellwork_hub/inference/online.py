@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from cellwork.features.online import OnlineStore, entity_key, value
+from cellwork.features.online import OnlineStore, open_store
+from cellwork.features.packed import entity_key
 from cellwork.home import Home
 from cellwork.serving.plan import Key
 from cellwork.wire.features import OnlineValue
@@ -13,8 +14,8 @@ from cellwork.wire.features import OnlineValue
 class Lookup:
     """Reads the stores under `home`, one statement a view and turn. Threads share it."""
 
-    def __init__(self, home: Home) -> None:
-        self.home = home
+    def __init__(self, home: Home, url: str = "") -> None:
+        self.home, self.url = home, url
         self._stores: dict[str, OnlineStore] = {}
         self._opening = threading.Lock()
 
@@ -29,12 +30,12 @@ class Lookup:
         store = self._store(project)
         found: dict[str, dict[Key, OnlineValue]] = {}
         for view, keys in needed.items():
-            records = store.packed(view, [entity_key(key) for key in keys])
-            found[view] = {key: value(record) for key, record in zip(keys, records, strict=True) if record is not None}
+            values = store.values(view, [entity_key(key) for key in keys])
+            found[view] = {key: value for key, value in zip(keys, values, strict=True) if value is not None}
         return found
 
     def _store(self, project: str) -> OnlineStore:
         with self._opening:
             if project not in self._stores:
-                self._stores[project] = OnlineStore(self.home.online(project), read_only=True)
+                self._stores[project] = open_store(self.home.online(project), self.url, read_only=True)
             return self._stores[project]

@@ -159,6 +159,13 @@ def fail(state: State, run: Claim, error: str) -> None:
         )
 
 
+def put_back(state: State, run: Claim, why: str) -> None:
+    """Queue `run` again: what it needs does not answer now."""
+    with state.engine.begin() as db:
+        query = "UPDATE pipeline_runs SET state = 'queued', error = :e, at = :at WHERE id = :id"
+        db.execute(text(query), {"e": why, "at": micros(clock.now()), "id": run.id})
+
+
 def succeed(
     db: Connection, run: Claim, *, feature_set: str, inputs: Sequence[str], rows: int, seconds: float, done: Done | None
 ) -> None:

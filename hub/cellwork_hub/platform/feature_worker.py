@@ -18,13 +18,12 @@ import polars as pl
 
 from cellwork import errors, ids
 from cellwork.features import pipeline, references
-from cellwork.features.online import OnlineStore
 from cellwork.features.pipeline import Step
 from cellwork.features.row import BATCH, EVENT
 from cellwork.wire.batches import Batch
 from cellwork.wire.features import Definitions, Rolling
 from cellwork_hub import records
-from cellwork_hub.platform import batches, feature_queue, feature_tables
+from cellwork_hub.platform import batches, feature_online, feature_queue, feature_tables
 from cellwork_hub.platform.feature_definitions import definitions
 from cellwork_hub.platform.feature_queue import Claim, Done
 from cellwork_hub.platform.state import State
@@ -55,6 +54,7 @@ class Worker:
             self._thread = None
 
     def _work(self) -> None:
+        feature_online.prewarm(self.state)
         while not self._stop.is_set():
             try:
                 found = step(self.state)
@@ -66,12 +66,16 @@ class Worker:
 
 
 def step(state: State) -> bool:
-    """Execute the next run; False if there is none. A failure is recorded with the run."""
+    """Execute the next run; False if there is none, or if it waits for a store that does not answer. A failure is recorded with the run."""
     run = feature_queue.claim(state)
     if run is None:
         return False
     try:
         execute(state, run)
+    except errors.Unavailable as error:
+        log.warning("pipeline run %s waits: %s", run.id, error)
+        feature_queue.put_back(state, run, str(error))
+        return False
     except errors.CellworkError as error:
         feature_queue.fail(state, run, str(error))
     except Exception as error:  # a run must not stop the ones behind it; what it was stands in the log and with the run
@@ -198,10 +202,8 @@ def _publish(state: State, run: Claim, made: _Made, rows: pl.DataFrame) -> None:
     feature_tables.write(state, run, rows.filter(~hidden), sealed=False)
     feature_tables.write(state, run, rows.filter(hidden), sealed=True)
     if made.view.online:
-        store = OnlineStore(state.home.online(run.project))
-        store.write(run.view, run.revision, made.keys, rows)
-        if store.active(run.view) != run.revision and (
-            store.active(run.view) is None or not feature_queue.pending(state, run)
-        ):
-            store.activate(run.view, run.revision)
-        store.close()
+        with feature_online.opened(state, run.project) as store:
+            store.write(run.view, run.revision, made.keys, rows)
+            active = store.active(run.view)
+            if active != run.revision and (active is None or not feature_queue.pending(state, run)):
+                store.activate(run.view, run.revision)

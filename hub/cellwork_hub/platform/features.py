@@ -7,29 +7,26 @@ from typing import Any
 import polars as pl
 
 from cellwork import clock, ids
-from cellwork.errors import BadInput, near_miss
+from cellwork.errors import BadInput
 from cellwork.features import references
-from cellwork.features.online import OnlineStore
 from cellwork.features.row import BATCH, CREATED, EVENT, shaped
 from cellwork.wire.features import (
     Applied,
     Definitions,
-    OnlineAnswer,
-    OnlineRequest,
-    OnlineValue,
     PipelineRun,
     PushRequest,
 )
 from cellwork_hub import records
 from cellwork_hub.platform import batches, feature_definitions, feature_queue, feature_tables
 from cellwork_hub.platform.feature_definitions import definitions
+from cellwork_hub.platform.feature_online import opened
 from cellwork_hub.platform.feature_queue import MIGRATION, Claim, enqueue
 from cellwork_hub.platform.feature_tables import prepared_rows, view_rows
 from cellwork_hub.platform.feature_worker import Worker
 from cellwork_hub.platform.state import State
 from cellwork_hub.route import Call, Route
 
-__all__ = ["MIGRATION", "Worker", "definitions", "enqueue", "online", "prepared_rows", "push", "routes", "view_rows"]
+__all__ = ["MIGRATION", "Worker", "definitions", "enqueue", "prepared_rows", "push", "routes", "view_rows"]
 
 
 def push(state: State, call: Call, view_name: str, request: PushRequest) -> int:
@@ -58,11 +55,10 @@ def push(state: State, call: Call, view_name: str, request: PushRequest) -> int:
         )
     feature_tables.write(state, Claim("", request.project, view.name, revision, delivery), typed, sealed=False)
     if view.online:
-        store = OnlineStore(state.home.online(request.project))
-        store.write(view.name, revision, keys, typed)
-        if store.active(view.name) is None:
-            store.activate(view.name, revision)
-        store.close()
+        with opened(state, request.project) as store:
+            store.write(view.name, revision, keys, typed)
+            if store.active(view.name) is None:
+                store.activate(view.name, revision)
     with state.engine.begin() as db:
         records.edge(db, delivery, "made_by", f"{call.principal.kind}:{call.principal.name}")
         records.event(db, "features.online", request.project, delivery, view=view.name, rows=typed.height)
@@ -95,29 +91,6 @@ def _pushed(request: PushRequest, view: str) -> pl.DataFrame:
             f"push to view {view!r}", "", f"has a column of mixed types: {error}", "give each column one type"
         ) from None
     return frame.with_columns(pl.col(EVENT, CREATED).cast(pl.Datetime("us", "UTC")))
-
-
-def online(state: State, request: OnlineRequest) -> OnlineAnswer:
-    """Return the newest value of each view asked for, for each entity row. The caller judges a value's age by its event."""
-    known, _ = definitions(state, request.project)
-    lengths = {key: len(values) for key, values in request.entities.items()}
-    if len(set(lengths.values())) > 1:
-        raise BadInput("entities", lengths, "differ in length", "give each key a value per row")
-    store, views = OnlineStore(state.home.online(request.project)), {}
-    for view, fields in references.chosen(known, request.features):
-        keys = references.join_keys(known, view)
-        for key in keys:
-            if key not in request.entities:
-                raise BadInput(f"entities for view {view.name!r}", key, "is missing", near_miss(key, request.entities))
-        found = store.read(view.name, {key: request.entities[key] for key in keys})
-        views[view.name] = [_only(value, fields) for value in found]
-    store.close()
-    return OnlineAnswer(views=views)
-
-
-def _only(value: OnlineValue, fields: list[str]) -> OnlineValue:
-    values = {field: value.values.get(field) for field in fields}
-    return OnlineValue(values=values, event=value.event, created=value.created, batch=value.batch)
 
 
 def routes(state: State) -> list[Route]:
@@ -155,14 +128,10 @@ def routes(state: State) -> list[Route]:
     def post_push(call: Call) -> int:
         return push(state, call, call.path["view"], call.body)
 
-    def post_online(call: Call) -> OnlineAnswer:
-        return online(state, call.body)
-
     return [
         Route("PUT", "/api/v1/features/{project}", put_definitions, scope="features:apply", body=Definitions, answer=Applied, doc="Apply definitions; only what changed is computed anew."),
         Route("GET", "/api/v1/features/{project}", get_definitions, scope="features:read", answer=Definitions, doc="The definitions, newest or of a revision."),
         Route("GET", "/api/v1/features/{project}/runs", get_runs, scope="features:read", answer=list[PipelineRun], doc="Pipeline runs of the views as they are now, oldest first."),
         Route("GET", "/api/v1/features/{project}/views/{view}/rows", get_rows, scope="features:read", answer=bytes, doc="Readable feature rows, as parquet."),
         Route("POST", "/api/v1/push/{view}", post_push, scope="features:write", body=PushRequest, answer=int, doc="Take rows for a view, past its pipeline."),
-        Route("POST", "/api/v1/online/read", post_online, scope="features:read", body=OnlineRequest, answer=OnlineAnswer, doc="The newest values of entities."),
     ]  # fmt: skip

@@ -133,6 +133,40 @@ def online(features: tuple[str, ...], entities: tuple[str, ...], project: str, j
         show.table(rows, (*keys, *(f"{view}:{name}" for name in names), "event"))
 
 
+@feature.command()
+@click.argument("views", nargs=-1)
+@click.option(
+    "--start", default="", help="Only values true after this time (ISO 8601); default: where the last one ended."
+)
+@click.option("--end", default="", help="Only values true until this time; default now, never later.")
+@PROJECT
+@show.as_json
+def materialize(views: tuple[str, ...], start: str, end: str, project: str, json: bool) -> None:
+    """Write the newest values of VIEWS (default: all that are online) from the feature tables online again.
+
+    Pipelines and pushes write online as they go; this is for a store that was lost or emptied.
+
+    Example: cellwork feature materialize weather --start 2013-01-01T00:00:00Z
+    """
+    from cellwork import clock
+    from cellwork import project as projects
+    from cellwork.client import connect
+    from cellwork.wire.features import MaterializeRequest
+
+    asked = MaterializeRequest(
+        project=project or projects.find().name,
+        views=list(views),
+        start=clock.utc(start) if start else None,
+        end=clock.utc(end) if end else None,
+    )
+    done = connect().features.materialize(asked)
+    if json:
+        show.document(done)
+        return
+    rows = [(m.view, m.start or "the beginning", m.end, m.rows, m.entities, m.written) for m in done]
+    show.table(rows, ("view", "after", "until", "rows", "entities", "newer than before"), empty="no view is online")
+
+
 def _entity(text: str) -> tuple[str, list[str | int]]:
     key, equals, values = text.partition("=")
     if not equals or not values:

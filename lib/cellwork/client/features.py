@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from cellwork import errors
 from cellwork.client.base import Connection
-from cellwork.wire.features import Applied, Definitions, OnlineAnswer, OnlineRequest, PipelineRun, PushRequest
+from cellwork.wire.features import (
+    Applied,
+    Definitions,
+    Materialized,
+    MaterializeRequest,
+    OnlineAnswer,
+    OnlineRequest,
+    PipelineRun,
+    PushRequest,
+)
 from cellwork.wire.statistics import Description
 
 if TYPE_CHECKING:
@@ -88,3 +97,6 @@ class Features:
         from cellwork.data import sketches
 
         return sketches.unpack(self._to.raw("cellwork", "GET", f"/api/v1/sketches/{project}/features/{view}").content)
+
+    def materialize(self, request: MaterializeRequest) -> list[Materialized]:
+        return self._to.call("cellwork", "POST", "/api/v1/online/materialize", list[Materialized], request)

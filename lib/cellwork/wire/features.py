@@ -169,6 +169,29 @@ class OnlineAnswer(Struct):
     """View -> one value an entity row, in the order asked."""
 
 
+class MaterializeRequest(Struct):
+    """Write online what feature rows with start < event <= end say."""
+
+    project: str
+    views: list[str] = []
+    """Default: all that are online."""
+    start: datetime | None = None
+    """Default: where the last one ended; at the first, the beginning."""
+    end: datetime | None = None
+    """Default now; never in the future."""
+
+
+class Materialized(Struct):
+    view: str
+    start: datetime | None
+    end: datetime
+    rows: int
+    """Feature rows of that time."""
+    entities: int
+    written: int
+    """Values that were newer than what was online; the rest was there already."""
+
+
 class PushRequest(Struct):
     """Rows for a view, past its pipeline: join keys, features, event_timestamp and (default now) created_timestamp."""
 
