@@ -6,6 +6,7 @@ that is no `CellworkError` is a bug: 500, the traceback in the log, nothing of i
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import re
@@ -15,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+import anyio
 import anyio.to_thread
 import msgspec
 
@@ -160,6 +162,12 @@ class Service:
             principal = await self._authorised(scope, route)
             call = await self._decode(Request(scope, receive), route, parameters, principal, request_id)
             result = await self._run(route, call)
+            if isinstance(result, AsyncIterator):
+                self.counts[scope["method"], path, route.status] += 1
+                await stream(
+                    receive, send, result, call.media_type, {**call.answer_headers, "x-request-id": request_id}
+                )
+                return
             status, body, kind, headers = route.status, _encode(result), call.media_type, call.answer_headers
         except ClientDisconnect:
             return
@@ -311,6 +319,28 @@ async def respond(send: Send, status: int, body: bytes, kind: str, headers: dict
         }
     )
     await send({"type": "http.response.body", "body": body})
+
+
+async def stream(
+    receive: Receive, send: Send, chunks: AsyncIterator[bytes], kind: str, headers: dict[str, str]
+) -> None:
+    """Send `chunks` as they come, until they end or the caller leaves."""
+    pairs = [("content-type", kind), ("cache-control", "no-store"), ("x-content-type-options", "nosniff"), *headers.items()]  # fmt: skip
+    encoded = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in pairs]
+    await send({"type": "http.response.start", "status": 200, "headers": encoded})
+    async with anyio.create_task_group() as group:
+
+        async def leave() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                continue
+            group.cancel_scope.cancel()
+
+        group.start_soon(leave)
+        async for chunk in chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        group.cancel_scope.cancel()
+    with contextlib.suppress(OSError):  # the caller has left
+        await send({"type": "http.response.body", "body": b""})
 
 
 def _encode(result: Any) -> bytes:

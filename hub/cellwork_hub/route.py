@@ -57,7 +57,7 @@ Handler = Callable[[Call], Any] | Callable[[Call], Awaitable[Any]]
 class Route:
     """`path` holds `{name}` for a segment; `scope` is what the caller needs, `None` opens it to everyone.
 
-    The handler of the method ``WEBSOCKET`` is async, finds the socket, not yet accepted, as the call's body, and answers nothing.
+    A handler may answer an async iterator of bytes, which are sent as they come. The handler of the method ``WEBSOCKET`` is async, finds the socket, not yet accepted, as the call's body, and answers nothing.
     """
 
     method: str

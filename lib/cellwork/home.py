@@ -141,3 +141,9 @@ class Home:
 
     def attempt(self, run: str, number: int) -> Path:
         return self.root / "runs" / ids.check(run, "run") / str(int(number))
+
+    def checkpoint(self, run: str, key: str) -> Path:
+        """The archive of a run's checkpoint; beside it, as .json, what it is about."""
+        if not re.fullmatch(r"[0-9a-f]{64}", key):
+            raise BadInput("checkpoint", key[:80], "is not SHA-256 in hex", "ask the jobs service for the run")
+        return self.root / "runs" / ids.check(run, "run") / "checkpoints" / f"{key}.tar"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -288,3 +289,33 @@ def test_unknown_ids_are_not_found_and_malformed_ones_bad_input(world: World, jo
         jobs.run("run_x")
     with pytest.raises(BadInput, match="neither"):
         jobs.start(RunRequest())
+
+
+def test_a_run_is_followed_from_its_first_event_to_its_end_and_taken_up_where_one_broke_off(world: World) -> None:
+    jobs = world.client().jobs
+    run = jobs.start(once())
+    seen: list[tuple[str, float]] = []
+    reader = threading.Thread(target=lambda: seen.extend((e.name, time.monotonic()) for e in jobs.follow(run.id)))
+    reader.start()
+    of = claim(world)
+    for cell in (1, 2):
+        say(world, of, "running", cell=cell, cells=2)
+    said = time.monotonic()
+    while len(seen) < 4 and time.monotonic() < said + 10:
+        time.sleep(0.01)
+    assert [name for name, _ in seen] == ["run.queued", "run.started", "run.cell", "run.cell"], "while it runs"
+    say(world, of, "succeeded", cell=2, cells=2)
+    reader.join(10)
+    assert not reader.is_alive(), "the stream ends with the run"
+    assert seen[-1][0] == "run.succeeded"
+    events = list(jobs.follow(run.id))
+    later = list(world.client().connection.events("jobs", f"/api/v1/runs/{run.id}/events", after=events[2].seq))
+    assert [e.seq for e in later] == [e.seq for e in events[3:]]
+
+
+def test_who_may_not_read_runs_may_not_follow_them(world: World) -> None:
+    run = world.client().jobs.start(once())
+    with pytest.raises(Refused):
+        list(world.client("nobody").jobs.follow(run.id))
+    with pytest.raises(NotFound):
+        list(world.client().jobs.follow("run_" + "0" * 26))

@@ -193,3 +193,33 @@ def test_a_lost_runner_leaves_the_run_failed_and_a_new_kernel_starts_from_the_fi
         assert (ended.state, "two" in printed(jobs, ended)) == ("succeeded", True)
     finally:
         world.close()
+
+
+def test_a_retry_on_a_new_kernel_starts_from_the_last_checkpoint(jobs: Jobs, tmp_path: Path) -> None:
+    """Cells 1 and 2 note that they ran; the second attempt, on a new kernel, does not run them again."""
+    log = tmp_path / "log"
+    content = notebook(
+        f"open({str(log)!r}, 'a').write('1 ')",
+        f"open({str(log)!r}, 'a').write('2 ')\nvalue = 41",
+        f"import pathlib\nfirst = not pathlib.Path({str(tmp_path / 'mark')!r}).exists()\npathlib.Path({str(tmp_path / 'mark')!r}).touch()\nassert not first",
+        "print('value', value + 1)",
+        c2="checkpoint",
+    )
+    run = jobs.start(RunRequest(project="p", notebook="n.ipynb", content=content))
+    failed = jobs.wait(run.id, timeout=60)
+    assert failed.state == "failed"
+    jobs.resume(run.id, ResumeRequest(new_kernel=True))
+    ended = jobs.wait(run.id, timeout=60)
+    assert (ended.state, [a.first_cell for a in ended.attempts]) == ("succeeded", [1, 3]), ended.attempts
+    assert log.read_text() == "1 2 "
+    assert "value 42" in printed(jobs, ended)
+
+
+def test_a_changed_cell_above_the_checkpoint_runs_again(jobs: Jobs) -> None:
+    run = fail(jobs, notebook("a = 1", "b = a", "1 / 0", c2="checkpoint"))
+    jobs.resume(
+        run.id, ResumeRequest(content=notebook("a = 2", "b = a", "print('b is', b)", c2="checkpoint"), new_kernel=True)
+    )
+    ended = jobs.wait(run.id, timeout=60)
+    assert (ended.state, [a.first_cell for a in ended.attempts]) == ("succeeded", [1, 1])
+    assert "b is 2" in printed(jobs, ended)

@@ -14,14 +14,14 @@ from cellwork_hub import records
 from cellwork_hub.auth import HubTokens
 from cellwork_hub.context import Context
 from cellwork_hub.edge import Service
-from cellwork_hub.jobs import channels, claims, definitions, reopen, runs, store
+from cellwork_hub.jobs import channels, checkpoints, claims, definitions, follow, reopen, runs, store
 from cellwork_hub.jobs.fires import Ticker
 from cellwork_hub.jobs.store import Events, State
 from cellwork_hub.jobs.tokens import HubRunTokens
 from cellwork_hub.preparation import one_user
 from cellwork_hub.route import Route
 
-MIGRATIONS = [records.MIGRATION, store.MIGRATION, store.KEPT]
+MIGRATIONS = [records.MIGRATION, store.MIGRATION, store.KEPT, store.FOLLOWED]
 """Append only: a number, once used, keeps its meaning."""
 
 
@@ -78,4 +78,6 @@ def routes(state: State) -> list[Route]:
         *claims.routes(state),
         *reopen.routes(state),
         *channels.routes(state),
+        *checkpoints.routes(state),
+        *follow.routes(state),
     ]

@@ -19,7 +19,7 @@ from cellwork import files
 from cellwork.errors import BadInput, CellworkError, Conflict, Unavailable
 from cellwork.wire.jobs import Claim, ClaimRequest, Progress, Run
 from cellwork_hub import records
-from cellwork_hub.jobs import attempts, leases, store
+from cellwork_hub.jobs import attempts, checkpoints, leases, store
 from cellwork_hub.jobs.attempts import Row, micros
 from cellwork_hub.jobs.store import State
 from cellwork_hub.route import Call, Route
@@ -59,6 +59,7 @@ def take(state: State, call: Call, runner: str, held: str = "") -> Claim | None:
         files={path: state.home.source(digest).read_text() for path, digest in msgspec.json.decode(row["files"]).items()},
         timeout_seconds=row["timeout_seconds"], lease_seconds=int(state.lease.total_seconds()), first_cell=attempt["first_cell"],
         executed=store.executed(state.home, row["id"], attempt["n"] - 1).decode() if held else "",
+        checkpoints=checkpoints.of_run(state.home, row["id"]) if attempt["n"] > 1 and not held else [],
     )  # fmt: skip
 
 
@@ -106,7 +107,10 @@ def report(state: State, call: Call) -> Run:
                 leases.keep(db, state, row, {**found, "cell": progress.cell or found["cell"]})
             records.audit(db, call, "run.report", row["id"], after={"attempt": found["n"], "state": progress.state})
         run = store.as_run(db, store.run_row(db, row["id"]))
-    if progress.state != "running":
+    if progress.state == "running":
+        if progress.cell != found["cell"]:
+            state.bell.ring()
+    else:
         attempts.after(state, row, kept=run.kept is not None)
     return run
 
@@ -135,8 +139,11 @@ def _keep_notebook(state: State, run: str, n: int, notebook: str) -> None:
 def _move(db: Connection, row: Row, found: Row, progress: Progress) -> None:
     """Note in which cell the attempt is."""
     if progress.cell and (progress.cell, progress.cells) != (found["cell"], found["cells"]):
-        change = "UPDATE attempts SET cell = :cell, cells = :cells WHERE run = :run AND fence = :fence"
-        store.write(db, change, cell=progress.cell, cells=progress.cells, run=row["id"], fence=found["fence"])
+        change = (
+            "UPDATE attempts SET cell = :cell, cells = :cells, first_cell = :first WHERE run = :run AND fence = :fence"
+        )
+        told = {"cell": progress.cell, "cells": progress.cells, "first": progress.first_cell}
+        store.write(db, change, **told, run=row["id"], fence=found["fence"])
         where = {"cell": progress.cell, "cells": progress.cells, "attempt": found["n"]}
         records.event(db, "run.cell", row["project"], row["id"], **where)
 

@@ -46,6 +46,7 @@ KEPT = (
     "CREATE INDEX runs_token ON runs (token_id) WHERE token_id <> ''",
 )
 """Kernels of failed runs; a run is `held` while it waits to go on in its own."""
+FOLLOWED = ("CREATE INDEX events_subject ON events (subject, seq)",)
 
 NOT_FOR_RUNS = frozenset({"events:write", "runs:execute", "admin"})
 MOST_TIMEOUT = 7 * 86_400

@@ -13,6 +13,7 @@ from cellwork.cli import show
 if TYPE_CHECKING:
     from cellwork.client import Client
     from cellwork.wire.jobs import Run
+    from cellwork.wire.records import Event
 
 
 class Line:
@@ -26,6 +27,13 @@ class Line:
             click.echo(f"cell {cell} of {cells}  {time.monotonic() - self.started:.1f} s", err=True)
         self.last = (cell, cells)
 
+    def event(self, event: Event) -> None:
+        """Say what an event of a run tells; its own end is told by who follows it."""
+        if event.name == "run.cell":
+            self.cell(event.data["cell"], event.data["cells"])
+        elif event.name == "run.started":
+            click.echo(f"attempt {event.data['attempt']} on {event.data['runner']}", err=True)
+
 
 def with_progress(client: Client, begun: Run, *, follow: bool, json: bool) -> None:
     """Print the run, or follow it to its end; exits with 1 unless it succeeded."""
@@ -36,12 +44,10 @@ def with_progress(client: Client, begun: Run, *, follow: bool, json: bool) -> No
             click.echo(f"{begun.id}  {begun.state}  (follow it with: cellwork run show {begun.id})")
         return
     line = Line(time.monotonic())
-
-    def progress(now: Run) -> None:
-        if now.attempts and not json:
-            line.cell(now.attempts[-1].cell, now.attempts[-1].cells)
-
-    ended = client.jobs.wait(begun.id, timeout=7 * 86_400, progress=progress)
+    for event in client.jobs.follow(begun.id):
+        if not json:
+            line.event(event)
+    ended = client.jobs.run(begun.id)
     if json:
         show.document(ended)
     else:

@@ -244,6 +244,19 @@ def show_(run_id: str, json: bool) -> None:
 @run.command()
 @click.argument("run_id")
 @show.as_json
+def follow(run_id: str, json: bool) -> None:
+    """Show the progress of a run from its first cell on, and wait for its end.
+
+    Example: cellwork run follow run_01k9x0c6m2v5e8t3a7q4d1b6zj
+    """
+    from cellwork.client import connect
+
+    with_progress(connect(), connect().jobs.run(run_id), follow=True, json=json)
+
+
+@run.command()
+@click.argument("run_id")
+@show.as_json
 def stop(run_id: str, json: bool) -> None:
     """Stop a run; its output so far stays.
 

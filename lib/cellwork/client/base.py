@@ -14,6 +14,7 @@ from cellwork import errors, files, settings
 from cellwork import origin as origins
 from cellwork.wire import PREFIX, Problem
 from cellwork.wire.origin import HEADER
+from cellwork.wire.records import Event
 
 if TYPE_CHECKING:
     import httpx
@@ -118,6 +119,25 @@ class Connection:
                     raise problem(response, service)
             time.sleep(0.2 * 2**attempt)
         raise AssertionError("unreachable")
+
+    def events(self, service: str, path: str, /, **query: Any) -> Iterator[Event]:
+        """Yield the server-sent events of `path` until the service ends the stream or the connection breaks."""
+        import httpx
+
+        try:
+            with self.http.stream("GET", PREFIX[service] + path, params=query, timeout=httpx.Timeout(10, read=60)) as answer:  # fmt: skip
+                if not answer.is_success:
+                    answer.read()
+                    raise problem(answer, service)
+                for line in answer.iter_lines():
+                    if line.startswith("data: "):
+                        yield msgspec.json.decode(line.removeprefix("data: "), type=Event)
+        except httpx.ConnectError as error:
+            raise errors.Unavailable(
+                "service", service, f"does not answer at {self.url} ({error})", "look at: cellwork status"
+            ) from None
+        except httpx.TransportError:
+            return
 
     def listing(self, service: str, path: str, row: type[T], *, pages: int = 1000, **query: Any) -> Iterator[T]:
         """Yield the rows of a paged list: each answer is a JSON array, the next cursor a header."""

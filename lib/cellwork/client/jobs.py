@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
+import msgspec
+
 from cellwork import errors
 from cellwork.client.base import Connection
 from cellwork.wire.jobs import (
+    Checkpoint,
     Claim,
     ClaimRequest,
     Job,
@@ -19,6 +22,7 @@ from cellwork.wire.jobs import (
     Run,
     RunRequest,
 )
+from cellwork.wire.records import Event
 
 ENDED = frozenset({"succeeded", "failed", "stopped"})
 
@@ -79,6 +83,23 @@ class Jobs:
             time.sleep(0.1)
         raise errors.Unavailable("run", run, f"did not end in {timeout:.0f} s", f"look at: cellwork run show {run}")
 
+    def follow(self, run: str, *, timeout: float = 7 * 86_400) -> Iterator[Event]:
+        """Yield the events of a run as they happen, to its end; a broken connection is taken up again where it was.
+
+        Raises
+        ------
+        Unavailable
+            The run did not end within `timeout` seconds, or the service stays away.
+        """
+        end, after = time.monotonic() + timeout, 0
+        while time.monotonic() < end:
+            for event in self._to.events("jobs", f"/api/v1/runs/{run}/events", after=after):
+                after = event.seq
+                yield event
+            if self.run(run).state in ENDED:
+                return
+        raise errors.Unavailable("run", run, f"did not end in {timeout:.0f} s", f"look at: cellwork run show {run}")
+
     def claim(self, runner: str, *, wait_seconds: float = 0.0) -> Claim | None:
         """Return a run to execute, or None if there is none within `wait_seconds`."""
         asked = ClaimRequest(runner=runner, wait_seconds=wait_seconds)
@@ -90,3 +111,11 @@ class Jobs:
     def keep(self, run: str, request: KeepRequest) -> KeepAnswer:
         """Say that the kernel of `run` is kept, and hear whether the run is resumed; raises Conflict when it shall be kept no more."""
         return self._to.call("jobs", "POST", f"/api/v1/runs/{run}/kernel", KeepAnswer, request)
+
+    def save_checkpoint(self, run: str, fence: int, about: Checkpoint, data: bytes) -> None:
+        path = f"/api/v1/runs/{run}/checkpoints/{about.key}"
+        text = msgspec.json.encode(about).decode()
+        self._to.raw("jobs", "PUT", path, data, "application/x-tar", fence=fence, about=text)
+
+    def checkpoint(self, run: str, key: str) -> bytes:
+        return self._to.raw("jobs", "GET", f"/api/v1/runs/{run}/checkpoints/{key}").content

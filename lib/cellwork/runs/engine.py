@@ -23,6 +23,7 @@ from cellwork.runs import parameters as names
 from cellwork.runs.kernel import Kernel, allowed
 
 if TYPE_CHECKING:
+    from cellwork.runs.checkpoints import Checkpoints
     from cellwork.runs.plugin import Manager
 
 Progress = Callable[[int, int], None]
@@ -54,6 +55,7 @@ def execute(
     kernel: Kernel | None = None,
     report_mode: bool = False,
     spare: bool = False,
+    checkpoints: Checkpoints | None = None,
 ) -> None:
     """Run the cells of `notebook` with `parameters` and leave the executed notebook at `output`.
 
@@ -71,6 +73,8 @@ def execute(
         Hide the input of the cells in the output.
     spare
         At a deadline interrupt the given kernel, and kill it only if it does not give in: it may be kept.
+    checkpoints
+        Where cells tagged `checkpoint` save what the kernel holds; without it the tag says nothing.
 
     Raises
     ------
@@ -90,7 +94,7 @@ def execute(
             else:
                 used.prepare(given, folder)
             _papermill(
-                notebook, output, values, used, progress=progress, timeout=timeout, cell_timeout=cell_timeout, report_mode=report_mode, spare=spare
+                notebook, output, values, used, progress=progress, timeout=timeout, cell_timeout=cell_timeout, report_mode=report_mode, spare=spare, checkpoints=checkpoints
             )  # fmt: skip
         finally:
             if used and used is not kernel:
@@ -99,11 +103,13 @@ def execute(
 
 def resume(
     page: Mapping[str, Any], output: Path, kernel: Kernel, *, first: int, name: str, progress: Progress | None = None, timeout: float = math.inf,
-    cell_timeout: float | None = None, environment: Mapping[str, str] | None = None, spare: bool = False,
+    cell_timeout: float | None = None, environment: Mapping[str, str] | None = None, spare: bool = False, checkpoints: Checkpoints | None = None,
+    cwd: Path | None = None, begin: Callable[[], None] | None = None,
 ) -> None:  # fmt: skip
     """Go on with the notebook `page` (made by `runs.resume.merge`) in the `kernel` it ran in, from its code cell number `first`.
 
-    The other arguments, and what is raised, as for `execute`; `name` is the notebook's.
+    Or in a new kernel, which `begin` then fills from a checkpoint, with `cwd` as its folder. The other arguments, and what is
+    raised, as for `execute`; `name` is the notebook's.
     """
     import nbformat
     from papermill.exceptions import PapermillExecutionError
@@ -112,11 +118,13 @@ def resume(
     from cellwork.runs.plugin import Manager, run_cells
 
     kernel.drain()
-    kernel.prepare(dict(environment or {}))
+    kernel.prepare(dict(environment or {}), cwd)
+    if begin:
+        begin()
     nb = nbformat.reads(msgspec.json.encode(page).decode(), as_version=4)
     nb.metadata.setdefault("papermill", nbformat.from_dict({"input_path": name}))
     manager = Manager(nb, output, progress, first)
-    run_cells(manager, kernel, timeout=timeout, cell_timeout=cell_timeout, spare=spare)
+    run_cells(manager, kernel, timeout=timeout, cell_timeout=cell_timeout, spare=spare, checkpoints=checkpoints)
     try:
         raise_for_execution_errors(manager.nb, None)
     except PapermillExecutionError as error:

@@ -79,11 +79,24 @@ class Kernel:
 
     def prepare(self, environment: Mapping[str, str], cwd: Path | None = None) -> None:
         """Hand the run's variables, and its folder, to a kernel that runs; they appear in no history and no output."""
-        move = f"_os.chdir({str(cwd)!r}); " if cwd else ""
-        code = f"import os as _os; _os.environ.update({dict(environment)!r}); {move}del _os"
-        answer = self._ask(self.client.execute(code, silent=True, store_history=False), 30)
+        self.silently(f"__import__('os').environ.update({dict(environment)!r})", 30)
+        if cwd:
+            self.silently(f"__import__('os').chdir({str(cwd)!r})", 30)
+
+    def silently(self, code: str, seconds: float) -> None:
+        """Execute `code` so that it appears in no history and no output.
+
+        Raises
+        ------
+        Unavailable
+            It raised; with its error.
+        RuntimeError
+            No answer came within `seconds`, or the kernel died.
+        """
+        answer = self._ask(self.client.execute(code, silent=True, store_history=False), seconds)
         if answer["status"] != "ok":
-            raise Unavailable("kernel", self.pid, "refused the run's environment", "look at the runner's log")
+            verdict = f"could not do what the run needs: {answer.get('ename', '')}: {answer.get('evalue', '')}"
+            raise Unavailable("kernel", self.pid, verdict, "look at the runner's log")
 
     def drain(self) -> None:
         """Drop what the kernel told to everybody while nobody listened here; a full queue would lose what comes next."""

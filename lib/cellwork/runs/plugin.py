@@ -23,6 +23,7 @@ from papermill.engines import Engine, NotebookExecutionManager
 from papermill.log import logger
 
 from cellwork import files
+from cellwork.runs.checkpoints import TAG, Checkpoints
 from cellwork.runs.kernel import Kernel
 
 OUT_OF_TIME, DIED = "OutOfTime", "KernelDied"
@@ -77,11 +78,12 @@ class Client(PapermillNotebookClient):  # type: ignore[misc]
     """Executes in a `Kernel` that somebody else starts and ends."""
 
     def __init__(
-        self, manager: Manager, kernel: Kernel, *, deadline: float, cell_timeout: float | None, spare: bool = False
-    ) -> None:
+        self, manager: Manager, kernel: Kernel, *, deadline: float, cell_timeout: float | None, spare: bool = False,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(manager, km=kernel.manager, timeout_func=self._seconds_left, iopub_timeout=30, log=logger)
         self.kc, self.kernel, self.deadline, self.cell_timeout = kernel.client, kernel, deadline, cell_timeout
-        self.spare = spare
+        self.spare, self.checkpoints = spare, checkpoints
 
     def _seconds_left(self, _: Any) -> float | None:
         left = min(max(self.deadline - time.monotonic(), 0.001), self.cell_timeout or math.inf)
@@ -112,6 +114,9 @@ class Client(PapermillNotebookClient):  # type: ignore[misc]
                 return
             finally:
                 self.nb_man.cell_complete(cell, cell_index=index)
+            if self.checkpoints and TAG in cell.metadata.get("tags", []):
+                said = self.checkpoints.save(self.kernel, self.nb, index)
+                cell.outputs.append(nbformat.v4.new_output("stream", name="stderr", text=said + "\n"))
 
     def _output(self, error: Exception) -> Any:
         """Return the cell output that tells of a deadline or of the kernel's death."""
@@ -128,13 +133,13 @@ class Client(PapermillNotebookClient):  # type: ignore[misc]
 
 
 def run_cells(
-    manager: Manager, kernel: Kernel, *, timeout: float, cell_timeout: float | None, spare: bool = False
-) -> None:
+    manager: Manager, kernel: Kernel, *, timeout: float, cell_timeout: float | None, spare: bool = False, checkpoints: Checkpoints | None = None
+) -> None:  # fmt: skip
     """Run the cells of `manager`'s notebook, from its first on, in `kernel`; how they fared stands in the notebook."""
     manager.notebook_start()
     deadline = time.monotonic() + timeout
     try:
-        Client(manager, kernel, deadline=deadline, cell_timeout=cell_timeout, spare=spare).execute()
+        Client(manager, kernel, deadline=deadline, cell_timeout=cell_timeout, spare=spare, checkpoints=checkpoints).execute()  # fmt: skip
     finally:
         manager.notebook_complete()
 
@@ -147,7 +152,7 @@ class CellworkEngine(Engine):  # type: ignore[misc]
         cls, nb: Any, kernel_name: str, output_path: str | None = None, progress_bar: Any = False, log_output: bool = False,
         autosave_cell_every: int = AUTOSAVE_SECONDS, *, progress: Callable[[int, int], None] | None = None, keep: Callable[[Manager], None] | None = None,
         kernel: Kernel | None = None, save_to: Path | None = None, timeout: float = math.inf, cell_timeout: float | None = None, execution_timeout: float | None = None,
-        spare: bool = False, **_: Any,
+        spare: bool = False, checkpoints: Checkpoints | None = None, **_: Any,
     ) -> Any:  # fmt: skip
         manager = Manager(nb, save_to or (Path(output_path) if output_path else None), progress)
         if keep:
@@ -155,7 +160,7 @@ class CellworkEngine(Engine):  # type: ignore[misc]
         with tempfile.TemporaryDirectory(prefix="cellwork-") as folder:
             used = kernel or Kernel.start(Path(folder), os.environ, name=kernel_name, cwd=Path.cwd())
             try:
-                run_cells(manager, used, timeout=timeout, cell_timeout=cell_timeout or execution_timeout, spare=spare)
+                run_cells(manager, used, timeout=timeout, cell_timeout=cell_timeout or execution_timeout, spare=spare, checkpoints=checkpoints)  # fmt: skip
             finally:
                 if used is not kernel:
                     used.stop(gently=3)

@@ -120,6 +120,17 @@ class ClaimRequest(Struct):
     wait_seconds: float = 0.0
 
 
+class Checkpoint(Struct):
+    """What a run had made up to a cell tagged ``checkpoint``: it stands for the parameters and the cells up to it by `key`.
+
+    `missing` names what could not be saved, and why.
+    """
+
+    key: str
+    cell: int
+    missing: dict[str, str] = {}
+
+
 class Claim(Struct):
     """What a runner gets: the run, all it needs to execute it, and the fence its results must carry."""
 
@@ -135,6 +146,7 @@ class Claim(Struct):
     first_cell: int = 1
     """Above 1: continue in the kernel that was kept, with `executed` as it stood."""
     executed: str = ""
+    checkpoints: list[Checkpoint] = []
 
 
 class Progress(Struct):
@@ -149,6 +161,7 @@ class Progress(Struct):
     cells: int = 0
     error: str = ""
     notebook: str = ""
+    first_cell: int = 1
     keepable: bool = False
     """With state ``failed``: the kernel lives and may be kept; the answer's `kept` says whether it shall be."""
 

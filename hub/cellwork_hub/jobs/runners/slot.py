@@ -20,14 +20,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from cellwork.client import Client
 from cellwork.client.jobs import Jobs
 from cellwork.errors import BadInput, CellworkError, Conflict, NotFound, Unavailable
-from cellwork.runs import engine, parameters, resume
+from cellwork.runs import checkpoints, engine, parameters, resume
 from cellwork.runs.kernel import Kernel, allowed
 from cellwork.wire import PREFIX
-from cellwork.wire.jobs import Claim, Progress, RunState
+from cellwork.wire.jobs import Checkpoint, Claim, Progress, RunState
 from cellwork_hub.jobs.runners import keeper
 
 log = logging.getLogger("cellwork.runner")
@@ -140,6 +141,7 @@ class Attempt:
         self.word = ""
         self.over = self.kept = False
         self.keepable = claim.first_cell > 1
+        self.first = claim.first_cell
         self.cell = self.cells = 0
         self._news, self._over = threading.Event(), threading.Event()
         self._sent = (0, 0.0)
@@ -168,8 +170,10 @@ class Attempt:
 
     def _run(self, url: str) -> tuple[RunState, str]:
         try:
-            if self.claim.first_cell > 1 or self.claim.executed:
+            if self.claim.executed:
                 self._resume(url)
+            elif fitting := self._fitting():
+                self._restore(url, fitting)
             else:
                 self._execute(url)
         except engine.RunFailed as error:
@@ -186,17 +190,40 @@ class Attempt:
         notebook = unpack(self.claim, self.work)
         engine.execute(
             notebook, self.output, self.claim.run.parameters, progress=self._at, timeout=self.claim.timeout_seconds,
-            environment=environment(self.claim, url), cwd=notebook.parent, kernel=self.kernel, spare=True,
+            environment=environment(self.claim, url), cwd=notebook.parent, kernel=self.kernel, spare=True, checkpoints=self._checkpoints(),
         )  # fmt: skip
 
     def _resume(self, url: str) -> None:
         """Go on in the kernel of the attempt before, with the mended notebook."""
-        first, name = self.claim.first_cell, self.claim.run.notebook
-        executed, mended = (parameters.read(text, name) for text in (self.claim.executed, self.claim.content))
+        executed = parameters.read(self.claim.executed, self.claim.run.notebook)
+        self._go_on(url, resume.merge(executed, self._mended(), self.first), None, None)
+
+    def _fitting(self) -> Checkpoint | None:
+        return checkpoints.choose(self._mended(), self.claim.run.parameters, self.claim.checkpoints)
+
+    def _restore(self, url: str, at: Checkpoint) -> None:
+        """Go on in a new kernel with what a former one held at the checkpoint `at`."""
+        notebook, folder = unpack(self.claim, self.work), self.output.parent / "restored"
+        executed = checkpoints.unpack(self.jobs.checkpoint(self.claim.run.id, at.key), folder, self.work)
+        self.first = at.cell + 1
+        page = resume.merge(executed, self._mended(), self.first)
+        self._go_on(url, page, notebook.parent, lambda: checkpoints.put_back(self.kernel, folder))
+
+    def _go_on(self, url: str, page: dict[str, Any], cwd: Path | None, begin: Callable[[], None] | None) -> None:
         engine.resume(
-            resume.merge(executed, mended, first), self.output, self.kernel, first=first, name=name, progress=self._at,
-            timeout=self.claim.timeout_seconds, environment=environment(self.claim, url), spare=True,
+            page, self.output, self.kernel, first=self.first, name=self.claim.run.notebook, progress=self._at, timeout=self.claim.timeout_seconds,
+            environment=environment(self.claim, url), spare=True, checkpoints=self._checkpoints(), cwd=cwd, begin=begin,
         )  # fmt: skip
+
+    def _mended(self) -> dict[str, Any]:
+        return parameters.read(self.claim.content, self.claim.run.notebook)
+
+    def _checkpoints(self) -> checkpoints.Checkpoints:
+        def send(about: Checkpoint, data: bytes) -> None:
+            self.jobs.save_checkpoint(self.claim.run.id, self.claim.fence, about, data)
+
+        folder = self.output.parent / "checkpoint"
+        return checkpoints.Checkpoints(folder, self.work, self.claim.run.parameters, send)
 
     def _at(self, cell: int, cells: int) -> None:
         self.cell, self.cells = cell, cells
@@ -234,8 +261,8 @@ class Attempt:
 
     def _progress(self, state: RunState, *, error: str = "", notebook: str = "") -> Progress:
         return Progress(
-            fence=self.claim.fence, state=state, cell=self.cell, cells=self.cells, error=error, notebook=notebook
-        )
+            fence=self.claim.fence, state=state, cell=self.cell, cells=self.cells, error=error, notebook=notebook, first_cell=self.first
+        )  # fmt: skip
 
     def _changed(self) -> str:
         """Return the notebook so far if it changed since it was sent, but not too often."""

@@ -1,0 +1,170 @@
+"""What a kernel holds is saved and put back into another process: values, frames, functions, random numbers; the rest is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cellwork.runs import checkpoints, engine, resume
+from cellwork.runs.kernel import Kernel, allowed
+from cellwork.wire.jobs import Checkpoint
+
+MADE = """
+import random
+import numpy as np
+import pandas as pd
+import polars as pl
+from collections import Counter
+_quiet = 5
+scale = 10
+rows = [1, 2, 3]
+same = rows
+frame = pl.DataFrame({"a": [1, 2], "b": ["x", None]})
+table = pd.DataFrame({"when": pd.to_datetime(["2013-01-01", "2013-02-01"]), "kind": pd.Categorical(["u", "v"])}, index=["r", "s"])
+odd = pd.DataFrame({"mixed": [1, "two", None]})
+also = table
+def scaled(x, *, by=1):
+    return x * scale * by
+def recursive(n):
+    return 1 if n < 2 else n * recursive(n - 1)
+def counter():
+    n = 0
+    def count():
+        nonlocal n
+        n += 1
+        return n
+    return count
+tick = counter()
+tick()
+class Model:
+    def predict(self, x):
+        return scaled(x) + 1
+model = Model()
+generator = (k for k in rows)
+file = open("/dev/null")
+random.seed(3); np.random.seed(3)
+random.random(); np.random.rand()
+"""
+SEEN = """
+same.append(4)
+seen = [rows, frame.equals(pl.DataFrame({"a": [1, 2], "b": ["x", None]})), str(table.dtypes["when"]), list(table.index), str(table.dtypes["kind"]), also is table, list(odd["mixed"])]
+scale = 100
+seen += [scaled(2), recursive(5), tick(), model.predict(1), Counter("aab")["a"], _quiet, random.random(), float(np.random.rand())]
+"""
+
+
+def in_a_process(code: str, folder: Path) -> Any:
+    program = "import json, sys\nnamespace = {'__name__': '__main__'}\n" + code
+    answer = subprocess.run(
+        [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    return json.loads(answer.stdout)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A folder with what `MADE` makes, and what the process that made it saw afterwards."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "made"
+    code = f"exec({MADE!r}, namespace)\nfrom cellwork.runs import checkpoint\ncheckpoint.save(sys.argv[1], namespace)\nexec({SEEN!r}, namespace)\nprint(json.dumps(namespace['seen']))"
+    return folder, in_a_process(code, folder)
+
+
+def test_another_process_goes_on_as_if_it_were_the_same(saved: tuple[Path, Any]) -> None:
+    folder, expected = saved
+    code = f"from cellwork.runs import checkpoint\ncheckpoint.restore(sys.argv[1], namespace)\nexec({SEEN!r}, namespace)\nprint(json.dumps(namespace['seen']))"
+    assert in_a_process(code, folder) == expected
+    assert expected[7] == 200, "a function sees the names of the notebook, not a copy of them"
+
+
+def test_frames_are_parquet_and_what_cannot_be_saved_is_named(saved: tuple[Path, Any]) -> None:
+    about = json.loads((saved[0] / "saved.json").read_text())
+    assert sorted(map(tuple, about["frames"].values())) == [("pandas", "table", "also"), ("polars", "frame")]
+    assert sorted(about["missing"]) == ["file", "generator"]
+    assert "generator" in about["missing"]["generator"]
+
+
+def page(*sources: str, tagged: int = 0) -> dict[str, Any]:
+    return {
+        "nbformat": 4, "nbformat_minor": 5, "metadata": {},
+        "cells": [
+            {"cell_type": "code", "id": f"c{k}", "metadata": {"tags": ["checkpoint"] if k == tagged else []}, "source": source, "outputs": [], "execution_count": None}
+            for k, source in enumerate(sources, start=1)
+        ],
+    }  # fmt: skip
+
+
+def test_a_checkpoint_fits_as_long_as_nothing_above_it_changed_and_nothing_below_needs_what_is_missing() -> None:
+    notebook = page("a = 1", "b = 2", "print(a, b)", tagged=2)
+    key = checkpoints.keys(notebook, {"x": 1})[1]
+    at = Checkpoint(key=key, cell=2, missing={"generator": "generator"})
+    assert checkpoints.choose(notebook, {"x": 1}, [at]) == at
+    assert checkpoints.choose(page("a = 1", "b = 2", "print(b, a)"), {"x": 1}, [at]) == at
+    assert checkpoints.choose(page("a = 9", "b = 2", "print(a, b)"), {"x": 1}, [at]) is None
+    assert checkpoints.choose(notebook, {"x": 2}, [at]) is None, "another parameter"
+    assert checkpoints.choose(page("a = 1", "b = 2", "next(generator)"), {"x": 1}, [at]) is None
+    assert checkpoints.choose(page("a = 1", "b = 2", "%time next(generator)"), {"x": 1}, [at]) is None
+    assert checkpoints.choose(page("a = 1", "b = 2", "generator = 5"), {"x": 1}, [at]) == at
+    assert checkpoints.choose(page("a = 1", "b = 2"), {"x": 1}, [at]) is None, "nothing is left to run"
+
+
+def test_a_run_saves_at_the_tagged_cell_and_another_kernel_goes_on_below_it(tmp_path: Path) -> None:
+    """Two real kernels; files that the first made in its folder are there for the second."""
+    notebook = page(
+        "import pathlib\nstate = {'n': 1}\ngen = iter([1])\n_c, _os = 7, 8",
+        "pathlib.Path('made.txt').write_text('by the first')",
+        "print(state, _c, _os, pathlib.Path('made.txt').read_text())\n1 / fails",
+        tagged=2,
+    )
+    work, taken = tmp_path / "work", list[tuple[Checkpoint, bytes]]()
+    work.mkdir()
+    (work / "n.ipynb").write_text(json.dumps(notebook))
+    keeper = checkpoints.Checkpoints(
+        tmp_path / "saving", work, {}, lambda about, data: taken.append((about, data)) or None
+    )
+    kernels = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        kernels.append(Kernel.start(tmp_path / name, allowed(os.environ)))
+    try:
+        with pytest.raises(engine.RunFailed):
+            engine.execute(work / "n.ipynb", tmp_path / "out.ipynb", cwd=work, kernel=kernels[0], checkpoints=keeper)
+        ((about, data),) = taken
+        assert (about.cell, sorted(about.missing)) == (2, [])
+        shown = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
+        assert any("checkpoint: " in "".join(o.get("text", "")) for cell in shown for o in cell.get("outputs", []))
+        other = tmp_path / "other"
+        other.mkdir()
+        executed = checkpoints.unpack(data, tmp_path / "laid", other)
+        notebook["cells"][2]["source"] = "print(state, _c, _os, pathlib.Path('made.txt').read_text())"
+        engine.resume(
+            resume.merge(executed, notebook, 3),
+            tmp_path / "end.ipynb",
+            kernels[1],
+            first=3,
+            name="n.ipynb",
+            cwd=other,
+            begin=lambda: checkpoints.put_back(kernels[1], tmp_path / "laid"),
+        )
+        assert "{'n': 1} 7 8 by the first" in (tmp_path / "end.ipynb").read_text()
+    finally:
+        for kernel in kernels:
+            kernel.stop()
+
+
+def test_an_archive_never_writes_outside_its_folder(tmp_path: Path) -> None:
+    import io
+    import tarfile
+
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("../evil"))
+    with pytest.raises(tarfile.FilterError):
+        checkpoints.unpack(stream.getvalue(), tmp_path / "in", tmp_path / "work")
+    assert not (tmp_path / "evil").exists()
