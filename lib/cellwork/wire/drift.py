@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
+import msgspec
+
 from cellwork.wire import Struct
 
 Verdict = Literal["stable", "drift", "not enough data"]
@@ -45,7 +47,7 @@ class ColumnDrift(Struct):
     new_share: float | None = None
 
 
-class DriftRules(Struct, frozen=True):
+class DriftRules(Struct):
     """When a difference is drift: it must be surely there (`alpha`), and large enough to matter (the others)."""
 
     alpha: float = 0.001
@@ -71,4 +73,4 @@ class Drift(Struct):
     rows: int
     reference_rows: int
     columns: list[ColumnDrift]
-    rules: DriftRules = DriftRules()
+    rules: DriftRules = msgspec.field(default_factory=DriftRules)
