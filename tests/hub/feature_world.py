@@ -33,7 +33,7 @@ from cellwork.wire.records import Principal
 from cellwork_hub import records
 from cellwork_hub.context import Context
 from cellwork_hub.edge import Service
-from cellwork_hub.platform import batches, feature_online, features, statistics
+from cellwork_hub.platform import batches, feature_online, features, statistics, store
 from cellwork_hub.platform.state import State
 
 DAY = datetime(2013, 6, 1, tzinfo=UTC)
@@ -56,7 +56,7 @@ def service(state: State) -> Iterator[Client]:
 
     app = Service(
         "cellwork",
-        [*batches.routes(state), *features.routes(state), *statistics.routes(state), *feature_online.routes(state)],
+        [route for router in (batches, features, statistics, feature_online, store) for route in router.routes(state)],
         authorise=authorise,
     )
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="off"))

@@ -10,10 +10,30 @@ from cellwork_hub import records
 from cellwork_hub.auth import HubTokens
 from cellwork_hub.context import Context
 from cellwork_hub.edge import Service
-from cellwork_hub.platform import batches, datasets, evaluations, feature_online, features, outcomes, splits, statistics
+from cellwork_hub.platform import (
+    batches,
+    datasets,
+    evaluations,
+    feature_online,
+    features,
+    outcomes,
+    splits,
+    statistics,
+    store,
+)
 from cellwork_hub.platform.state import State
 
-ROUTERS = (batches, features, datasets, evaluations, outcomes, splits, statistics, feature_online)
+ROUTERS = (
+    batches,
+    features,
+    datasets,
+    evaluations,
+    outcomes,
+    splits,
+    statistics,
+    feature_online,
+    store,
+)
 MIGRATIONS = [records.MIGRATION, *(router.MIGRATION for router in ROUTERS)]
 """Append only: a number, once used, keeps its meaning."""
 

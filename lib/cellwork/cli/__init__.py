@@ -22,7 +22,7 @@ HELP = {
     "user": "The platform's users.",
     "demo": "Walk the flights from raw batch to dashboard.",
     "batch": "Raw data: ingest, list, read.",
-    "data": "Look into data: statistics, held deliveries.",
+    "data": "Look into data: statistics, SQL, held deliveries.",
     "feature": "Features: apply definitions, look at views, read online.",
     "dataset": "Training frames: build, list, read.",
     "model": "Registered models: evaluate, promote.",

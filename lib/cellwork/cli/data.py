@@ -12,7 +12,7 @@ REASON = click.option("--reason", required=True, help="Why; it goes into the aud
 
 @click.group()
 def data() -> None:
-    """Look into data: statistics, held deliveries.
+    """Look into data: statistics, SQL, held deliveries.
 
     Example: cellwork data describe flights
     """
@@ -116,3 +116,30 @@ def discard(dataset: str, delivery: str, reason: str, project: str | None, json:
         show.document(dropped)
     else:
         click.echo(f"{dropped.id} is dropped: {dropped.partition}, {dropped.rows:,} rows")
+
+
+@data.command()
+@click.argument("statement")
+@click.option("--as-of", default="", help="As it was when this batch was the newest, or at this time.")
+@click.option("--limit", default=100, show_default=True, help="At most so many rows.")
+@click.option("--out", type=click.Path(dir_okay=False), help="Write the rows into this parquet file.")
+@PROJECT
+@show.as_json
+def sql(statement: str, as_of: str, limit: int, out: str | None, project: str | None, json: bool) -> None:
+    """Run one SELECT (DuckDB's SQL) over the raw data sets of a project, tables of their names.
+
+    Example: cellwork data sql "SELECT carrier, avg(dep_delay) FROM flights GROUP BY 1" --as-of 2013-06-01T00:00:00Z
+    """
+    from cellwork.client import connect
+    from cellwork.data.ingest import located
+
+    found, more = connect().batches.sql(located("any", project)[0], statement, as_of=as_of, limit=limit)
+    if out:
+        found.write_parquet(out)
+        click.echo(f"{found.height:,} rows are in {out}")
+    elif json:
+        show.document(found.to_dicts())
+    else:
+        show.table(found.rows(), found.columns, empty="no rows")
+    if more:
+        click.echo(f"There are more than {limit:,} rows: raise --limit, or narrow the statement.", err=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cellwork.client.base import Connection
-from cellwork.wire.batches import Batch, Decision, Held, Ingested, RawDataset
+from cellwork.wire.batches import Batch, Decision, Held, Ingested, RawDataset, Sql
 from cellwork.wire.statistics import Description
 
 if TYPE_CHECKING:
@@ -87,3 +87,12 @@ class Batches:
     def discard(self, project: str, dataset: str, delivery: str, reason: str) -> Held:
         path = f"/api/v1/held/{project}/{dataset}/{delivery}/discard"
         return self._to.call("cellwork", "POST", path, Held, Decision(reason=reason))
+
+    def sql(self, project: str, sql: str, *, as_of: str = "", limit: int = 10_000) -> tuple[pl.DataFrame, bool]:
+        """Return rows of one SELECT over a project's raw data sets, and whether there are more than `limit`."""
+        import msgspec
+        import polars as pl
+
+        body = msgspec.json.encode(Sql(sql=sql, as_of=as_of, limit=limit))
+        answer = self._to.raw("cellwork", "POST", f"/api/v1/sql/{project}", body)
+        return pl.read_parquet(io.BytesIO(answer.content)), answer.headers.get("x-more") == "true"

@@ -6,7 +6,7 @@ Importing this loads nothing heavy. Everything here goes over HTTP with the call
 from __future__ import annotations
 
 from cellwork.data import dataset, split
-from cellwork.data.ingest import batches, declare, describe, discard, held, ingest, rejected, release, rows
+from cellwork.data.ingest import batches, declare, describe, discard, held, ingest, rejected, release, rows, sql
 from cellwork.wire.batches import Check, RawDataset, Seal
 
 __all__ = [
@@ -24,4 +24,5 @@ __all__ = [
     "release",
     "rows",
     "split",
+    "sql",
 ]

@@ -103,6 +103,17 @@ def describe(
     return connect().batches.describe(space, name, batch=batch, as_of=as_of)
 
 
+def sql(statement: str, *, as_of: str = "", limit: int = 10_000, project: str | None = None) -> pl.DataFrame:
+    """Return at most `limit` rows of one SELECT (DuckDB's SQL) over the project's raw data sets, tables of their names.
+
+    Parameters
+    ----------
+    as_of : see the batches that were current when this batch was the newest, or at this time.
+    """
+    space, _ = located("any", project)
+    return connect().batches.sql(space, statement, as_of=as_of, limit=limit)[0]
+
+
 def held(dataset: str, *, project: str | None = None) -> list[Held]:
     """Return the deliveries that a check held back and nobody decided on."""
     return connect().batches.held(*located(dataset, project))

@@ -142,9 +142,11 @@ class Decision(Struct):
     reason: str
 
 
-class Query(Struct):
-    """Read rows of a data set: all current batches, one, or those current when `as_of` was the newest."""
+class Sql(Struct):
+    """One SELECT over the current batches of a project's raw data sets, or over those current at `as_of`."""
 
-    batch: str = ""
+    sql: str
     as_of: str = ""
-    limit: int | None = None
+    """A batch that was the newest then, or a time with a zone."""
+    limit: int = 10_000
+    """At most so many rows; the header ``x-more`` says whether there are others."""

@@ -1,0 +1,72 @@
+"""The raw store as a whole: SQL over its batches."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+from deltalake import DeltaTable
+
+from cellwork import ids
+from cellwork.data import query, schema
+from cellwork.errors import BadInput, TooBusy
+from cellwork.wire.batches import Batch, Sql
+from cellwork_hub.platform import batches, raw
+from cellwork_hub.platform.state import State
+from cellwork_hub.route import Call, Route
+
+MIGRATION: tuple[str, ...] = ()
+MOST_ROWS = 1_000_000
+AT_ONCE = 2
+_running = threading.BoundedSemaphore(AT_ONCE)
+
+
+def sql(state: State, project: str, asked: Sql) -> tuple[pl.DataFrame, bool]:
+    """Return rows of a SELECT over the raw data sets of `project`, and whether there are more.
+
+    Raises
+    ------
+    TooBusy
+        As many statements as may run at once are running.
+    """
+    if not 0 < asked.limit <= MOST_ROWS:
+        raise BadInput("limit", asked.limit, f"is not between 1 and {MOST_ROWS:,}", "aggregate, or ask for fewer rows")
+
+    def table(name: str) -> Any:
+        chosen = raw.known_at(state, project, name, asked.as_of) if asked.as_of else raw.current(state, project, name)
+        return _table(state, project, name, chosen)
+
+    tables = {each.name: functools.partial(table, each.name) for each in raw.all_declared(state, project)}
+    if not _running.acquire(blocking=False):
+        raise TooBusy("SQL statements", AT_ONCE, "are running already", "try again in a moment")
+    try:
+        return query.run(asked.sql, tables, limit=asked.limit)
+    finally:
+        _running.release()
+
+
+def _table(state: State, project: str, dataset: str, wanted: list[Batch]) -> Any:
+    """Return the readable rows of `wanted` as an Arrow data set, of which DuckDB reads the columns it needs."""
+    columns = raw.pinned(state, project, dataset)
+    if not wanted:
+        return schema.complete(pl.DataFrame(schema={"_batch": pl.String}), columns).to_arrow()
+    chosen = ", ".join(f"'{ids.check(batch.id, 'bat')}'" for batch in wanted)
+    table = DeltaTable(state.home.raw_table(project, dataset))
+    found = table.to_pyarrow_dataset(file_pruning_predicate=f"_batch IN ({chosen})")
+    there = {field.name: field for field in found.schema}
+    fields = [there.get(c.name) or pa.field(c.name, pa.null()) for c in columns]
+    return found.replace_schema(pa.schema([*fields, there["_batch"]]))
+
+
+def routes(state: State) -> list[Route]:
+    def post_sql(call: Call) -> bytes:
+        rows, more = sql(state, ids.name(call.path["project"], "project"), call.body)
+        call.answer_headers["x-more"] = str(more).lower()
+        return batches.parquet(rows, call)
+
+    return [
+        Route("POST", "/api/v1/sql/{project}", post_sql, scope="data:read", body=Sql, answer=bytes, doc="Rows of one SELECT over raw data sets, as parquet."),
+    ]  # fmt: skip
