@@ -22,7 +22,7 @@ from cellwork.data import dataset, split
 from cellwork.errors import BadInput, CellworkError, Conflict, NotFound
 from cellwork.wire.batches import RawDataset, Seal
 from cellwork.wire.datasets import DatasetRequest
-from cellwork.wire.features import Definitions, Observations
+from cellwork.wire.features import Definitions, Field, Observations
 from cellwork_hub import records
 from cellwork_hub.platform import batches, datasets, features, splits
 from cellwork_hub.platform.state import State
@@ -35,6 +35,9 @@ KEPT = RawDataset(name="flights", key=["id"], seals=[Seal(holdout="last", partit
 def airport() -> Definitions:
     known = definitions()
     known.observations[0].keys = {"origin": "origin", "id": "id"}
+    known.prepared[0].sql = known.prepared[0].sql.replace(" FROM", ", hour(planned) AS hour FROM")
+    known.views[1].fields = [Field(name="hour", type="Float32")]
+    known.services[0].features = ["late", "plan:hour"]
     return known
 
 
@@ -72,7 +75,7 @@ def build(name: str = "training", **changed: Any) -> dataset.Dataset:
 def test_every_observation_comes_out_once_in_order_with_all_columns(air: Client) -> None:
     built = build()
     assert built.frame().columns == [
-        "id", "asked", "origin", "late__flights", "late__delay", "plan__delay", "late__event_timestamp", "late___batch",
+        "id", "asked", "origin", "late__flights", "late__delay", "plan__hour", "late__event_timestamp", "late___batch",
         "plan__event_timestamp", "plan___batch", "delay", "landed", "_batch",
     ]  # fmt: skip
     everything = pl.concat([flights(day) for day in range(3)])
@@ -150,7 +153,7 @@ def test_one_batch_or_no_labels_can_be_asked_for(air: Client) -> None:
 
 def test_a_label_that_never_became_known_is_null(air: Client, state: State) -> None:
     known = airport()
-    sql = "SELECT *, planned - INTERVAL 1 HOUR AS asked, CASE WHEN id % 2 = 0 THEN planned END AS landed FROM flights"
+    sql = "SELECT *, planned - INTERVAL 1 HOUR AS asked, hour(planned) AS hour, CASE WHEN id % 2 = 0 THEN planned END AS landed FROM flights"
     known.prepared.append(type(known.prepared[0])(name="half", sources=["flights"], sql=sql))
     known.observations = [
         Observations(
@@ -197,7 +200,7 @@ def test_what_is_wrong_with_a_request_is_said_with_the_near_miss(air: Client) ->
 
 
 def test_a_view_needs_keys_that_the_observations_have(air: Client) -> None:
-    known = definitions()
+    known = airport()
     known.observations[0].keys = {}
     air.features.apply(known)
     with pytest.raises(BadInput, match="join key 'origin': is needed by view 'late'"):
@@ -233,7 +236,7 @@ def test_the_holdout_has_the_truth_and_no_route_has_it(air: Client, state: State
     truth = flights(2)
     assert held["id"].to_list() == truth["id"].to_list()
     assert held["delay"].to_list() == truth["delay"].to_list()
-    assert held["plan__delay"].to_list() == truth["delay"].to_list()
+    assert held["plan__hour"].to_list() == truth["planned"].dt.hour().to_list()
     seen = build(start=DAY + timedelta(days=2)).frame()
     assert held.columns == seen.columns
     assert seen["delay"].null_count() == seen.height
@@ -296,7 +299,7 @@ def test_the_command_line_builds_lists_and_shows(air: Client) -> None:
         "--feature",
         "late",
         "--feature",
-        "plan:delay",
+        "plan:hour",
         "--start",
         "2013-06-01",
         "--end",

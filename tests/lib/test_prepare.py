@@ -112,3 +112,23 @@ def test_a_frame_is_left_as_it_was(tmp_path: Path):
     before = FLIGHTS.clone()
     run("SELECT id + 1 AS id FROM flights")
     assert FLIGHTS.equals(before)
+
+
+@pytest.mark.parametrize(
+    ("sql", "columns", "needed"),
+    [
+        ("SELECT id, origin, planned FROM flights", ["origin"], {"origin"}),
+        ("SELECT f.*, zone FROM flights f LEFT JOIN airports ON faa = origin", ["id"], {"id", "origin"}),
+        ("WITH a AS (SELECT *, id + 1 AS next FROM flights) SELECT next AS x, planned FROM a; -- end", ["x"], {"id"}),
+        ("SELECT id, origin FROM flights WHERE planned > now()", ["id"], {"id", "planned"}),
+        ("SELECT id FROM flights QUALIFY row_number() OVER (PARTITION BY origin ORDER BY planned) = 1", ["id"], {"id", "origin", "planned"}),
+        ("SELECT id, (SELECT max(g.planned) FROM flights g WHERE g.origin = f.origin) AS x FROM flights f", ["x"], {"origin", "planned"}),
+        ("SELECT f AS x FROM flights f", ["x"], {"id", "origin", "planned", "local"}),
+        ("SELECT id AS \"a \"\"name\" FROM flights", ['a "name'], {"id"}),
+        ("SELECT id, origin FROM flights WHERE local <> ''", [], {"local"}),
+        ("SELECT faa AS id, faa AS planned FROM airports", ["planned"], set()),
+    ],
+)  # fmt: skip
+def test_what_a_column_depends_on_is_read_from_the_plan(sql, columns, needed):
+    prepared = Prepared(name="p", sources=["flights", "airports"], sql=sql)
+    assert prepare.depends(prepared, FLIGHTS.clear(), {"airports": AIRPORTS.clear()}, columns) == needed

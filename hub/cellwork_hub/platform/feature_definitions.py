@@ -17,7 +17,7 @@ from cellwork.features import define, references
 from cellwork.features.row import polars_type, require, require_time
 from cellwork.wire.features import Applied, Definitions, Prepared, Rolling, View
 from cellwork_hub import records
-from cellwork_hub.platform import batches, feature_queue
+from cellwork_hub.platform import batches, feature_queue, feature_seals
 from cellwork_hub.platform.state import State
 from cellwork_hub.route import Call
 
@@ -55,6 +55,8 @@ def apply(state: State, call: Call, wanted: Definitions) -> Applied:
     ------
     BadInput, NotFound
         A name, a column or a statement is wrong; nothing is changed.
+    Refused
+        A view could tell a sealed value.
     """
     check(state, wanted)
     project = wanted.project
@@ -165,6 +167,7 @@ def check(state: State, wanted: Definitions) -> None:
         rows = columns[view.pipeline.rows]
         if rows is not None:
             _check_view(wanted, view, rows)
+            feature_seals.check(state, wanted, view)
     for about in wanted.observations:
         rows = columns[about.rows]
         if rows is not None:

@@ -3,8 +3,8 @@
 A run is: read prepared rows, make feature rows, write them to the table (one commit, a repetition replaces it), offer them to the online
 store (which keeps the newest), and last record it, with its event and its edges, in one transaction. So a crash at any
 point leaves a run that is executed again with the same result. Pipelines see sealed values, since an endpoint needs
-the features of now: values that sealed batches cause go online, where only single newest values are read, but their rows are
-kept from every reader of the feature table.
+the features of now: values that sealed batches cause go online, where only single newest values are read (`feature_seals` says
+of which views), but their rows are kept from every reader of the feature table.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cellwork.features.row import BATCH, EVENT
 from cellwork.wire.batches import Batch
 from cellwork.wire.features import Definitions, Rolling
 from cellwork_hub import records
-from cellwork_hub.platform import batches, feature_online, feature_queue, feature_tables
+from cellwork_hub.platform import batches, feature_online, feature_queue, feature_seals, feature_tables
 from cellwork_hub.platform.feature_definitions import definitions
 from cellwork_hub.platform.feature_queue import Claim, Done
 from cellwork_hub.platform.state import State
@@ -91,6 +91,8 @@ def execute(state: State, run: Claim) -> None:
     ------
     Conflict
         An earlier run of a rolling view failed, so that values would be wrong.
+    Refused
+        The batch is sealed, and the view could tell a sealed value.
     """
     started = time.perf_counter()
     known = definitions(state, run.project, run.revision)[0]
@@ -104,6 +106,9 @@ def execute(state: State, run: Claim) -> None:
         rows, done = made.rolling()
     else:
         rows, done = made.select(), None
+    if made.batch.sealed:
+        feature_seals.check(state, known, view)
+        feature_seals.check_rows(known, view, made.prepared([made.batch]), made.batch.id)
     _publish(state, run, made, rows)
     inputs = [*made.inputs, *(b.id for source in made.others for b in batches.current(state, run.project, source))]
     feature_set = ids.of_content("fset", references.content_sha256(known, view), *sorted(inputs))

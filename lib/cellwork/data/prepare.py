@@ -7,8 +7,9 @@ random numbers gives other rows each time it runs; nothing here can make those r
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +55,46 @@ def run(
     return _normal(rows)
 
 
+def depends(
+    prepared: Prepared, driving: pl.DataFrame, others: Mapping[str, pl.DataFrame], columns: Sequence[str]
+) -> set[str]:
+    """Return the columns of ``sources[0]`` that DuckDB must read to give `columns` of `prepared`, those that choose its rows included.
+
+    The frames are empty ones: what is read is DuckDB's plan, not data. A plan reads too much rather than too little.
+
+    Raises
+    ------
+    BadInput
+        It is not one SELECT, or DuckDB refuses it.
+    """
+    import duckdb
+
+    with _database(others, prepared.sources[0], driving) as database:
+        _check_statement(database, prepared)
+        names = ", ".join('"' + column.replace('"', '""') + '"' for column in columns) or "count(*)"
+        try:
+            database.execute(f"CREATE VIEW _rows AS {prepared.sql}")
+            plan = database.execute(f"EXPLAIN (FORMAT JSON) SELECT {names} FROM _rows")
+            nodes = json.loads(plan.fetchall()[0][1])
+        except duckdb.Error as error:
+            raise _refused(prepared, error) from None
+    return {name for node in nodes for name in _scanned(node, f".{prepared.sources[0]}")}
+
+
+def _scanned(node: dict[str, Any], table: str) -> Iterator[str]:
+    about = node.get("extra_info", {})
+    if str(about.get("Table", "")).replace('"', "").endswith(table):
+        projections = about.get("Projections", [])
+        yield from [projections] if isinstance(projections, str) else projections
+    for child in node.get("children", []):
+        yield from _scanned(child, table)
+
+
 @contextmanager
-def _database(tables: Mapping[str, pl.DataFrame]) -> Iterator[duckdb.DuckDBPyConnection]:
+def _database(
+    tables: Mapping[str, pl.DataFrame], planned: str = "", columns: pl.DataFrame | None = None
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open a database of `tables`; `planned` is one of `columns` alone, by whose name a plan tells what is read of it."""
     import duckdb
 
     sandbox: dict[str, str | bool | int | float | list[str]] = {
@@ -66,6 +105,10 @@ def _database(tables: Mapping[str, pl.DataFrame]) -> Iterator[duckdb.DuckDBPyCon
         database.execute("SET TimeZone = 'UTC'")
         for name, frame in tables.items():
             database.register(name, frame.to_arrow())
+        if columns is not None:
+            database.register("_columns", columns.to_arrow())
+            database.execute(f'CREATE TABLE "{planned}" AS SELECT * FROM _columns')
+            database.execute("SET disabled_optimizers = 'filter_pushdown,statistics_propagation'")
         database.execute("SET lock_configuration = true")
         yield database
 
