@@ -8,10 +8,12 @@ from collections.abc import Iterator
 import engine as engines
 import pytest
 import shop_world
+import team_world
 from need import need
 from redis_server import redis_server
 from running import Platform, board, command, left_of, logs
 from shop_world import Toured
+from team_world import Team
 
 from cellwork.cli import tour as tours
 from cellwork.client import Client
@@ -31,6 +33,14 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         stopped = command(home, "down")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert left_of(home, instance) == []
+
+
+@pytest.fixture(scope="session")
+def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+    """The whole platform in `team` trust, with people who log in by passwords of their own."""
+    home = tmp_path_factory.mktemp("team") / "home"
+    with team_world.running(home) as team:
+        yield team
 
 
 @pytest.fixture(scope="session")

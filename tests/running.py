@@ -165,7 +165,7 @@ class Server:
         return {"Authorization": f"token {self.token}"}
 
 
-def environment(home: Path) -> dict[str, str]:
+def environment(home: Path, **more: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("CELLWORK_", "MLFLOW_", "JUPYTERHUB_"))}
     return {
         **kept,
@@ -173,14 +173,17 @@ def environment(home: Path) -> dict[str, str]:
         "CELLWORK_PORT": "0",
         "CELLWORK_USER": "ada",
         "CELLWORK_TOKEN_CACHE_SECONDS": "2",
+        **more,
     }
 
 
-def command(home: Path, *words: str, timeout: float = START_SECONDS) -> subprocess.CompletedProcess[str]:
+def command(
+    home: Path, *words: str, timeout: float = START_SECONDS, **environ: str
+) -> subprocess.CompletedProcess[str]:
     """Run `cellwork` on `home` as a person would, from a folder without a project."""
     return subprocess.run(
         [str(Path(sys.executable).parent / "cellwork"), *words],
-        env=environment(home),
+        env=environment(home, **environ),
         cwd="/",
         capture_output=True,
         text=True,

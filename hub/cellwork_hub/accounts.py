@@ -1,4 +1,4 @@
-"""A new password: browsers that logged in with the old one are out, user servers keep running."""
+"""What a change of a user does at the hub: a new password puts browsers out, a removal stops servers."""
 
 from __future__ import annotations
 
@@ -47,6 +47,23 @@ def revoke_browsers(context: Context, user: str) -> None:
                 answer = hub.delete(f"/users/{user}/tokens/{token['id']}")
                 if answer.status_code != 404:  # the hub ends a session's tokens together
                     answer.raise_for_status()
+
+
+def stop_servers(user: str) -> int:
+    """Stop every server of `user` through the hub; return how many ran. Its tokens are void already, for the hub asks the accounts."""
+    context = Context.load()
+    headers = {"authorization": f"token {context.token('cli')}"}
+    with httpx.Client(base_url=context.hub_api, headers=headers, timeout=60, trust_env=False) as hub:
+        answer = hub.get(f"/users/{user}")
+        if answer.status_code == 404:  # never logged in
+            return 0
+        answer.raise_for_status()
+        running = [name for name, server in answer.json()["servers"].items() if server["ready"] or server["pending"]]
+        for name in running:
+            stopped = hub.delete(f"/users/{user}/servers/{name}" if name else f"/users/{user}/server")
+            if stopped.status_code not in (202, 204, 404):
+                stopped.raise_for_status()
+        return len(running)
 
 
 def restart_hub(chosen: Settings) -> None:

@@ -16,6 +16,12 @@ from cellwork import errors, scopes
 from cellwork.wire.records import Principal
 
 NOBODY = Principal(kind="nobody", name="anonymous")
+FRESH_SECONDS = 0.2
+"""How old the hub's answer may be when a caller is about to be refused by it."""
+HUB_REFRESH_SECONDS = 1
+"""In `team` trust: how long the hub itself trusts what the accounts said of a user."""
+SETTLE_SECONDS = HUB_REFRESH_SECONDS + 2 * FRESH_SECONDS
+"""After that, who was granted something is not refused for not having it, by any service."""
 
 
 class HubTokens:
@@ -27,13 +33,20 @@ class HubTokens:
         self._http: httpx.AsyncClient | None = None
 
     async def __call__(self, scope: Scope) -> Principal:
-        """Return who calls: whom a `Gate` in front has already found, else whose bearer token it is."""
+        """Return who calls: whom a `Gate` in front has already found or finds now, else whose bearer token it is.
+
+        With ``cellwork.fresh`` in the scope the hub is asked again, unless it was within `FRESH_SECONDS`.
+        """
         if found := scope.get("cellwork.principal"):
             return found  # type: ignore[no-any-return]
+        if login := scope.get("cellwork.login"):
+            return await login(scope)  # type: ignore[no-any-return]
         token = bearer(scope)
-        return await self.principal(token) if token else NOBODY
+        return await self.principal(token, fresh=scope.get("cellwork.fresh", False)) if token else NOBODY
 
-    async def principal(self, token: str, *, session: str = "", browser: bool = False) -> Principal:
+    async def principal(
+        self, token: str, *, session: str = "", browser: bool = False, fresh: bool = False
+    ) -> Principal:
         """Return whose token it is; one that was given to a browser counts only in its hub session `session`.
 
         Raises
@@ -43,7 +56,8 @@ class HubTokens:
         """
         key = hashlib.sha256(f"{session}\0{browser}\0{token}".encode()).digest()
         known = self._known.get(key)
-        if known and known[0] > time.monotonic():
+        left = known[0] - time.monotonic() if known else 0.0
+        if known and left > (max(0.0, self.cache_seconds - FRESH_SECONDS) if fresh else 0):
             return known[1]
         principal = await self._ask(token, session, browser)
         if len(self._known) >= self.most:

@@ -1,4 +1,4 @@
-"""`cellwork up|down|status|user`: shells around the supervisor. They talk to it by signals and read its board."""
+"""`cellwork up|down|status|doctor`: shells around the supervisor. They talk to it by signals and read its board."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from cellwork import files, settings
+from cellwork import settings
 from cellwork.cli import show
 from cellwork.errors import Conflict, Unavailable
 from cellwork.settings import Settings
@@ -24,7 +24,7 @@ from cellwork_hub.units import environment, reachable
 STOP_SECONDS = 90.0
 TRUST = {
     "personal": "trust: personal (one user, one account of this machine; no secrecy between notebooks and services is promised)",
-    "team": "trust: team (user servers and runs can't read the platform's folder)",
+    "team": "trust: team (each user has a credential and projects of their own; user servers and runs can't read the platform's folder)",
 }
 
 
@@ -137,8 +137,14 @@ def _raise_failure(log: Path, board: supervisor.Board) -> None:
 
 def _say_where(chosen: Settings, board: supervisor.Board) -> None:
     click.echo(f"Cellwork runs at {address(chosen, board.port)}")
-    click.echo(f"  user      {preparation.one_user(chosen)}")
-    click.echo(f"  password  in {chosen.folder.secret('password')} (show it: cellwork user password)")
+    if chosen.trust == "team":
+        click.echo("  users     each with a credential of their own (cellwork user list, cellwork user add NAME)")
+        click.echo(
+            "  servers and runs need a container engine in team trust: without one, servers are refused and runs wait"
+        )
+    else:
+        click.echo(f"  user      {preparation.one_user(chosen)}")
+        click.echo(f"  password  in {chosen.folder.secret('password')} (show it: cellwork user password)")
     click.echo(f"  {TRUST[chosen.trust]}")
 
 
@@ -245,45 +251,3 @@ def doctor(json: bool) -> None:
             )
     if any(check.verdict == "missing" for check in found):
         sys.exit(1)
-
-
-@click.group(invoke_without_command=True)
-@click.pass_context
-@show.as_json
-def user(context: click.Context, json: bool) -> None:
-    """The users who may log in.
-
-    Example: cellwork user password --reset
-    """
-    if context.invoked_subcommand is None:
-        chosen = settings.load()[0]
-        name = preparation.one_user(chosen)
-        if json:
-            show.document(
-                [{"name": name, "trust": chosen.trust, "password_file": str(chosen.folder.secret("password"))}]
-            )
-        else:
-            show.table([(name, chosen.trust, str(chosen.folder.secret("password")))], ("user", "trust", "password in"))
-
-
-@user.command()
-@click.option("--reset", is_flag=True, help="Make a new one; every browser has to log in again.")
-@show.as_json
-def password(reset: bool, json: bool) -> None:
-    """Show the password, or make a new one.
-
-    Example: cellwork user password --reset
-    """
-    from cellwork_hub import accounts
-
-    chosen = settings.load()[0]
-    path = chosen.folder.secret("password")
-    if reset:
-        accounts.reset_password(chosen)
-    if not path.exists():
-        raise Unavailable("password", path, "was not made yet", "start the platform once: cellwork up")
-    secret = files.read_secret(path)
-    if json:
-        show.document({"user": preparation.one_user(chosen), "password": secret, "file": str(path)})
-    else:
-        click.echo(secret)

@@ -20,7 +20,8 @@ from cellwork import errors
 from cellwork.wire.records import Principal
 from cellwork_hub.context import Context
 from cellwork_hub.edge import serve
-from cellwork_hub.gate import Asked, Gate, require
+from cellwork_hub.gate import Asked, Gate
+from cellwork_hub.guard import require
 from cellwork_hub.login import Login
 
 KERNEL = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"

@@ -32,6 +32,8 @@ EXTRAS = {
     "jupyter": ("jupyterlab", "ipykernel", "ipywidgets", "dask", "feast", "sklearn", "skops"),
     "jobs": ("papermill",),
 }
+MOST_CACHE_SECONDS = 45
+"""With the hub's own refresh it keeps what was revoked alive for less than a minute."""
 MEMORY_GB, DISK_GB = 2.5, 2.0
 TESTED = ((3, 11), (3, 12), (3, 13))
 
@@ -52,13 +54,25 @@ def can_start(chosen: Settings) -> None:
                     "extra", extra, f"is not installed (no module {module})", "run: pip install 'cellwork[all]'"
                 )
     program("traefik")
-    if chosen.trust == "team":
-        raise Refused(
-            "setting trust", "team", "needs a login for each user, which this platform has not yet", "use personal"
-        )
     chosen.folder.ensure()
+    if chosen.trust == "team":
+        can_start_team(chosen)
     preparation.one_user(chosen)
     preparation.public_port(chosen, preparation.known_ports(chosen.folder).get("public", 0))
+
+
+def can_start_team(chosen: Settings) -> None:
+    """Raise Refused or BadInput for what breaks the promises of `team` trust."""
+    from cellwork_hub.config.logins import check_login
+
+    check_login(chosen)
+    if chosen.token_cache_seconds > MOST_CACHE_SECONDS:
+        raise Refused(
+            "setting token_cache_seconds",
+            chosen.token_cache_seconds,
+            "keeps a revoked token alive too long for team trust",
+            f"set it to at most {MOST_CACHE_SECONDS}",
+        )
 
 
 def examine(chosen: Settings) -> list[Check]:

@@ -24,6 +24,7 @@ from cellwork import __version__, errors, ids
 from cellwork.wire import Problem
 from cellwork.wire.origin import HEADER, Origin
 from cellwork.wire.records import Principal
+from cellwork_hub.guard import Guard, no_credential, watched
 from cellwork_hub.openapi import describe
 from cellwork_hub.route import Call, Malformed, Route
 
@@ -65,10 +66,12 @@ class Service:
         lifespan: Lifespan | None = None,
         ready: Callable[[], bool] = lambda: True,
         most_bytes: int = 256 * 1024 * 1024,
+        bounded: bool = False,
     ) -> None:
-        self.name, self.authorise, self.lifespan, self.ready, self.most_bytes = (
+        """With `bounded`, people see the projects they are members of and no others."""
+        self.guard = Guard(authorise, bounded)
+        self.name, self.lifespan, self.ready, self.most_bytes = (
             name,
-            authorise,
             lifespan,
             ready,
             most_bytes,
@@ -97,8 +100,8 @@ class Service:
         return [
             Route("GET", "/health/live", live, scope=None, doc="The process answers."),
             Route("GET", "/health/ready", readiness, scope=None, doc="Requests make sense."),
-            Route("GET", "/metrics", metrics, scope="monitors:read", doc="Prometheus metrics."),
-            Route("GET", "/openapi.json", openapi, scope="data:read", doc="This description."),
+            Route("GET", "/metrics", metrics, scope="monitors:read", doc="Prometheus metrics.", within="platform"),
+            Route("GET", "/openapi.json", openapi, scope="data:read", doc="This description.", within="platform"),
         ]
 
     def _metrics(self) -> str:
@@ -143,12 +146,12 @@ class Service:
         socket = WebSocket(scope, receive, send)
         try:
             route, parameters = self._find(scope)
-            principal = await self._authorised(scope, route)
+            principal = await self.guard.principal(scope, route)
             headers = {key.lower(): value for key, value in socket.headers.items()}
             origin = _origin(headers, principal)
-            await route.handler(
-                Call(principal, ids.new("req"), origin, parameters, dict(socket.query_params), socket, headers)
-            )
+            call = Call(principal, ids.new("req"), origin, parameters, dict(socket.query_params), socket, headers)
+            await self.guard.enter(scope, route, call)
+            await watched(self._run(route, call), lambda: self.guard.still(scope, route, call))
         except errors.CellworkError as error:
             await socket.close(4403, str(error).encode()[:120].decode(errors="ignore"))
         except WebSocketDisconnect:
@@ -159,14 +162,20 @@ class Service:
         try:
             route, parameters = self._find(scope)
             path = route.path
-            principal = await self._authorised(scope, route)
+            principal = await self.guard.principal(scope, route)
             call = await self._decode(Request(scope, receive), route, parameters, principal, request_id)
+            await self.guard.enter(scope, route, call)
             result = await self._run(route, call)
+            if call.bounded and not call.asked:
+                raise RuntimeError(
+                    f"{route.method} {route.path} asked for no project: say Route(within=...) or call.enter"
+                )
             if isinstance(result, AsyncIterator):
                 self.counts[scope["method"], path, route.status] += 1
-                await stream(
-                    receive, send, result, call.media_type, {**call.answer_headers, "x-request-id": request_id}
-                )
+                headers = {**call.answer_headers, "x-request-id": request_id}
+                with contextlib.suppress(errors.CellworkError):  # cut off in the middle: the answer has begun
+                    sending = stream(receive, send, result, call.media_type, headers)
+                    await watched(sending, lambda: self.guard.still(scope, route, call))
                 return
             status, body, kind, headers = route.status, _encode(result), call.media_type, call.answer_headers
         except ClientDisconnect:
@@ -205,21 +214,6 @@ class Service:
             raise errors.NotFound("method", method, f"does not exist on {path}", f"use {' or '.join(sorted(others))}")
         raise errors.NotFound("path", path, f"is not one of the service {self.name!r}", "look at /openapi.json")
 
-    async def _authorised(self, scope: Scope, route: Route) -> Principal:
-        if route.scope is None:
-            return Principal(kind="nobody", name="anonymous")
-        principal = await self.authorise(scope)
-        if principal.kind == "nobody":
-            raise no_credential(scope)
-        if route.scope not in principal.scopes:
-            raise errors.Refused(
-                f"{principal.kind} {principal.name!r}",
-                route.scope,
-                "is a scope it does not have",
-                "ask an admin for a role with that scope",
-            )
-        return principal
-
     async def _decode(
         self, request: Request, route: Route, parameters: dict[str, str], principal: Principal, request_id: str
     ) -> Call:
@@ -257,13 +251,6 @@ class Service:
         if inspect.iscoroutinefunction(route.handler):
             return await route.handler(call)
         return await anyio.to_thread.run_sync(route.handler, call)
-
-
-def no_credential(scope: Scope) -> errors.Refused:
-    """Return the refusal of a request without a credential; the answer to it becomes a 401."""
-    scope["cellwork.anonymous"] = True
-    way_out = "send 'Authorization: Bearer <token>' with a token of the hub"
-    return errors.Refused("request", "", "carries no valid credential", way_out)
 
 
 def canonical_path(scope: Scope, prefix: str) -> str:

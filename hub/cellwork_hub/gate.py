@@ -14,7 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cellwork import errors, ids
 from cellwork.wire.records import Principal
-from cellwork_hub.edge import canonical_path, no_credential, problem_response, respond
+from cellwork_hub.edge import canonical_path, problem_response, respond
+from cellwork_hub.guard import no_credential
 from cellwork_hub.login import Login
 
 log = logging.getLogger("cellwork")
@@ -103,7 +104,7 @@ class Gate:
             await _redirect(send, self.login.to_hub(scope, path))
             return
         if self.rules is None:
-            await self.app({**scope, "cellwork.principal": principal}, receive, send)
+            await self.app({**scope, "cellwork.principal": principal, "cellwork.login": self.login}, receive, send)
             return
         if principal.kind == "nobody":
             raise no_credential(scope)
@@ -115,16 +116,6 @@ class Gate:
         if path == "/health/ready" and self.ready and not await self.ready():
             raise errors.Unavailable("service", self.login.service, "is not ready yet", "ask again in a second")
         await respond(send, 200, b'{"status":"ready"}', "application/json", {})
-
-
-def require(principal: Principal, scope: str) -> None:
-    if scope not in principal.scopes:
-        raise errors.Refused(
-            f"{principal.kind} {principal.name!r}",
-            scope,
-            "is a scope it does not have",
-            "ask an admin for a role with that scope",
-        )
 
 
 def _handed_on(scope: Scope, asked: Asked) -> Scope:

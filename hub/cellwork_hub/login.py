@@ -63,14 +63,15 @@ class Login:
         Unavailable
             The hub does not answer.
         """
-        if bearer(scope):
-            return await self.tokens(scope)
+        fresh = scope.get("cellwork.fresh", False)
+        if sent := bearer(scope):
+            return await self.tokens.principal(sent, fresh=fresh)
         cookies = _cookies(scope)
         token = self._open(cookies.get(self.cookie, ""), None)
         session = cookies.get(SESSION_COOKIE, "")
         if not token or not session:
             return NOBODY
-        principal = await self.tokens.principal(token, session=session, browser=True)
+        principal = await self.tokens.principal(token, session=session, browser=True, fresh=fresh)
         if principal.kind != "nobody":
             self._check_origin(scope)
         return principal

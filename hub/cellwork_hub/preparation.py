@@ -18,7 +18,7 @@ from cellwork_hub.context import SERVICES
 
 INTERNAL = ("hub", "proxy-api", *SERVICES)
 LOW, HIGH = 20_000, 30_000  # below the range from which the kernel takes ports for outgoing connections
-TOKENS = (*SERVICES, "runner", "cli")
+TOKENS = (*SERVICES, "runner", "cli", "login")
 
 
 def ports(settings: Settings) -> dict[str, int]:

@@ -10,6 +10,7 @@ import msgspec
 from sqlalchemy import Connection, Engine, text
 
 from cellwork import clock, ids
+from cellwork.errors import Refused
 from cellwork.wire.records import AuditRow, Edge, Event
 from cellwork_hub.edge import Call, Route
 
@@ -93,13 +94,18 @@ def routes(engine: Engine) -> list[Route]:
     """Return the routes that read these tables; every service has them."""
 
     def read_events(call: Call) -> list[Event]:
-        return events(engine, int(call.query.get("after", "0")), call.query.get("name", ""), call.limit(1000))
+        found = events(engine, call.number("after", 0), call.query.get("name", ""), call.limit(1000))
+        return [event for event in found if call.may_enter(event.project)]
 
     def read_audit(call: Call) -> list[AuditRow]:
+        if call.bounded and "admin" not in call.principal.scopes:
+            raise Refused(
+                f"user {call.principal.name!r}", "audit", "is an admin's to read in team trust", "ask an admin"
+            )
         with engine.connect() as db:
             rows = db.execute(
                 text("SELECT * FROM audit WHERE seq > :after ORDER BY seq LIMIT :limit"),
-                {"after": int(call.query.get("after", "0")), "limit": call.limit(1000)},
+                {"after": call.number("after", 0), "limit": call.limit(1000)},
             ).mappings()
             return [AuditRow(**{**row, "at": moment(row["at"])}) for row in rows]
 
@@ -124,7 +130,13 @@ def routes(engine: Engine) -> list[Route]:
             doc="Events after a sequence number, in order.",
         ),
         Route(
-            "GET", "/api/v1/audit", read_audit, scope="data:read", answer=list[AuditRow], doc="The append-only audit."
+            "GET",
+            "/api/v1/audit",
+            read_audit,
+            scope="data:read",
+            answer=list[AuditRow],
+            doc="The append-only audit; in team trust an admin's.",
+            within="platform",
         ),
         Route(
             "GET",
@@ -132,6 +144,7 @@ def routes(engine: Engine) -> list[Route]:
             read_edges,
             scope="data:read",
             answer=list[Edge],
-            doc="Edges from or to a subject.",
+            doc="Edges from or to a subject; ids only, so that they cross projects.",
+            within="platform",
         ),
     ]

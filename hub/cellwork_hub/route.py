@@ -6,9 +6,9 @@ import functools
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from cellwork import errors
+from cellwork import errors, scopes
 from cellwork.wire.origin import Origin
 from cellwork.wire.records import Principal
 
@@ -30,6 +30,30 @@ class Call:
     headers: dict[str, str]
     answer_headers: dict[str, str] = field(default_factory=dict)
     media_type: str = "application/json"
+    bounded: bool = False
+    """The caller is a person in `team` trust: it sees its own projects only."""
+    asked: bool = False
+    """Somebody asked whether it may enter a project, or the route is the platform's."""
+    projects: set[str] = field(default_factory=set)
+    """Those it entered."""
+
+    def may_enter(self, project: str) -> bool:
+        """Whether the caller is a member of `project`; for lists, which show what one may see."""
+        self.asked = True
+        inside = not self.bounded or project in scopes.projects(self.principal.groups)
+        if inside and project:
+            self.projects.add(project)
+        return inside
+
+    def enter(self, project: str) -> None:
+        """Raise NotFound unless the caller is a member of `project`: of others' projects one does not learn what is in them."""
+        if not self.may_enter(project):
+            raise errors.NotFound(
+                "project",
+                project[:80],
+                "does not exist, or you are not a member of it",
+                f"ask a member: cellwork project add {project[:80]} {self.principal.name}; or make it: cellwork project create",
+            )
 
     def required(self, name: str) -> str:
         if not self.query.get(name):
@@ -69,6 +93,9 @@ class Route:
     answer: Any = None
     doc: str = ""
     status: int = 200
+    within: Literal["project", "platform"] = "project"
+    """In `team` trust a caller must be a member of the project that path, query or body names; where none is named, the
+    handler asks (`Call.enter`, `Call.may_enter`), or the answer is refused. `platform`: it belongs to no project."""
 
     @functools.cached_property
     def pattern(self) -> re.Pattern[str]:

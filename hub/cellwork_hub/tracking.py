@@ -19,7 +19,8 @@ from cellwork.wire.records import Principal
 from cellwork_hub.bodies import field
 from cellwork_hub.context import Context
 from cellwork_hub.edge import serve
-from cellwork_hub.gate import Asked, Gate, Rules, require
+from cellwork_hub.gate import Asked, Gate, Rules
+from cellwork_hub.guard import require
 from cellwork_hub.login import Login
 from cellwork_hub.tags import Door, check_kept, check_made
 

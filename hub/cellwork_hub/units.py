@@ -57,8 +57,9 @@ def platform_units(settings: Settings, ports: Mapping[str, int]) -> list[Unit]:
     units.append(Unit("hub", hub, routes, after=("proxy",), port=ports["hub"]))
     dashboards = (sys.executable, "-m", "cellwork_hub.voila")
     units.append(Unit("voila", dashboards, (f"http://127.0.0.1:{ports['dashboards']}/health/ready",), after=("hub",)))
-    runner = (sys.executable, "-m", "cellwork_hub.jobs.runners.process")
-    units.append(Unit("runner", runner, after=("hub",)))
+    if settings.trust != "team":  # there, a run as a process of this account would read the platform's folder
+        runner = (sys.executable, "-m", "cellwork_hub.jobs.runners.process")
+        units.append(Unit("runner", runner, after=("hub",)))
     return units
 
 

@@ -20,6 +20,25 @@ ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32
 CONTENT_KINDS = frozenset({"bat", "fset", "ds", "env", "tf"})
 TIME_KINDS = frozenset({"run", "pred", "evt", "alr", "dep", "eval", "fire", "job", "prun", "req"})
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+USER = re.compile(r"(?=.{1,32}\Z)[a-z][a-z0-9]*(-[a-z0-9]+)*")
+NO_USERS = frozenset(
+    {
+        "admin",
+        "anonymous",
+        "api",
+        "cellwork",
+        "cli",
+        "dashboards",
+        "hub",
+        "inference",
+        "jobs",
+        "login",
+        "mlflow",
+        "nobody",
+    }
+    | {"none", "null", "platform", "root", "runner", "self", "service", "services", "user", "users"}
+)
+"""Names that would read like a part of the platform in a log or an address."""
 
 
 def _base32(number: int) -> str:
@@ -63,6 +82,19 @@ def name(text: str, subject: str = "name") -> str:
     """Return `text` if it is a name (lower case, digits, ``_`` and ``-``, at most 63), else raise BadInput."""
     if not NAME.fullmatch(text):
         raise BadInput(subject, text, "is not a name", "use a-z first, then a-z, 0-9, _ and -, at most 63 characters")
+    return text
+
+
+def user(text: str) -> str:
+    """Return `text` if it may name a person, else raise BadInput.
+
+    A letter, then letters, digits and single hyphens, at most 32: every spawner, volume, folder and host name takes such
+    a name as it is, so that no two of them meet in one place.
+    """
+    if not USER.fullmatch(text) or text in NO_USERS:
+        verdict = "is a word of the platform's own" if text in NO_USERS else "is not a user name"
+        way_out = "use a-z first, then a-z, 0-9 and single hyphens between them, at most 32 characters, such as ada-l"
+        raise BadInput("user", text[:80], verdict, way_out)
     return text
 
 

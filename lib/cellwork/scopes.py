@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 SUBJECTS = ("data", "features", "models", "endpoints", "jobs", "monitors")
 READ = frozenset(f"{subject}:read" for subject in SUBJECTS)
 WRITE = frozenset(f"{subject}:write" for subject in SUBJECTS)
@@ -14,6 +16,7 @@ SPECIAL = frozenset(
         "secrets:read",
         "events:write",
         "runs:execute",
+        "users:check",
         "admin",
     }
 )
@@ -23,9 +26,24 @@ ROLES = {
     "viewer": READ,
     "author": READ | WRITE | {"endpoints:predict", "holdout:evaluate"},
     "deployer": READ | WRITE | {"endpoints:predict", "holdout:evaluate", "features:apply", "models:promote"},
-    "admin": ALL - {"events:write", "runs:execute"},
+    "admin": ALL - {"events:write", "runs:execute", "users:check"},
 }
-"""Role -> scopes. `events:write` and `runs:execute` are for services and runners only."""
+"""Role -> scopes, each role with all of the one before. `events:write`, `runs:execute` and `users:check` are for services only."""
+
+ROLE_GROUP, USER_GROUP, PROJECT_GROUP = "role:", "group:", "project:"
+"""How a user's role, groups and projects are told by the hub: as groups with these prefixes."""
+
+
+def highest(roles: Iterable[str]) -> str:
+    """Return the one of `roles` that holds all others; empty if there is none."""
+    held = set(roles)
+    return next((role for role in reversed(ROLES) if role in held), "")
+
+
+def projects(groups: Iterable[str]) -> frozenset[str]:
+    """Return the projects among the hub's groups of a user."""
+    return frozenset(g.removeprefix(PROJECT_GROUP) for g in groups if g.startswith(PROJECT_GROUP))
+
 
 HUB_PREFIX = "custom:cellwork:"
 

@@ -33,6 +33,18 @@ class Settings:
         "personal",
         "`personal`: one user, one account, no secrecy promised. `team`: users can't read the platform's home.",
     )
+    login: str = _setting(
+        "password",
+        "How people log in in `team` trust: `password` (their own), `oidc`, or the path of a JupyterHub authenticator.",
+    )
+    oidc_issuer: str = _setting(
+        "", "The OpenID Connect provider's address; its secret is in secrets/oidc-client-secret."
+    )
+    oidc_client_id: str = _setting("", "What the provider calls this platform.")
+    oidc_name_claim: str = _setting("preferred_username", "The claim a new user's name is taken from.")
+    oidc_groups_claim: str = _setting("groups", "The claim with the provider's groups; those known here count.")
+    oidc_scopes: str = _setting("openid profile email", "What is asked of the provider.")
+    oidc_title: str = _setting("your organisation", "What the login button says after 'Sign in with'.")
     host: str = _setting("127.0.0.1", "The address the platform listens on.")
     port: int = _setting(8000, "The one public port; 0 takes a free one.")
     user: str = _setting("", "The name of the one user in `personal` trust; empty takes the account's name.")

@@ -28,4 +28,7 @@ def set_services(c: Any, settings: Settings, ports: dict[str, int]) -> None:
         }
         for name in SERVICES
     ]
-    c.JupyterHub.services = [*behind_login, *({"name": name, "api_token": token(name)} for name in ("runner", "cli"))]
+    c.JupyterHub.services = [
+        *behind_login,
+        *({"name": name, "api_token": token(name)} for name in ("runner", "cli", "login")),
+    ]

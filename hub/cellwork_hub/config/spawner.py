@@ -18,6 +18,7 @@ from cellwork.errors import NotFound
 from cellwork.settings import Settings
 from cellwork.wire import PREFIX
 from cellwork_hub import processes
+from cellwork_hub.config.no_servers import refuse_servers
 from cellwork_hub.units import reachable
 
 ARGUMENTS = (
@@ -60,6 +61,9 @@ class AccountSpawner(LocalProcessSpawner):  # type: ignore[misc]
 
 
 def set_spawner(c: Any, settings: Settings, ports: dict[str, int]) -> None:
+    if settings.trust == "team":
+        refuse_servers(c)
+        return
     workspace = settings.workspace or settings.folder.workspace()
     workspace.mkdir(parents=True, exist_ok=True)
     url = f"http://{reachable(settings.host)}:{ports['public']}"

@@ -1,4 +1,4 @@
-"""Who may log in. `personal` trust: one user, one random password in a 0600 file, read at each login."""
+"""Who may log in. `personal` trust: one user, one random password in a 0600 file, read at each login. `team`: see `logins`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from traitlets import Unicode
 
 from cellwork import files
 from cellwork.settings import Settings
+from cellwork_hub.config.logins import set_team
 from cellwork_hub.preparation import one_user
 
 NOTICE = (
@@ -32,7 +33,15 @@ class OneUser(Authenticator):  # type: ignore[misc]
         return name if same and name == self.only else None
 
 
+WELCOME = 'Your first time here, or a new password? <a href="/hub/welcome">Use your one-time code</a>.'
+
+
 def set_users(c: Any, settings: Settings, ports: dict[str, int]) -> None:
+    if settings.trust == "team":
+        set_team(c, settings, ports)
+        c.JupyterHub.template_paths = [str(Path(__file__).parent / "templates")]
+        c.JupyterHub.template_vars = {"announcement_login": WELCOME} if settings.login == "password" else {}
+        return
     name = one_user(settings)
     c.JupyterHub.authenticator_class = OneUser
     c.OneUser.only = name

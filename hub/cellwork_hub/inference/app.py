@@ -72,6 +72,7 @@ def build(
         lifespan=lifespan,
         ready=lambda: settled,
         most_bytes=context.settings.request_bytes,
+        bounded=context.settings.trust == "team",
     )
 
 
@@ -92,13 +93,16 @@ def _management(endpoints: Endpoints) -> list[Route]:
         return (await endpoints.rollback(call, _name(call), call.body.reason)).wire()
 
     def listing(call: Call) -> list[EndpointStatus]:
-        return [_status(endpoints, entry) for entry in endpoints.table.all()]
+        call.may_enter("")
+        return [_status(endpoints, e) for e in endpoints.table.all() if call.may_enter(e.name.partition("/")[0])]
 
     def show(call: Call) -> EndpointStatus:
         return _status(endpoints, endpoints.table.require(_name(call)))
 
     def deployment(call: Call) -> Deployment:
-        return endpoints.table.deployment(call.path["deployment"]).record
+        record = endpoints.table.deployment(call.path["deployment"]).record
+        call.enter(record.endpoint.partition("/")[0])
+        return record
 
     one = "/api/v1/endpoints/{project}/{name}"
     return [
@@ -121,16 +125,20 @@ def _predictions(endpoints: Endpoints) -> list[Route]:
         return invocations.answer(await endpoint.predict(Request(rows=rows), call.principal.name))
 
     def read(call: Call) -> Prediction:
-        return endpoints.log.get(call.path["prediction"])
+        prediction = endpoints.log.get(call.path["prediction"])
+        call.enter(prediction.endpoint.partition("/")[0])
+        return prediction
 
     def after(call: Call) -> list[Prediction]:
         asked = {name: call.query.get(name, "") for name in ("endpoint", "deployment")}
         brief = call.query.get("brief", "") == "true"
-        return endpoints.log.after(call.number("after", 0), **asked, limit=call.limit(1000), brief=brief)
+        found = endpoints.log.after(call.number("after", 0), **asked, limit=call.limit(1000), brief=brief)
+        call.may_enter("")
+        return [prediction for prediction in found if call.may_enter(prediction.endpoint.partition("/")[0])]
 
     return [
-        Route("POST", "/predict/{project}/{name}", predict, "endpoints:predict", Request, Answer, "Score rows; logged before it is answered."),
-        Route("POST", "/invocations/{project}/{name}", invoke, "endpoints:predict", bytes, dict[str, Any], "MLflow's scoring protocol."),
+        Route("POST", "/predict/{project}/{name}", predict, "endpoints:predict", Request, Answer, "Score rows; logged before it is answered.", within="platform"),
+        Route("POST", "/invocations/{project}/{name}", invoke, "endpoints:predict", bytes, dict[str, Any], "MLflow's scoring protocol.", within="platform"),
         Route("GET", "/predictions/{prediction}", read, "endpoints:read", None, Prediction, "One logged prediction."),
         Route("GET", "/api/v1/predictions", after, "endpoints:read", None, list[Prediction], "The log after a sequence number, in order."),
     ]  # fmt: skip

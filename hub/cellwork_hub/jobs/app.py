@@ -40,7 +40,11 @@ def build(context: Context) -> Service:
     )
     authorise = HubTokens(context.hub_api, context.token("jobs"), cache_seconds=settings.token_cache_seconds)
     return service(
-        state, lambda after: client.records.events(after=after), authorise, most_bytes=settings.request_bytes
+        state,
+        lambda after: client.records.events(after=after),
+        authorise,
+        most_bytes=settings.request_bytes,
+        bounded=settings.trust == "team",
     )
 
 
@@ -50,6 +54,7 @@ def service(
     authorise: Callable[[Scope], Awaitable[Principal]],
     *,
     most_bytes: int = 256 * 1024 * 1024,
+    bounded: bool = False,
 ) -> Service:
     """Return the service on `state`, firing on `events`, for whom `authorise` knows."""
     ticker = Ticker(state, events)
@@ -68,6 +73,7 @@ def service(
         lifespan=lifespan,
         ready=ticker.alive,
         most_bytes=most_bytes,
+        bounded=bounded,
     )
 
 

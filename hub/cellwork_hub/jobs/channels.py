@@ -76,6 +76,7 @@ class Channels:
         socket: WebSocket = call.body
         with self.state.engine.connect() as db:
             row = store.run_row(db, call.path["run"])
+            call.enter(row["project"])
             leases.check_owner(self.state, call.principal, row)
         tunnel = await self._tunnel(row["id"])
         await socket.accept(subprotocol=PROTOCOL if PROTOCOL in socket.scope["subprotocols"] else None)

@@ -171,6 +171,7 @@ def routes(state: State) -> list[Route]:
             body=ClaimRequest,
             answer=Claim | None,
             doc="Get a run to execute.",
+            within="platform",
         ),
         Route(
             "POST",
@@ -180,5 +181,6 @@ def routes(state: State) -> list[Route]:
             body=Progress,
             answer=Run,
             doc="A runner's word on its attempt.",
+            within="platform",
         ),
     ]

@@ -135,7 +135,8 @@ def listing(state: State, call: Call) -> list[Job]:
     jobs = [store.as_job(row) for row in rows]
     if len(jobs) == limit:
         call.next_page(f"{jobs[-1].project}/{jobs[-1].name}")
-    return jobs
+    call.may_enter("")
+    return [job for job in jobs if call.may_enter(job.project)]
 
 
 def routes(state: State) -> list[Route]:

@@ -60,6 +60,7 @@ def routes(state: State) -> list[Route]:
     async def stream(call: Call) -> AsyncIterator[bytes]:
         with state.engine.connect() as db:
             row = store.run_row(db, call.path["run"])
+        call.enter(row["project"])
         call.media_type = "text/event-stream"
         call.query.setdefault("after", call.headers.get("last-event-id", ""))
         return follow(state, row["id"], call.number("after", 0))

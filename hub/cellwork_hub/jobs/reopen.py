@@ -55,6 +55,7 @@ def resume(state: State, call: Call) -> Run:
     asked: ResumeRequest = call.body
     with state.engine.begin() as db:
         row = store.run_row(db, call.path["run"])
+        call.enter(row["project"])
         leases.check_owner(state, call.principal, row)
         if row["state"] != "failed":
             raise Conflict("run", row["id"], f"is {row['state']}", "only a failed run is resumed")
@@ -94,6 +95,7 @@ def release(state: State, call: Call) -> Run:
     """End the kept kernel of a run, if there is one; its runner hears of it with its next word."""
     with state.engine.begin() as db:
         row = store.run_row(db, call.path["run"])
+        call.enter(row["project"])
         leases.check_owner(state, call.principal, row)
         leases.drop(db, row["id"], f"{call.principal.name} released it")
         records.audit(db, call, "run.release", row["id"])

@@ -104,6 +104,7 @@ def stop(state: State, call: Call) -> Run:
     """Stop the run: one that waits never starts, one that runs is interrupted by its runner. An ended run stays as it ended."""
     with state.engine.begin() as db:
         row = store.run_row(db, call.path["run"])
+        call.enter(row["project"])
         if row["held"]:
             leases.drop(db, row["id"], "the run was stopped")
         if row["state"] in ("queued", "running"):
@@ -120,13 +121,15 @@ def listing(state: State, call: Call) -> list[Run]:
         found = store.select(db, NEWEST, **where, cursor=call.number("cursor", 2**62), limit=limit)
         if len(found) == limit:
             call.next_page(found[-1]["seq"])
-        return [store.as_run(db, row) for row in found]
+        call.may_enter("")
+        return [store.as_run(db, row) for row in found if call.may_enter(row["project"])]
 
 
 def notebook(state: State, call: Call) -> bytes:
     """Return the executed notebook of the newest attempt that has one, else the notebook as it will run."""
     with state.engine.connect() as db:
         row = store.run_row(db, call.path["run"])
+        call.enter(row["project"])
         attempts = len(store.as_run(db, row).attempts)
     call.media_type = "application/x-ipynb+json"
     found = store.executed(state.home, row["id"], attempts)
@@ -136,7 +139,9 @@ def notebook(state: State, call: Call) -> bytes:
 def routes(state: State) -> list[Route]:
     def get(call: Call) -> Run:
         with state.engine.connect() as db:
-            return store.as_run(db, store.run_row(db, call.path["run"]))
+            row = store.run_row(db, call.path["run"])
+            call.enter(row["project"])
+            return store.as_run(db, row)
 
     one = "/api/v1/runs/{run}"
     return [

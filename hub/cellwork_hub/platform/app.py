@@ -20,6 +20,7 @@ from cellwork_hub.platform import (
     splits,
     statistics,
     store,
+    users,
 )
 from cellwork_hub.platform.state import State
 
@@ -33,6 +34,7 @@ ROUTERS = (
     statistics,
     feature_online,
     store,
+    users,
 )
 MIGRATIONS = [records.MIGRATION, *(router.MIGRATION for router in ROUTERS)]
 """Append only: a number, once used, keeps its meaning."""
@@ -59,4 +61,5 @@ def build(context: Context) -> Service:
         ),
         lifespan=lifespan,
         most_bytes=context.settings.request_bytes,
+        bounded=context.settings.trust == "team",
     )

@@ -258,10 +258,12 @@ def routes(state: State) -> list[Route]:
         return found
 
     def get_batch(call: Call) -> Batch:
-        return get(state, call.path["batch"])
+        batch = get(state, call.path["batch"])
+        call.enter(batch.project)
+        return batch
 
     def get_rejected(call: Call) -> bytes:
-        batch = get(state, call.path["batch"])
+        batch = get_batch(call)
         if not batch.rejected:
             return parquet(pl.DataFrame(schema={"_reason": pl.String}), call)
         rows = tables.read(state.home.quarantine(batch.project, batch.dataset), [batch.id])

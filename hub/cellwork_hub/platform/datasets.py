@@ -248,11 +248,13 @@ def routes(state: State) -> list[Route]:
         return found
 
     def get_dataset(call: Call) -> Dataset:
-        return get(state, call.path["dataset"])
+        dataset = get(state, call.path["dataset"])
+        call.enter(dataset.project)
+        return dataset
 
     def get_data(call: Call) -> bytes:
         call.media_type = PARQUET
-        return (state.home.dataset(get(state, call.path["dataset"]).id) / "data.parquet").read_bytes()
+        return (state.home.dataset(get_dataset(call).id) / "data.parquet").read_bytes()
 
     return [
         Route("POST", "/api/v1/datasets", post_dataset, scope="data:write", body=DatasetRequest, answer=Dataset, doc="Build a dataset, or return the one that is there."),

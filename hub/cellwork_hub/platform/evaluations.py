@@ -147,6 +147,7 @@ def routes(state: State) -> list[Route]:
             raise NotFound(
                 "evaluation", call.path["evaluation"], "does not exist", "look at: cellwork model show NAME@VERSION"
             )
+        call.enter(ids.split_name(found[0].version.name)[0])
         return found[0]
 
     def get_gate(call: Call) -> Gate:

@@ -145,6 +145,8 @@ def take(state: State, call: Call, request: OutcomesRequest) -> OutcomesAnswer:
     rows = [_row(request.project, number, outcome, now) for number, outcome in enumerate(request.outcomes)]
     with state.engine.begin() as db:
         _resolve(db, rows)
+        for endpoint in {row["endpoint"] for row in rows} - {""}:
+            call.enter(endpoint.partition("/")[0])
         new = _without_repeats(db, rows)
         if new:
             columns = (
@@ -268,12 +270,14 @@ def _list(state: State, call: Call) -> list[Outcome]:
         rows = db.execute(text(query), parameters).mappings().all()
     if len(rows) == limit:
         call.next_page(rows[-1]["seq"])
+    call.may_enter("")
     return [
         Outcome(
             value=row["value"], observed_at=records.moment(row["observed_at"]), prediction=row["prediction"], endpoint=row["endpoint"],
             observation=row["observation"], arrived_at=records.moment(row["arrived_at"]), source=row["source"],
         )
         for row in rows
+        if call.may_enter(row["endpoint"].partition("/")[0])
     ]  # fmt: skip
 
 

@@ -54,19 +54,24 @@ def _select(state: State, where: str, limit: int = 1, **values: object) -> list[
 
 
 def routes(state: State) -> list[Route]:
+    def entered(call: Call) -> str:
+        dataset = datasets.get(state, call.path["dataset"])
+        call.enter(dataset.project)
+        return dataset.id
+
     def post_split(call: Call) -> KeptSplit:
-        return keep(state, call, call.path["dataset"], call.body)
+        return keep(state, call, entered(call), call.body)
 
     def list_splits(call: Call) -> list[KeptSplit]:
         limit, after = call.limit(100, 1000), call.number("cursor", 0)
-        dataset = datasets.get(state, call.path["dataset"]).id
+        dataset = entered(call)
         found = _select(state, "dataset = :dataset AND seq > :after", limit, dataset=dataset, after=after)
         if len(found) == limit:
             call.next_page(str(found[-1][0]))
         return [record for _, record in found]
 
     def get_split(call: Call) -> KeptSplit:
-        return get(state, datasets.get(state, call.path["dataset"]).id, call.path["digest"])
+        return get(state, entered(call), call.path["digest"])
 
     splits = "/api/v1/datasets/{dataset}/splits"
     return [

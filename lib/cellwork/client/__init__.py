@@ -11,6 +11,7 @@ from cellwork.client.features import Features
 from cellwork.client.jobs import Jobs
 from cellwork.client.outcomes import Outcomes
 from cellwork.client.records import Records
+from cellwork.client.users import Projects, Users
 
 __all__ = ["Client", "connect"]
 
@@ -28,6 +29,8 @@ class Client:
         self.endpoints = Endpoints(self.connection)
         self.jobs = Jobs(self.connection)
         self.records = Records(self.connection)
+        self.users = Users(self.connection)
+        self.projects = Projects(self.connection)
 
     def close(self) -> None:
         self.connection.close()
