@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -12,12 +13,14 @@ from pathlib import Path
 import msgspec
 import polars as pl
 import pytest
+from click.testing import CliRunner
 from feature_world import DAY, definitions, flights, new_state, service, work
 from sqlalchemy import text
 
 from cellwork import errors
 from cellwork import features as author
 from cellwork import project as projects
+from cellwork.cli import main
 from cellwork.client import Client
 from cellwork.errors import BadInput, Conflict, NotFound, Unavailable
 from cellwork.features import history
@@ -369,22 +372,63 @@ def test_a_failure_is_told_with_its_reason_and_mended_by_a_correction(client, st
     assert client.features.rows("air", "late")["event_timestamp"].n_unique() > 60
 
 
-def test_a_source_without_a_batch_is_named_and_applying_again_mends_it(client, state):
+def joined() -> Definitions:
+    """Return definitions whose rows need a second source."""
+    known = definitions()
+    known.prepared[0].sources.append("airports")
+    known.prepared[0].sql += " LEFT JOIN airports ON faa = origin"
+    return known
+
+
+AIRPORTS = pl.DataFrame({"faa": ["JFK", "LGA"], "height": [13, 22]})
+
+
+def test_a_view_waits_for_the_first_batch_of_a_source_and_goes_on_by_itself(client, state, monkeypatch):
     for name in ("flights", "airports"):
         client.batches.declare("air", RawDataset(name=name))
-    joined = definitions()
-    joined.prepared[0].sources.append("airports")
-    joined.prepared[0].sql += " LEFT JOIN airports ON faa = origin"
-    client.features.apply(joined)
-    ingest(client, 0)
-    work(state)
-    with pytest.raises(Conflict, match="'airports': is a source that has no batch yet"):
+    client.features.apply(joined())
+    ingest(client, 0, 1)
+    assert work(state) == 4
+    assert {run.error for run in client.features.runs("air", state="waiting")} == {"waits for a batch of 'airports'"}
+    with pytest.raises(Unavailable, match=r"view '\w+'.*waits for a batch of 'airports'.*go on by themselves"):
         client.features.wait("air", timeout=5)
-    client.batches.ingest("air", "airports", pl.DataFrame({"faa": ["JFK", "LGA"], "height": [13, 22]}), "all")
-    client.features.apply(joined)
+    with pytest.raises(Unavailable, match="waits for a batch of 'airports'"):
+        client.features.rows("air", "late")
+    monkeypatch.setenv("CELLWORK_URL", client.connection.url)
+    monkeypatch.setenv("CELLWORK_TOKEN", "author")
+    listed = CliRunner().invoke(main, ["feature", "list", "--project", "air"]).output
+    assert listed.count("waits for a batch of 'airports'") == 2
+
+    client.batches.ingest("air", "airports", AIRPORTS, "all")
     work(state)
     client.features.wait("air", timeout=5)
     assert client.features.rows("air", "late").height > 20
+    views = json.loads(CliRunner().invoke(main, ["feature", "list", "--project", "air", "--json"]).output)
+    assert {view["name"]: view["state"] for view in views} == {"late": "ready", "plan": "ready"}
+
+
+def test_a_source_that_arrives_while_its_run_is_looked_at_is_not_missed(client, state):
+    for name in ("flights", "airports"):
+        client.batches.declare("air", RawDataset(name=name))
+    client.features.apply(joined())
+    ingest(client, 0)
+    run = feature_queue.claim(state)
+    client.batches.ingest("air", "airports", AIRPORTS, "all")
+    assert feature_queue.hold(state, run, ["airports"]) is False
+    execute(state, run)
+    work(state)
+    assert not list(client.features.runs("air", state="waiting"))
+
+
+def test_what_waits_when_the_platform_stops_is_looked_at_again(client, state):
+    for name in ("flights", "airports"):
+        client.batches.declare("air", RawDataset(name=name))
+    client.features.apply(joined())
+    ingest(client, 0)
+    work(state)
+    feature_queue.recover(state)
+    assert work(state) == 2
+    assert len(list(client.features.runs("air", state="waiting"))) == 2
 
 
 def test_a_run_that_a_crash_left_is_executed_again_with_the_same_result(client, state):

@@ -3,6 +3,8 @@
 A run belongs to a view at a revision: the one of the definitions with which what its rows depend on last changed. A view that changes
 starts anew under its new revision, from all current batches; what the old revision made stays as it is. There is one run for
 a batch in a revision. Runs are claimed in the order of their batches, one at a time.
+
+A run whose view joins a source without a batch is `waiting`; the batch that arrives queues it again in its own transaction.
 """
 
 from __future__ import annotations
@@ -69,6 +71,7 @@ def enqueue(db: Connection, state: State, batch: Batch) -> None:
 
     A correction of a batch whose run failed takes that run's place, and lets the ones behind it run again.
     """
+    go_on(db, batch.project)
     views = text(
         "SELECT view, revision FROM view_revisions WHERE project = :p AND dataset = :d AND holds = 1 ORDER BY view"
     )
@@ -96,13 +99,39 @@ def add(db: Connection, batch: Batch, view: str, revision: int, *, ordinal: int,
 
 
 def retry(db: Connection, *, p: str, v: str, r: int) -> None:
-    """Queue the failed runs of a view again."""
+    """Queue the failed runs of a view again, and those that wait."""
     db.execute(
         text(
-            "UPDATE pipeline_runs SET state = 'queued', error = '' WHERE project = :p AND view = :v AND revision = :r AND state = 'failed'"
+            "UPDATE pipeline_runs SET state = 'queued', error = '' WHERE project = :p AND view = :v AND revision = :r "
+            "AND state IN ('failed', 'waiting')"
         ),
         {"p": p, "v": v, "r": r},
     )
+
+
+def go_on(db: Connection, project: str) -> None:
+    """Queue what waits in `project`; what still lacks a source will wait again."""
+    query = "UPDATE pipeline_runs SET state = 'queued', error = '' WHERE project = :p AND state = 'waiting'"
+    db.execute(text(query), {"p": project})
+
+
+def hold(state: State, run: Claim, sources: Sequence[str]) -> bool:
+    """Let `run` wait if one of `sources` has no batch yet; whether it does.
+
+    What is missing is asked again inside the transaction: no batch can arrive between that and the run's new state.
+    """
+
+    def missing() -> list[str]:
+        return [source for source in sources if not batches.pinned(state, run.project, source)]
+
+    if not missing():
+        return False
+    with state.engine.begin() as db:
+        left = missing()
+        if left:
+            said = {"e": f"waits for a batch of {left[0]!r}", "at": micros(clock.now()), "id": run.id}
+            db.execute(text("UPDATE pipeline_runs SET state = 'waiting', error = :e, at = :at WHERE id = :id"), said)
+    return bool(left)
 
 
 def fill(state: State, project: str) -> None:
@@ -131,7 +160,7 @@ def _place(state: State, batch: Batch) -> int:
 def recover(state: State) -> None:
     """After a start: queue again what a crash left running, and what it kept from being queued."""
     with state.engine.begin() as db:
-        db.execute(text("UPDATE pipeline_runs SET state = 'queued' WHERE state = 'running'"))
+        db.execute(text("UPDATE pipeline_runs SET state = 'queued', error = '' WHERE state IN ('running', 'waiting')"))
         projects = db.execute(text("SELECT DISTINCT project FROM definitions")).scalars().all()
     for project in projects:
         fill(state, project)
@@ -215,17 +244,18 @@ def blocked_by(state: State, run: Claim) -> str:
     return batch or ""
 
 
-def open_backfill(state: State, project: str, view: str) -> tuple[int, str]:
-    """Return how many runs of the view's first filling are open, and the error of one that failed."""
+def open_backfill(state: State, project: str, view: str) -> tuple[int, str, str]:
+    """Return how many runs of the view's first filling are open, the error of one that failed, and what one waits for."""
     with state.engine.connect() as db:
         rows = db.execute(
             text(
                 "SELECT r.state, r.error FROM pipeline_runs r JOIN view_revisions v ON v.project = r.project AND v.view = r.view "
-                "AND v.revision = r.revision WHERE v.holds = 1 AND r.project = :p AND r.view = :v AND r.backfill = 1 AND r.state <> 'succeeded'"
+                "AND v.revision = r.revision WHERE v.holds = 1 AND r.project = :p AND r.view = :v AND r.state <> 'succeeded' AND (r.backfill = 1 OR r.state = 'waiting')"
             ),
             {"p": project, "v": view},
         ).all()
-    return len(rows), next((row.error for row in rows if row.state == "failed"), "")
+    said = {row.state: row.error for row in rows}
+    return len(rows), said.get("failed", ""), said.get("waiting", "")
 
 
 def pending(state: State, run: Claim) -> bool:
@@ -233,7 +263,7 @@ def pending(state: State, run: Claim) -> bool:
     with state.engine.connect() as db:
         found = db.execute(
             text(
-                "SELECT 1 FROM pipeline_runs WHERE project = :p AND view = :v AND revision = :r AND state IN ('queued', 'running') "
+                "SELECT 1 FROM pipeline_runs WHERE project = :p AND view = :v AND revision = :r AND state IN ('queued', 'running', 'waiting') "
                 "AND id <> :id LIMIT 1"
             ),
             {"p": run.project, "v": run.view, "r": run.revision, "id": run.id},

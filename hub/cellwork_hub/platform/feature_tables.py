@@ -94,7 +94,7 @@ class _Prepared:
         if not batches.pinned(self.state, self.project, source):
             raise Conflict(
                 f"prepared {self.prepared.name!r}", source, "is a source that has no batch yet",
-                "ingest it, then apply the definitions again",
+                "ingest one",
             )  # fmt: skip
 
     def _file(self, batch: Batch, *, sealed: bool) -> Path:
@@ -146,7 +146,7 @@ def view_rows(
 
 
 def _check_filled(state: State, project: str, view: str) -> None:
-    left, failed = feature_queue.open_backfill(state, project, view)
+    left, failed, waits = feature_queue.open_backfill(state, project, view)
     if failed:
         raise Conflict(
             f"feature view {view!r}",
@@ -154,6 +154,8 @@ def _check_filled(state: State, project: str, view: str) -> None:
             f"is not whole, a run failed: {failed}",
             "mend its definition and apply it again",
         )
+    if waits:
+        raise Unavailable(f"feature view {view!r}", "", waits, "ingest one; the pipelines then go on by themselves")
     if left:
         raise Unavailable(
             f"feature view {view!r}",

@@ -85,7 +85,7 @@ def step(state: State) -> bool:
 
 
 def execute(state: State, run: Claim) -> None:
-    """Make the feature rows that the batch of `run` causes, and everything that follows from them.
+    """Make the feature rows that the batch of `run` causes, and everything that follows from them; without all its sources it waits.
 
     Raises
     ------
@@ -98,6 +98,8 @@ def execute(state: State, run: Claim) -> None:
     known = definitions(state, run.project, run.revision)[0]
     made = _Made(state, known, run)
     view = made.view
+    if feature_queue.hold(state, run, made.others):
+        return
     if isinstance(view.pipeline, Rolling):
         if failed := feature_queue.blocked_by(state, run):
             raise errors.Conflict(

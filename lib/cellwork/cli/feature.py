@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
+import msgspec
 
 from cellwork import errors
 from cellwork.cli import show
+
+if TYPE_CHECKING:
+    from cellwork.client import Client
 
 PROJECT = click.option("--project", default="", help="Project; default: that of the current folder.")
 
@@ -47,15 +53,18 @@ def apply(waits: bool, json: bool) -> None:
 @PROJECT
 @show.as_json
 def listing(project: str, json: bool) -> None:
-    """List the feature views that are applied.
+    """List the feature views that are applied, and whether they are filled.
 
     Example: cellwork feature list
     """
     from cellwork import features
+    from cellwork import project as projects
+    from cellwork.client import connect
 
-    views = features.views(project)
+    name = project or projects.find().name
+    views, states = features.views(name), _states(connect(), name)
     if json:
-        show.document(views)
+        show.document([{**msgspec.to_builtins(view), "state": states.get(view.name, "ready")} for view in views])
         return
     show.table(
         [
@@ -66,19 +75,32 @@ def listing(project: str, json: bool) -> None:
                 v.pipeline.rows,
                 v.ttl or "never",
                 v.owner,
+                states.get(v.name, "ready"),
             )
             for v in views
         ],
-        ("view", "entities", "features", "rows", "expires", "owner"),
+        ("view", "entities", "features", "rows", "expires", "owner", "state"),
         empty="no views; apply some with: cellwork feature apply",
     )
+
+
+def _states(client: Client, project: str) -> dict[str, str]:
+    """Return what is to be said of the views that are not ready; the worst comes last and holds."""
+    said: dict[str, str] = {}
+    for state in ("queued", "running"):
+        for run in client.features.runs(project, state=state):
+            said[run.view] = "is being filled"
+    for state in ("waiting", "failed"):
+        for run in client.features.runs(project, state=state):
+            said[run.view] = run.error if state == "waiting" else f"failed: {run.error}"
+    return said
 
 
 @feature.command()
 @PROJECT
 @click.option("--view", default="", help="Only of this view.")
 @click.option("--batch", default="", help="Only those this batch caused.")
-@click.option("--state", default="", type=click.Choice(["", "queued", "running", "succeeded", "failed"]))
+@click.option("--state", default="", type=click.Choice(["", "queued", "running", "waiting", "succeeded", "failed"]))
 @click.option("--limit", default=50, show_default=True, help="How many of the newest.")
 @click.option("--wait", "waits", is_flag=True, help="First wait until none is open.")
 @show.as_json

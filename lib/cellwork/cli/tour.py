@@ -127,7 +127,7 @@ class State:
             views = self.client.features.definitions(self.tour.project.name).views
         except errors.NotFound:
             return False
-        return bool(views) and not any(self._pipelines(state) for state in ("queued", "running", "failed"))
+        return bool(views) and not any(self._pipelines(state) for state in ("queued", "running", "waiting", "failed"))
 
     def feature_rows(self) -> int:
         return sum(run.rows for run in self.client.features.runs(self.tour.project.name, state="succeeded"))

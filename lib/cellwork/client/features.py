@@ -48,7 +48,7 @@ class Features:
         Raises
         ------
         Unavailable
-            It took longer than `timeout` seconds.
+            It took longer than `timeout` seconds, or a view waits for the first batch of a source.
         Conflict
             A pipeline run failed; the message is its own.
         """
@@ -71,6 +71,10 @@ class Features:
                 failed[0].batch,
                 failed[0].error,
                 "mend the definition and apply it again",
+            )
+        for run in self.runs(project, state="waiting"):
+            raise errors.Unavailable(
+                f"feature view {run.view!r}", "", run.error, "ingest one; the pipelines then go on by themselves"
             )
 
     def rows(self, project: str, view: str, *, batch: str = "", limit: int | None = None) -> pl.DataFrame:

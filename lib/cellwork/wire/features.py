@@ -138,7 +138,8 @@ class PipelineRun(Struct):
     view: str
     batch: str
     """The batch that caused it."""
-    state: Literal["queued", "running", "succeeded", "failed"]
+    state: Literal["queued", "running", "waiting", "succeeded", "failed"]
+    """`waiting`: one of its sources has no batch yet, `error` says which; its first batch lets the run go on."""
     feature_set: str = ""
     """``fset_…``: content id of definition and input batches."""
     inputs: list[str] = []
