@@ -33,11 +33,11 @@ from cellwork.wire.records import Principal
 from cellwork_hub import records
 from cellwork_hub.context import Context
 from cellwork_hub.edge import Service
-from cellwork_hub.platform import batches, feature_online, features, statistics, store
+from cellwork_hub.platform import batches, datasets, feature_online, features, search, statistics, store
 from cellwork_hub.platform.state import State
 
 DAY = datetime(2013, 6, 1, tzinfo=UTC)
-MIGRATIONS = [records.MIGRATION, batches.MIGRATION, features.MIGRATION, feature_online.MIGRATION]
+MIGRATIONS = [records.MIGRATION, batches.MIGRATION, features.MIGRATION, feature_online.MIGRATION, datasets.MIGRATION]
 ANYONE = Principal(kind="user", name="ada", scopes=scopes.ALL)
 
 
@@ -56,7 +56,11 @@ def service(state: State) -> Iterator[Client]:
 
     app = Service(
         "cellwork",
-        [route for router in (batches, features, statistics, feature_online, store) for route in router.routes(state)],
+        [
+            route
+            for router in (batches, features, statistics, feature_online, store, search)
+            for route in router.routes(state)
+        ],
         authorise=authorise,
     )
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="off"))

@@ -17,6 +17,7 @@ from cellwork_hub.platform import (
     feature_online,
     features,
     outcomes,
+    search,
     splits,
     statistics,
     store,
@@ -35,6 +36,7 @@ ROUTERS = (
     feature_online,
     store,
     users,
+    search,
 )
 MIGRATIONS = [records.MIGRATION, *(router.MIGRATION for router in ROUTERS)]
 """Append only: a number, once used, keeps its meaning."""

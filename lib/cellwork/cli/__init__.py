@@ -24,6 +24,7 @@ HELP = {
     "demo": "Walk the flights from raw batch to dashboard.",
     "batch": "Raw data: ingest, list, read.",
     "data": "Look into data: statistics, SQL, held deliveries.",
+    "search": "Find data, features and labels by words.",
     "feature": "Features: apply definitions, look at views, read online.",
     "dataset": "Training frames: build, list, read.",
     "model": "Registered models: evaluate, promote.",

@@ -47,6 +47,10 @@ def apply(waits: bool, json: bool) -> None:
         features.wait(applied.project, progress=None if json else click.echo)
     if json:
         show.document(applied)
+        return
+    for twin in features.near_duplicates(applied):
+        used = f", used by {', '.join(twin.used_by)}" if twin.used_by else ""
+        click.echo(f"  {twin.feature} nearly repeats {twin.twin} of {twin.owner or 'nobody'}: {twin.reason}{used}")
 
 
 @feature.command("list")

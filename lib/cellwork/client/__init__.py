@@ -11,6 +11,7 @@ from cellwork.client.features import Features
 from cellwork.client.jobs import Jobs
 from cellwork.client.outcomes import Outcomes
 from cellwork.client.records import Records
+from cellwork.client.search import Search
 from cellwork.client.users import Projects, Users
 
 __all__ = ["Client", "connect"]
@@ -31,6 +32,7 @@ class Client:
         self.records = Records(self.connection)
         self.users = Users(self.connection)
         self.projects = Projects(self.connection)
+        self.search = Search(self.connection)
 
     def close(self) -> None:
         self.connection.close()

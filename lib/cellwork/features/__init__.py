@@ -15,6 +15,7 @@ from cellwork.client import Client, connect
 from cellwork.project import Project
 from cellwork.wire.batches import RawDataset, Seal
 from cellwork.wire.features import Aggregate, Applied, Observations, OnlineAnswer, Prepared, Rolling, Select, View
+from cellwork.wire.search import Twin
 
 if TYPE_CHECKING:
     import polars as pl
@@ -28,6 +29,7 @@ __all__ = [
     "Seal",
     "Select",
     "apply",
+    "near_duplicates",
     "read_online",
     "rows",
     "views",
@@ -86,6 +88,13 @@ def wait(
             shown, at = pending, time.monotonic()
 
     (client or connect()).features.wait(project or projects.find().name, timeout=timeout, progress=tell)
+
+
+def near_duplicates(applied: Applied, *, client: Client | None = None) -> list[Twin]:
+    """Return features elsewhere that those of the views just applied nearly repeat: by definition, and by values where there are rows."""
+    client = client or connect()
+    changed = [name.removeprefix("view:") for name in applied.changed if name.startswith("view:")]
+    return [twin for view in changed for twin in client.search.twins(applied.project, view)]
 
 
 def views(project: str = "", *, client: Client | None = None) -> list[View]:
