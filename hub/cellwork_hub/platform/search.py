@@ -66,6 +66,7 @@ def _edges(rows: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 def visible(state: State, call: Call) -> list[str]:
     """Return the projects with data that the caller may see."""
+    call.asked = True  # also where there is no project to ask about
     with state.engine.connect() as db:
         rows = db.execute(text("SELECT project FROM definitions UNION SELECT project FROM raw_datasets ORDER BY 1"))
         return [row[0] for row in rows if call.may_enter(row[0])]
