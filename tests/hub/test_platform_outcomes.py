@@ -3,83 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import serving_world as world
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from log_world import DAY, ENDPOINT, World
 from sqlalchemy import text
 
-from cellwork import db, errors, ids
+from cellwork import errors
 from cellwork.client import Client
 from cellwork.monitoring.ranking import auc
-from cellwork.serving import log
-from cellwork.serving.log import PredictionLog
-from cellwork.wire.endpoints import Prediction
-from cellwork.wire.evaluations import VersionRef
 from cellwork.wire.outcomes import Outcome
-from cellwork_hub import records
 from cellwork_hub.context import Context
-from cellwork_hub.edge import Call, Route, Service
 from cellwork_hub.platform import outcomes
 from cellwork_hub.platform.state import State
-
-DAY = datetime(2024, 5, 1, 12, tzinfo=UTC)
-ENDPOINT = "shop/churn"
-
-
-class World:
-    """A prediction log behind HTTP, and the platform's outcomes beside it: both real, in one small service."""
-
-    def __init__(self, folder: Path) -> None:
-        self.log = PredictionLog(
-            db.open_database(f"sqlite:///{folder}/inference.sqlite", [records.MIGRATION, log.MIGRATION])
-        )
-        engine = db.open_database(f"sqlite:///{folder}/platform.sqlite", [records.MIGRATION, outcomes.MIGRATION])
-        context = world.context(folder / "home")
-        port = context.ports["inference"]
-        files = context.home.secret("cellwork-token")
-        files.write_text("admin")
-        files.chmod(0o600)
-        self.state = State(engine, context.home, Context(context.settings, {**context.ports, "public": port}))
-        self.port, self.count = port, 0
-
-    def service(self) -> Service:
-        def after(call: Call) -> list[Prediction]:
-            return self.log.after(call.number("after", 0), limit=call.limit(1000), brief=True)
-
-        routes = [
-            Route("GET", "/api/v1/predictions", after, "endpoints:read", answer=list[Prediction]),
-            *outcomes.routes(self.state),
-            *records.routes(self.state.engine),
-        ]
-        return _Both("cellwork", routes, authorise=world.authorise)
-
-    def predict(self, observation: str, score: float = 0.5, *, version: int = 1, at: datetime = DAY) -> str:
-        """Append a prediction to the log and return its id."""
-        prediction = Prediction(
-            id=ids.new("pred"), seq=0, at=at, logged_at=at, endpoint=ENDPOINT, revision=1, deployment="dep_1", route="live",
-            version=VersionRef(name=ENDPOINT, version=version), reason="", entities={}, features={}, feature_events={},
-            feature_batches={}, defaults=[], score=score, latency_us=1, caller="ada", observation=observation,
-        )  # fmt: skip
-        self.log.write([prediction])
-        return prediction.id
-
-
-class _Both(Service):
-    """One service under two names: the platform's and the inference service's paths."""
-
-    async def __call__(self, scope, receive, send) -> None:  # type: ignore[no-untyped-def]
-        if scope["type"] == "http":
-            for key in ("path", "raw_path"):
-                old, new = ("/services/inference", "/services/cellwork")
-                value = scope[key]
-                scope[key] = (
-                    value.replace(old, new) if isinstance(value, str) else value.replace(old.encode(), new.encode())
-                )
-        await super().__call__(scope, receive, send)
 
 
 @pytest.fixture

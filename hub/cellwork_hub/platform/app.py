@@ -11,11 +11,14 @@ from cellwork_hub.auth import HubTokens
 from cellwork_hub.context import Context
 from cellwork_hub.edge import Service
 from cellwork_hub.platform import (
+    alerts,
     batches,
     datasets,
+    drift,
     evaluations,
     feature_online,
     features,
+    monitors,
     outcomes,
     search,
     splits,
@@ -37,6 +40,9 @@ ROUTERS = (
     store,
     users,
     search,
+    alerts,
+    monitors,
+    drift,
 )
 MIGRATIONS = [records.MIGRATION, *(router.MIGRATION for router in ROUTERS)]
 """Append only: a number, once used, keeps its meaning."""
@@ -46,12 +52,14 @@ def build(context: Context) -> Service:
     """Return the service on the database and folders of `context`."""
     engine = db.open_database(context.database_url("platform"), MIGRATIONS)
     state = State(engine, context.home, context, on_batch=(features.enqueue,))
-    worker = features.Worker(state)
+    worker, watch = features.Worker(state), monitors.Watch(state)
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         worker.start()
+        watch.start()
         yield
+        watch.stop()
         worker.stop()
         state.engine.dispose()
 

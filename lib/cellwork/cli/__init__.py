@@ -31,6 +31,8 @@ HELP = {
     "endpoint": "Endpoints: deploy, roll back, predict.",
     "run": "Execute notebooks and look at their runs.",
     "job": "Scheduled notebooks.",
+    "monitor": "Monitors: drift, quality, absence.",
+    "alert": "Alerts of the monitors.",
     "why": "Where a prediction (or any id) comes from.",
 }
 

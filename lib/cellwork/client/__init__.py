@@ -9,6 +9,7 @@ from cellwork.client.endpoints import Endpoints
 from cellwork.client.evaluations import Evaluations
 from cellwork.client.features import Features
 from cellwork.client.jobs import Jobs
+from cellwork.client.monitors import Monitors
 from cellwork.client.outcomes import Outcomes
 from cellwork.client.records import Records
 from cellwork.client.search import Search
@@ -27,6 +28,7 @@ class Client:
         self.datasets = Datasets(self.connection)
         self.evaluations = Evaluations(self.connection)
         self.outcomes = Outcomes(self.connection)
+        self.monitors = Monitors(self.connection)
         self.endpoints = Endpoints(self.connection)
         self.jobs = Jobs(self.connection)
         self.records = Records(self.connection)

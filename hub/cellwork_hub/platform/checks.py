@@ -1,0 +1,166 @@
+"""What each kind of monitor looks at. A check returns what it found, or raises when nothing can be found out yet.
+
+Drift and quality look back from the newest prediction, so that a replayed past is judged like the present; whether anything came at
+all is judged by the clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+import msgspec
+from sqlalchemy import text
+
+from cellwork import clock
+from cellwork.errors import NotFound
+from cellwork.monitoring.ranking import auc
+from cellwork.wire.drift import ColumnDrift
+from cellwork.wire.evaluations import Evaluation, Metric
+from cellwork.wire.monitors import Monitor, Severity
+from cellwork_hub.platform import batches, drift, outcomes, serving_hours
+from cellwork_hub.platform.alerts import Finding
+from cellwork_hub.platform.state import State
+from cellwork_hub.records import moment
+
+NAMED = 5
+"""Columns that an alert names; its evidence has all."""
+
+
+def check(state: State, project: str, monitor: Monitor) -> tuple[list[Finding], str]:
+    """Return what `monitor` finds, and in words what it looked at.
+
+    Raises
+    ------
+    CellworkError
+        Nothing can be found out: no prediction yet, too few outcomes, no dataset to compare with.
+    """
+    return _CHECKS[monitor.kind](state, project, monitor)
+
+
+def _drift(state: State, project: str, monitor: Monitor) -> tuple[list[Finding], str]:
+    serving_hours.follow(state)
+    window = clock.duration(monitor.window)
+    found = drift.of(state, f"{project}/{monitor.endpoint}", window=window, rules=monitor.rules)
+    columns = [c for c in found.columns if not monitor.columns or c.column in monitor.columns]
+    moved = [c for c in columns if c.verdict == "drift"]
+    judged = sum(c.verdict != "not enough data" for c in columns)
+    looked = f"{found.rows:,} predictions of {found.start:%F} to {found.end:%F} beside {found.reference}: {len(moved)} of {judged} columns drifted"
+    if not judged:
+        raise NotFound(
+            "columns with enough predictions", found.subject, "are none", f"wait for {found.rules.least_rows}"
+        )
+    if not moved:
+        return [], looked
+    severity: Severity = "critical" if any(c.severity == "critical" for c in moved) else "warning"
+    named = "; ".join(_column(c) for c in moved[:NAMED]) + ("; …" if len(moved) > NAMED else "")
+    evidence = {"rows": found.rows, "reference": found.reference, "columns": msgspec.to_builtins(moved)}
+    evidence |= {"start": found.start.isoformat(), "end": found.end.isoformat()}
+    return [Finding(subject=found.subject, severity=severity, words=named, evidence=evidence)], looked
+
+
+def _column(column: ColumnDrift) -> str:
+    return f"{column.column} {', '.join(column.reasons)}"
+
+
+def _quality(state: State, project: str, monitor: Monitor) -> tuple[list[Finding], str]:
+    outcomes.mirror(state)
+    endpoint = f"{project}/{monitor.endpoint}"
+    model, version, start, end, measured, known = _measured(state, endpoint, monitor)
+    subject, needed = f"{endpoint}@{version}", _needed(state, model, version, monitor)
+    looked = f"ROC AUC {measured.value:.3f} ({measured.low:.3f} to {measured.high:.3f}) of {known:,} outcomes, {start:%F} to {end:%F}"
+    if needed is None or measured.high >= needed:
+        return [], looked
+    evidence = {"auc": msgspec.to_builtins(measured), "needed": needed, "outcomes": known}
+    evidence |= {"start": start.isoformat(), "end": end.isoformat()}
+    words = f"{looked}: surely below {needed:.3f}"
+    return [Finding(subject=subject, severity=monitor.severity, words=words, evidence=evidence)], looked
+
+
+def _measured(state: State, endpoint: str, monitor: Monitor) -> tuple[str, int, datetime, datetime, Metric, int]:
+    """Return model, version, start, end, ROC AUC and number of outcomes of the version whose outcomes are the newest."""
+    with state.engine.connect() as db:
+        newest = db.execute(
+            text("SELECT version, at FROM scored WHERE endpoint = :e AND counts = 1 AND outcome IS NOT NULL ORDER BY at DESC, version DESC LIMIT 1"),
+            {"e": endpoint},
+        ).first()  # fmt: skip
+        if newest is None:
+            raise NotFound("endpoint", endpoint, "has no outcome yet", "send them: cellwork.monitoring.outcomes.send")
+        start = newest.at - _micros(monitor)
+        rows = db.execute(
+            text("SELECT score, outcome FROM scored WHERE endpoint = :e AND version = :v AND counts = 1 AND outcome IS NOT NULL AND at > :start"),
+            {"e": endpoint, "v": newest.version, "start": start},
+        ).all()  # fmt: skip
+        model = db.execute(
+            text("SELECT model FROM serving_hours WHERE endpoint = :e AND version = :v LIMIT 1"),
+            {"e": endpoint, "v": newest.version},
+        ).scalar()
+    if len(rows) < monitor.least_outcomes:
+        raise NotFound(
+            f"outcomes of {endpoint}@{newest.version}", len(rows), f"are fewer than {monitor.least_outcomes}", "wait"
+        )
+    area = auc([row.outcome for row in rows], [row.score for row in rows])
+    if area is None:
+        raise NotFound(f"ROC AUC of {endpoint}@{newest.version}", "", "is not defined: all outcomes are alike", "wait")
+    return model or endpoint, newest.version, moment(start), moment(newest.at), area, len(rows)
+
+
+def _micros(monitor: Monitor) -> int:
+    return round(clock.duration(monitor.window).total_seconds() * 1_000_000)
+
+
+def _needed(state: State, model: str, version: int, monitor: Monitor) -> float | None:
+    """Return below what an area is an alert: the greater of `least` and the version's evaluation minus `drop`."""
+    bounds = [monitor.least] if monitor.least is not None else []
+    if monitor.drop is not None:
+        query = "SELECT record FROM evaluations WHERE name = :n AND version = :v ORDER BY seq DESC LIMIT 1"
+        with state.engine.connect() as db:
+            record = db.execute(text(query), {"n": model, "v": version}).scalar()
+        metrics = msgspec.json.decode(record, type=Evaluation).metrics if record else {}
+        if area := metrics.get("roc_auc"):
+            bounds.append(area.value - monitor.drop)
+    return max(bounds, default=None)
+
+
+def _predictions(state: State, project: str, monitor: Monitor) -> tuple[list[Finding], str]:
+    serving_hours.follow(state)
+    query, endpoint = "SELECT max(logged) FROM serving_hours WHERE endpoint = :s", f"{project}/{monitor.endpoint}"
+    return _absent(endpoint, monitor, "prediction", _newest(state, query, endpoint))
+
+
+def _outcomes(state: State, project: str, monitor: Monitor) -> tuple[list[Finding], str]:
+    query, endpoint = "SELECT max(arrived_at) FROM outcomes WHERE endpoint = :s", f"{project}/{monitor.endpoint}"
+    return _absent(endpoint, monitor, "outcome", _newest(state, query, endpoint))
+
+
+def _batches(state: State, project: str, monitor: Monitor) -> tuple[list[Finding], str]:
+    newest = max((batch.at for batch in batches.current(state, project, monitor.dataset)), default=None)
+    return _absent(f"{project}/{monitor.dataset}", monitor, "batch", newest)
+
+
+def _newest(state: State, query: str, subject: str) -> datetime | None:
+    with state.engine.connect() as db:
+        newest = db.execute(text(query), {"s": subject}).scalar()
+    return None if newest is None else moment(newest)
+
+
+def _absent(subject: str, monitor: Monitor, what: str, newest: datetime | None) -> tuple[list[Finding], str]:
+    if newest is None:
+        raise NotFound(what, subject, "never came", "its monitor begins with the first")
+    words = f"the newest {what} of {subject} came {newest:%F %T} UTC"
+    if clock.now() - newest <= clock.duration(monitor.window):
+        return [], words
+    found = Finding(
+        subject=subject, severity=monitor.severity, words=f"{words}: none within {monitor.window}",
+        evidence={"newest": newest.isoformat(), "window": monitor.window},
+    )  # fmt: skip
+    return [found], words
+
+
+_CHECKS: dict[str, Callable[[State, str, Monitor], tuple[list[Finding], str]]] = {
+    "drift": _drift,
+    "quality": _quality,
+    "predictions": _predictions,
+    "outcomes": _outcomes,
+    "batches": _batches,
+}

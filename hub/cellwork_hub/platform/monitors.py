@@ -1,0 +1,205 @@
+"""Monitors: checks that are repeated, what they last found, and the thread that repeats them.
+
+A check reads; what it found, the alerts that follow and the time of the next one are written in one transaction. A check that dies
+before it is repeated as soon as the service is back: the same findings make no second alert.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+import msgspec
+from sqlalchemy import text
+
+from cellwork import clock, ids
+from cellwork.errors import BadInput, CellworkError, NotFound, near_miss
+from cellwork.wire.monitors import Monitor, MonitorsRequest, MonitorStatus, SilenceRequest
+from cellwork_hub import records
+from cellwork_hub.platform import alerts, checks
+from cellwork_hub.platform.alerts import Finding
+from cellwork_hub.platform.state import State
+from cellwork_hub.records import micros, moment
+from cellwork_hub.route import Call, Route
+
+log = logging.getLogger("cellwork.monitors")
+
+MIGRATION = (
+    "CREATE TABLE monitors (project TEXT NOT NULL, name TEXT NOT NULL, definition {json} NOT NULL, owner TEXT NOT NULL, state TEXT NOT NULL, "
+    "words TEXT NOT NULL, checked BIGINT, next BIGINT NOT NULL, silenced BIGINT, PRIMARY KEY (project, name))",
+)
+IDLE_SECONDS = 1.0
+MOST = 200
+"""Monitors of a project."""
+
+
+def routes(state: State) -> list[Route]:
+    def put(call: Call) -> list[MonitorStatus]:
+        return apply(state, call, call.path["project"], call.body)
+
+    def read(call: Call) -> list[MonitorStatus]:
+        call.may_enter("")
+        found = _select(state, "(:p = '' OR project = :p)", p=call.query.get("project", ""))
+        return [each for each in found if call.may_enter(each.project)]
+
+    def check_now(call: Call) -> MonitorStatus:
+        found = get(state, call.path["project"], call.path["name"])
+        look(state, found.project, found.monitor)
+        return get(state, found.project, found.monitor.name)
+
+    def silence(call: Call) -> MonitorStatus:
+        return _silence(state, call, get(state, call.path["project"], call.path["name"]), call.body)
+
+    return [
+        Route("PUT", "/api/v1/monitors/{project}", put, "monitors:write", MonitorsRequest, list[MonitorStatus], "Make these the monitors of a project."),
+        Route("GET", "/api/v1/monitors", read, "monitors:read", None, list[MonitorStatus], "Monitors and what they last found."),
+        Route("POST", "/api/v1/monitors/{project}/{name}/check", check_now, "monitors:write", None, MonitorStatus, "Let a monitor look now."),
+        Route("POST", "/api/v1/monitors/{project}/{name}/silence", silence, "monitors:write", SilenceRequest, MonitorStatus, "Tell nothing of what it finds until then."),
+    ]  # fmt: skip
+
+
+def apply(state: State, call: Call, project: str, request: MonitorsRequest) -> list[MonitorStatus]:
+    """Make the named monitors those of `project`; one that did not change keeps what it found."""
+    if request.project != project:
+        raise BadInput("project of the monitors", request.project, f"is not {project!r} of the path", "send them there")
+    ids.name(project, "project")
+    for monitor in request.monitors:
+        _refuse_wrong(monitor)
+    names = [monitor.name for monitor in request.monitors]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise BadInput("monitors", ", ".join(doubled), "are there twice", "give each a name of its own")
+    if len(names) > MOST:
+        raise BadInput("monitors", len(names), f"are more than {MOST}", "watch what you would act on")
+    held = {each.monitor.name: each.monitor for each in _select(state, "project = :p", p=project)}
+    with state.engine.begin() as db:
+        for gone in sorted(set(held) - set(names)):
+            alerts.keep(db, project, gone, [], silent=False)
+            db.execute(text("DELETE FROM monitors WHERE project = :p AND name = :n"), {"p": project, "n": gone})
+        for monitor in request.monitors:
+            if held.get(monitor.name) != monitor:
+                _write(db, project, monitor, call.principal.name)
+        records.audit(db, call, "monitors.apply", project, before=list(held.values()), after=request.monitors)
+    return _select(state, "project = :p", p=project)
+
+
+def _refuse_wrong(monitor: Monitor) -> None:
+    ids.name(monitor.name, "monitor")
+    needed = "dataset" if monitor.kind == "batches" else "endpoint"
+    subject = f"monitor {monitor.name!r}"
+    if not getattr(monitor, needed):
+        raise BadInput(subject, monitor.kind, f"needs its {needed}", f"write {needed}: and a short name")
+    ids.name(getattr(monitor, needed), needed)
+    clock.duration(monitor.window)
+    if clock.duration(monitor.every).total_seconds() < 10:
+        raise BadInput(f"every of {subject}", monitor.every, "is too often", "write 10s or more")
+    if monitor.kind == "quality" and monitor.least is None and monitor.drop is None:
+        raise BadInput(subject, "quality", "needs a bound", "write least: 0.7, or drop: 0.05")
+
+
+def _write(db: Any, project: str, monitor: Monitor, owner: str) -> None:
+    db.execute(
+        text(
+            "INSERT INTO monitors (project, name, definition, owner, state, words, next) VALUES (:p, :n, :d, :o, 'new', '', 0) "
+            "ON CONFLICT (project, name) DO UPDATE SET definition = excluded.definition, owner = excluded.owner, state = 'new', words = '', next = 0"
+        ),
+        {"p": project, "n": monitor.name, "d": msgspec.json.encode(monitor).decode(), "o": owner},
+    )
+
+
+def get(state: State, project: str, name: str) -> MonitorStatus:
+    found = _select(state, "project = :p", p=project)
+    for each in found:
+        if each.monitor.name == name:
+            return each
+    raise NotFound("monitor", f"{project}/{name}", "does not exist", near_miss(name, [m.monitor.name for m in found]))
+
+
+def look(state: State, project: str, monitor: Monitor) -> list[Finding]:
+    """Check once, keep what was found and what follows from it."""
+    found: list[Finding] = []
+    try:
+        found, words = checks.check(state, project, monitor)
+        now = "alert" if found else "fine"
+    except CellworkError as error:
+        now, words = "unknown", str(error)
+    with state.engine.begin() as db:
+        row = db.execute(
+            text("SELECT silenced, definition FROM monitors WHERE project = :p AND name = :n"),
+            {"p": project, "n": monitor.name},
+        ).first()
+        if row is None or msgspec.json.decode(row.definition, type=Monitor) != monitor:
+            return []  # taken down or changed meanwhile: the new one looks for itself
+        at = micros(clock.now())
+        new: list[Finding] = []
+        if now != "unknown":
+            new = alerts.keep(db, project, monitor.name, found, silent=(row.silenced or 0) > at)
+        following = at + round(clock.duration(monitor.every).total_seconds() * 1_000_000)
+        db.execute(
+            text(
+                "UPDATE monitors SET state = :s, words = :w, checked = :at, next = :f WHERE project = :p AND name = :n"
+            ),
+            {"s": now, "w": words, "at": at, "f": following, "p": project, "n": monitor.name},
+        )
+        for finding in new if monitor.kind == "drift" else []:
+            records.event(db, "drift.found", project, finding.subject, monitor=monitor.name, words=finding.words)
+    return found
+
+
+def _silence(state: State, call: Call, found: MonitorStatus, request: SilenceRequest) -> MonitorStatus:
+    until = micros(clock.utc(request.until))
+    with state.engine.begin() as db:
+        db.execute(
+            text("UPDATE monitors SET silenced = :u WHERE project = :p AND name = :n"),
+            {"u": until, "p": found.project, "n": found.monitor.name},
+        )
+        subject = f"{found.project}/{found.monitor.name}"
+        records.audit(db, call, "monitor.silence", subject, after=moment(until).isoformat(), reason=request.reason)
+    return get(state, found.project, found.monitor.name)
+
+
+def _select(state: State, where: str, **values: Any) -> list[MonitorStatus]:
+    with state.engine.connect() as db:
+        rows = db.execute(text(f"SELECT * FROM monitors WHERE {where} ORDER BY project, name"), values).mappings()
+        return [
+            MonitorStatus(
+                project=row["project"], monitor=msgspec.json.decode(row["definition"], type=Monitor), state=row["state"],
+                words=row["words"], checked=None if row["checked"] is None else moment(row["checked"]), owner=row["owner"],
+                silenced_until=None if (row["silenced"] or 0) <= micros(clock.now()) else moment(row["silenced"]),
+            )
+            for row in rows
+        ]  # fmt: skip
+
+
+class Watch:
+    """The thread that lets each monitor look when it is due. `stop` returns when the check in hand is done."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        if self._thread is None:
+            self._stop.clear()
+            self._thread = threading.Thread(target=self._work, name="monitors", daemon=True)
+            self._thread.start()
+
+    def stop(self, timeout: float = 30.0) -> None:
+        if self._thread is not None:
+            self._stop.set()
+            self._thread.join(timeout)
+            self._thread = None
+
+    def _work(self) -> None:
+        while not self._stop.wait(IDLE_SECONDS):
+            try:
+                for due in _select(self.state, "next <= :now", now=micros(clock.now())):
+                    if self._stop.is_set():
+                        return
+                    look(self.state, due.project, due.monitor)
+            except (
+                Exception
+            ):  # the thread must outlive whatever a check meets; that monitor stays due and is tried again
+                log.exception("the monitors could not go on")
+                self._stop.wait(10 * IDLE_SECONDS)

@@ -1,0 +1,51 @@
+"""Drift, monitors and alerts over HTTP."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Iterator
+from datetime import datetime
+
+from cellwork.client.base import Connection
+from cellwork.wire.drift import Drift
+from cellwork.wire.monitors import Alert, Monitor, MonitorsRequest, MonitorStatus, SilenceRequest
+
+
+class Monitors:
+    def __init__(self, connection: Connection) -> None:
+        self._to = connection
+
+    def drift(
+        self, endpoint: str, *, version: int = 0, start: datetime | None = None, end: datetime | None = None
+    ) -> Drift:
+        """The features of an endpoint's predictions beside its version's training dataset; default: its newest seven days."""
+        times = {"start": start and start.isoformat(), "end": end and end.isoformat()}
+        return self._to.call("cellwork", "GET", f"/api/v1/drift/{endpoint}", Drift, version=version or "", **times)
+
+    def drift_by_day(self, endpoint: str, *, version: int = 0) -> builtins.list[Drift]:
+        """The same for each day (UTC) that has predictions, oldest first."""
+        path = f"/api/v1/drift/{endpoint}/days"
+        return self._to.call("cellwork", "GET", path, builtins.list[Drift], version=version or "")
+
+    def apply(self, project: str, monitors: builtins.list[Monitor]) -> builtins.list[MonitorStatus]:
+        body = MonitorsRequest(project=project, monitors=monitors)
+        return self._to.call("cellwork", "PUT", f"/api/v1/monitors/{project}", builtins.list[MonitorStatus], body)
+
+    def list(self, project: str = "") -> builtins.list[MonitorStatus]:
+        return self._to.call("cellwork", "GET", "/api/v1/monitors", builtins.list[MonitorStatus], project=project)
+
+    def check(self, name: str) -> MonitorStatus:
+        """Let the monitor `project/name` look now."""
+        return self._to.call("cellwork", "POST", f"/api/v1/monitors/{name}/check", MonitorStatus)
+
+    def silence(self, name: str, until: datetime, reason: str = "") -> MonitorStatus:
+        """Nothing is told of what `project/name` finds until then; its alerts are still kept. A past time ends it."""
+        body = SilenceRequest(until=until, reason=reason)
+        return self._to.call("cellwork", "POST", f"/api/v1/monitors/{name}/silence", MonitorStatus, body)
+
+    def alerts(self, project: str = "", state: str = "") -> Iterator[Alert]:
+        """Alerts, newest first."""
+        return self._to.listing("cellwork", "/api/v1/alerts", Alert, project=project, state=state)
+
+    def resolve(self, alert: str) -> Alert:
+        return self._to.call("cellwork", "POST", f"/api/v1/alerts/{alert}/resolve", Alert)

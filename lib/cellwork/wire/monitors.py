@@ -1,0 +1,86 @@
+"""Monitors, what they found when they last looked, and alerts."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+
+from cellwork.wire import Struct
+from cellwork.wire.drift import DriftRules
+
+Kind = Literal["drift", "quality", "predictions", "outcomes", "batches"]
+Severity = Literal["warning", "critical"]
+
+
+class Monitor(Struct, forbid_unknown_fields=True):
+    """A check that the platform repeats, by itself.
+
+    ``drift``: the features of the endpoint's predictions beside the training dataset of their version. ``quality``: a metric over
+    the outcomes that arrived. ``predictions``, ``outcomes``, ``batches``: none came within `window`, by the clock.
+    """
+
+    name: str
+    kind: Kind
+    endpoint: str = ""
+    """Its short name; all kinds but ``batches`` need it."""
+    dataset: str = ""
+    """Of ``batches``: the raw data set's short name."""
+    window: str = "7d"
+    """How far it looks back: of drift and quality from the newest prediction, of the others from now."""
+    every: str = "15m"
+    columns: list[str] = []
+    """Of drift: the columns to look at; none means all."""
+    rules: DriftRules = msgspec.field(default_factory=DriftRules)
+    least: float | None = None
+    """Of quality: ROC AUC that is surely below it (its whole 95 % interval) is an alert."""
+    drop: float | None = None
+    """Of quality: likewise below the version's own evaluation minus this."""
+    least_outcomes: int = 200
+    severity: Severity = "warning"
+    """Of an alert that does not say by itself how bad it is; drift does."""
+
+
+class MonitorsRequest(Struct):
+    """All monitors of a project: those that it does not name any more are taken down and their alerts resolved."""
+
+    project: str
+    monitors: list[Monitor]
+
+
+class MonitorStatus(Struct):
+    project: str
+    monitor: Monitor
+    state: Literal["new", "fine", "alert", "unknown"]
+    words: str = ""
+    """What it found, or why nothing could be found out."""
+    checked: datetime | None = None
+    silenced_until: datetime | None = None
+    owner: str = ""
+
+
+class SilenceRequest(Struct):
+    until: datetime
+    reason: str = ""
+
+
+class Alert(Struct):
+    """What a monitor says about a subject; while it is open, the same finding is counted and not said again."""
+
+    id: str
+    project: str
+    monitor: str
+    subject: str
+    severity: Severity
+    state: Literal["open", "resolved"]
+    words: str
+    opened: datetime
+    last: datetime
+    """When it was last found."""
+    times: int
+    resolved: datetime | None = None
+    by: str = ""
+    """Who resolved it: ``monitor``, or a user."""
+    evidence: dict[str, Any] = {}
+    """What the monitor saw, in numbers."""
