@@ -15,6 +15,7 @@ from running import Platform, board, command, left_of, logs
 from shop_world import Toured
 from team_world import Team
 
+from cellwork import training
 from cellwork.cli import tour as tours
 from cellwork.client import Client
 
@@ -56,6 +57,13 @@ def engine() -> Iterator[engines.Engine]:
     """A container engine of the session's own."""
     with engines.started() as engine:
         yield engine
+
+
+@pytest.fixture(scope="session")
+def workers() -> Iterator[training.Cluster]:
+    """Two Dask workers of this machine; tests that kill workers open their own."""
+    with training.cluster(workers=2) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -41,10 +40,9 @@ RATE = "histgradientboostingclassifier__learning_rate"
 VALIDATION = (X[2000:], Y[2000:])
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[training.Cluster]:
-    with training.cluster(workers=2) as opened:
-        yield opened
+@pytest.fixture
+def cluster(workers: training.Cluster) -> training.Cluster:
+    return workers
 
 
 class Slow(ClassifierMixin, BaseEstimator):

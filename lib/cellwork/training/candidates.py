@@ -8,28 +8,38 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cellwork.errors import BadInput
-from cellwork.evaluation.metrics import GREATER_IS_BETTER
+from cellwork.training.measure import GREATER_IS_BETTER
 
 if TYPE_CHECKING:
     import polars as pl
 
 Parameters = dict[str, Any]
 Space = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+POINTS = 3
+"""How many points of a number's range a grid takes."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Candidate:
     """One setting of the parameters and what came of it."""
 
     parameters: Parameters
+    model: str = ""
+    """Its name, where several models are tried."""
+    fraction: float = 1.0
+    """Share of the training rows it is tried on."""
     scores: dict[int, float] = field(default_factory=dict)
     """Fold -> metric."""
     seconds: float = 0.0
+    """Of all its fits."""
     error: str = ""
 
     @property
     def score(self) -> float:
         return sum(self.scores.values()) / len(self.scores) if self.scores and not self.error else math.nan
+
+    def __str__(self) -> str:
+        return f"{self.model} with {short(self.parameters)}" if self.model else short(self.parameters)
 
 
 @dataclass(frozen=True)
@@ -41,21 +51,44 @@ class Step:
     metric: str
     last: Candidate
     best: Candidate | None
+    elapsed: float = 0.0
+    """Seconds since the search began."""
+    left: float | None = None
+    """Seconds it will take from here, as far as one can tell."""
+    dashboard: str = ""
 
     def __str__(self) -> str:
         last = self.last.error or f"{self.metric} {self.last.score:.4f} in {self.last.seconds:.1f} s"
-        best = f", best so far {self.best.score:.4f} with {short(self.best.parameters)}" if self.best else ""
-        return f"candidate {self.done} of {self.of}: {last}{best}"
+        best = f", best so far {self.best.score:.4f} with {self.best}" if self.best else ""
+        left = f", about {self.left:.0f} s left" if self.left is not None and self.done < self.of else ""
+        return f"candidate {self.done} of {self.of}: {last}{best}{left}"
 
 
-def expand(space: Space, draws: int, seed: int) -> list[Candidate]:
-    """Return every point of the grids in `space`, or `draws` random points if it holds a distribution (`.rvs`)."""
+def parts_of(space: Space) -> list[dict[str, Any]]:
+    """Return the spaces of which `space` consists, one or several."""
+    return [dict(space)] if isinstance(space, Mapping) else [dict(part) for part in space]
+
+
+def expand(space: Space, draws: int, seed: int, *, random: bool | None = None) -> list[Candidate]:
+    """Return every point of the grids in `space`, or `draws` random points.
+
+    Parameters
+    ----------
+    random : by default, whether a value of it is a distribution (has `.rvs`).
+    """
     from sklearn.model_selection import ParameterGrid, ParameterSampler
 
-    spaces = [dict(space)] if isinstance(space, Mapping) else [dict(part) for part in space]
-    random = any(hasattr(values, "rvs") for part in spaces for values in part.values())
+    spaces = parts_of(space)
+    drawn = any(hasattr(values, "rvs") for part in spaces for values in part.values()) if random is None else random
+    if draws < 1:
+        raise BadInput("draws", draws, "are too few", "draw at least one")
     try:
-        points = ParameterSampler(spaces, draws, random_state=seed) if random else ParameterGrid(spaces)
+        if drawn:
+            finite = all(isinstance(values, list | tuple) for part in spaces for values in part.values())
+            most = len(ParameterGrid(spaces)) if finite else draws
+            points = ParameterSampler(spaces, min(draws, most), random_state=seed)
+        else:
+            points = ParameterGrid([{name: _grid(values) for name, values in part.items()} for part in spaces])
         found = [Candidate(dict(point)) for point in points]
     except (TypeError, ValueError) as error:
         raise BadInput("candidates", "", str(error), "give name -> list of values, or name -> distribution") from None
@@ -64,30 +97,39 @@ def expand(space: Space, draws: int, seed: int) -> list[Candidate]:
     return found
 
 
+def _grid(values: Any) -> Any:
+    return values.grid(POINTS) if hasattr(values, "grid") else values
+
+
 def best_of(candidates: Sequence[Candidate], metric: str) -> Candidate | None:
-    """Return the best candidate that succeeded, the earlier one of equals."""
+    """Return the best candidate that succeeded, on most rows first, the earlier one of equals."""
     ranked = rank(candidates, metric)
     return ranked[0] if ranked and not math.isnan(ranked[0].score) else None
 
 
 def rank(candidates: Sequence[Candidate], metric: str) -> list[Candidate]:
-    """Return `candidates` best first, failed ones last."""
+    """Return `candidates` best first: those tried on more rows before those on fewer, failed ones last."""
     sign = -1 if metric in GREATER_IS_BETTER else 1
-    return sorted(candidates, key=lambda c: (math.isnan(c.score), 0.0 if math.isnan(c.score) else sign * c.score))
+    return sorted(
+        candidates, key=lambda c: (math.isnan(c.score), -c.fraction, 0.0 if math.isnan(c.score) else sign * c.score)
+    )
 
 
 def leaderboard(candidates: Sequence[Candidate], metric: str) -> pl.DataFrame:
+    """Return a row a candidate, best first."""
     import polars as pl
 
     ranked = rank(candidates, metric)
     names = sorted({name for candidate in ranked for name in candidate.parameters})
-    columns: dict[str, list[Any]] = {
-        "rank": list(range(1, len(ranked) + 1)),
-        metric: [None if math.isnan(c.score) else c.score for c in ranked],
-        **{title: _column([c.parameters.get(name) for c in ranked]) for name, title in _titles(names).items()},
-        "seconds": [round(c.seconds, 2) for c in ranked],
-        "error": [c.error for c in ranked],
-    }
+    columns: dict[str, list[Any]] = {"rank": list(range(1, len(ranked) + 1))}
+    if any(c.model for c in ranked):
+        columns["model"] = [c.model for c in ranked]
+    columns[metric] = [None if math.isnan(c.score) else c.score for c in ranked]
+    if any(c.fraction < 1 for c in ranked):
+        columns["rows"] = [round(c.fraction, 3) for c in ranked]
+    columns |= {title: _column([c.parameters.get(name) for c in ranked]) for name, title in _titles(names).items()}
+    columns["seconds"] = [round(c.seconds, 2) for c in ranked]
+    columns["error"] = [c.error for c in ranked]
     return pl.DataFrame(columns, strict=False)
 
 
@@ -99,10 +141,15 @@ def _titles(names: Sequence[str]) -> dict[str, str]:
 
 def _column(values: list[Any]) -> list[Any]:
     """Return `values` as they are if they are numbers, else as text."""
-    plain = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    plain = all((isinstance(value, int | float) and not isinstance(value, bool)) or value is None for value in values)
     return values if plain else [None if value is None else str(value) for value in values]
 
 
 def short(parameters: Parameters) -> str:
     """Return the parameters in a line, without the names of pipeline steps."""
-    return ", ".join(f"{name.rpartition('__')[2]}={value}" for name, value in parameters.items()) or "the defaults"
+    said = (f"{name.rpartition('__')[2]}={_brief(value)}" for name, value in parameters.items())
+    return ", ".join(said) or "the defaults"
+
+
+def _brief(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

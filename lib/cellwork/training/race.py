@@ -1,23 +1,29 @@
 """Candidates on the workers: the data is there once, a fit and its score are tasks, the models stay there until one is the best.
 
-A worker that dies is replaced by its nanny and its tasks run again. What died with it runs once more alone, so that only the candidate that ends its
-workers is blamed for it. Every wait ends.
+States of a candidate: asked for, in flight (one task a fold), then scored, failed or, when its worker died, suspected. A
+worker that dies is replaced by its nanny. What died with it runs once more alone when nothing else is in flight, so that only
+the candidate that ends its workers is blamed for it. Every wait ends: at the deadline with an error, at the end of the budget
+or when it is cancelled with what is done, and when the cluster has no worker for a minute. A score is in the journal before the
+strategy hears of it, so a search that is killed loses what was in flight and no more.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cellwork.errors import BadInput, Unavailable
-from cellwork.evaluation import metrics
-from cellwork.models.package import scores
+from cellwork.training import tasks
 from cellwork.training.candidates import Candidate, Step, best_of
 from cellwork.training.fit import hold
-from cellwork.training.rows import checked, features, truth
+from cellwork.training.journal import Journal
+from cellwork.training.prefix import key_of, steps_of
+from cellwork.training.strategies import Strategy
+from cellwork.training.tasks import Data
 
 EMPTY_SECONDS = 60
 """How long a cluster may be without any worker."""
@@ -25,90 +31,216 @@ RESULT_SECONDS = 60
 """How long a finished result may take from its worker to here."""
 TRIES = 3
 """How often the best model is fitted when its worker dies."""
+PREPARED = 8
+"""How many shared preparations the workers hold at a time."""
+KILLER = "ended its worker again and again (out of memory?)"
 
-
-Pair = tuple[int, int]
+Pair = tuple[Candidate, int]
 """Candidate and fold."""
 
 
-@dataclass(frozen=True)
-class Data:
-    """What a worker holds: rows to fit on, and the rows of each measurement."""
+@dataclass
+class Terms:
+    """What a race is run for, and what ends it."""
 
-    X: Any
-    y: Any
-    validation: tuple[Any, Any] | None
-    splits: list[tuple[Any, Any]]
-
-    @classmethod
-    def of(cls, X: Any, y: Any, validation: tuple[Any, Any] | None, folds: Any) -> Data:
-        from sklearn.model_selection import check_cv
-
-        frame, labels = checked(X, y)
-        if validation is not None:
-            return cls(frame, labels, (features(validation[0]), truth(validation[1])), [])
-        splitter = check_cv(folds, labels, classifier=len(set(labels.tolist())) == 2)
-        return cls(frame, labels, None, list(splitter.split(frame, labels)))
-
-    @property
-    def folds(self) -> int:
-        return max(1, len(self.splits))
+    metric: str
+    deadline: float
+    """On the monotonic clock; an error."""
+    budget: float | None = None
+    """Seconds; what is done then is the answer."""
+    stop: threading.Event = field(default_factory=threading.Event)
+    progress: Callable[[Step], None] = print
+    share: bool = True
+    """Whether candidates have first steps in common."""
 
 
 class Race:
-    """One search's candidates; `self.fitted` holds the models that may still be the best, by (candidate, fold)."""
+    """One search on one cluster. `ended` says why it is over: ``done``, ``budget`` or ``cancelled``."""
 
-    def __init__(self, client: Any, data: Data, metric: str, deadline: float, progress: Callable[[Step], None]) -> None:
-        self.client, self.data, self.metric, self.deadline, self.progress = client, data, metric, deadline, progress
-        self.fitted: dict[Pair, Any] = {}
-        self.done = 0
+    def __init__(
+        self,
+        client: Any,
+        data: Data,
+        strategy: Strategy,
+        make: Callable[[Candidate], Any],
+        terms: Terms,
+        journal: Journal,
+    ) -> None:
+        self.client, self.data, self.strategy, self.make, self.terms, self.journal = (
+            client,
+            data,
+            strategy,
+            make,
+            terms,
+            journal,
+        )
+        self.started, self.ended, self.done = time.monotonic(), "done", 0
+        self._held: Any = None
+        self._models: dict[int, Any] = {}
+        self._kept: dict[int, Any] = {}
+        self._prepared: dict[tuple[str, int], Any] = {}
+        self._measured: dict[Any, Pair] = {}
+        self._suspects: list[Pair] = []
+        self._slots = max(1, sum(client.nthreads().values()))
 
-    def run(self, models: Sequence[Any], candidates: Sequence[Candidate]) -> Any:
-        """Fill in what came of each candidate and return the best one's fitted model.
+    def run(self) -> tuple[Candidate, Any]:
+        """Try what the strategy asks for; return the best candidate and its model, fitted.
 
         Raises
         ------
         BadInput
             Every candidate failed.
         Unavailable
-            The deadline passed, or the cluster went away.
+            The deadline passed, the cluster went away, or it ended before a candidate was done.
         """
-        pairs = [(k, fold) for k in range(len(models)) for fold in range(self.data.folds)]
         try:
-            for pair in self._round(pairs, models, candidates):
-                if self._round([pair], models, candidates):
-                    self._end(candidates, pair[0], "ended its worker again and again (out of memory?)")
-            best = best_of(candidates, self.metric)
-            if best is None:
-                verdict = f"failed, the first with {candidates[0].error}"
-                raise BadInput("candidates", f"all {len(candidates)}", verdict, "mend the pipeline or the parameters")
-            return self._model(candidates.index(best), models)
+            self._held = hold(self.client, self.data)
+            self._try_all()
+            best = self._best()
+            return best, self._model(best)
+        except KeyboardInterrupt:
+            raise Unavailable("search", "", "was interrupted twice", "interrupt once to get what is done") from None
         finally:
-            self.fitted.clear()
+            self._drop()
 
-    def _round(self, pairs: Sequence[Pair], models: Sequence[Any], candidates: Sequence[Candidate]) -> list[Pair]:
-        """Measure `pairs` and return those whose worker died: one of them did it, so each gets a round alone."""
-        held = hold(self.client, self.data)
-        measured: dict[Any, Pair] = {}
-        for k, fold in pairs:
-            self.fitted[k, fold] = self.client.submit(_fit, models[k], held, fold, pure=False)
-            future = self.client.submit(_score, self.fitted[k, fold], held, fold, self.metric, pure=False)
-            measured[future] = k, fold
-        suspects, pending = [], set(measured)
-        while pending:
-            for future in self._wait(pending):
-                pending.discard(future)
-                k, fold = measured[future]
-                value, error = self._outcome(future)
-                if type(error).__name__ == "KilledWorker":
-                    suspects.append((k, fold))
-                elif error is not None:
-                    self._end(candidates, k, f"{type(error).__name__}: {error}")
-                elif value is None:
-                    pending.add(future)  # its result died with its worker and is made again
-                else:
-                    self._take(candidates, k, fold, *value)
-        return suspects
+    def _try_all(self) -> None:
+        pending: set[Any] = set()
+        try:
+            while not self._over():
+                pending |= self._submit_more(len({id(self._measured[future][0]) for future in pending}))
+                if not pending and not self._suspects:
+                    if self.strategy.over or not self.strategy.candidates:
+                        return
+                    continue
+                if not pending:
+                    pending |= self._alone(self._suspects.pop(0))
+                for future in self._wait(pending):
+                    pending.discard(future)
+                    again = self._take(future)
+                    pending |= {again} if again is not None else set()
+        except KeyboardInterrupt:
+            self.ended = "cancelled"
+        finally:
+            if pending:
+                self.client.cancel(list(pending), force=True)
+
+    def _over(self) -> bool:
+        if self.terms.stop.is_set():
+            self.ended = "cancelled"
+        elif self.terms.budget is not None and time.monotonic() - self.started > self.terms.budget - self._reserve():
+            self.ended = "budget"
+        else:
+            return False
+        return True
+
+    def _reserve(self) -> float:
+        """Return how many seconds of the budget the last fit of the best candidate on all rows may take."""
+        if self.data.validation is not None:
+            return 0.0
+        done = [
+            c.seconds / len(c.scores) / c.fraction for c in self.strategy.candidates if len(c.scores) == self.data.folds
+        ]
+        return 1.2 * max(done, default=0.0)
+
+    def _submit_more(self, flying: int) -> set[Any]:
+        """Ask for candidates until enough are in flight and return the futures of their scores."""
+        made: set[Any] = set()
+        while flying < self._slots * self.strategy.ahead:
+            candidate = self.strategy.ask()
+            if candidate is None:
+                break
+            futures = self._start(candidate)
+            flying += bool(futures)
+            made |= futures
+        return made
+
+    def _start(self, candidate: Candidate) -> set[Any]:
+        try:
+            self._models[id(candidate)] = self.make(candidate)
+        except (BadInput, Unavailable, ValueError, TypeError) as error:
+            self._end(candidate, str(error))
+            return set()
+        futures = set()
+        for fold in range(self.data.folds):
+            known = self.journal.known(candidate, self._models[id(candidate)], fold)
+            if known is None:
+                futures.add(self._submit(candidate, fold))
+            elif known.score is None:
+                self._end(candidate, known.error)
+            else:
+                self._scored(candidate, fold, known.score, known.seconds)
+        return futures
+
+    def _submit(self, candidate: Candidate, fold: int) -> Any:
+        """Return the future of a candidate's score on a fold; where there are no folds its model stays on the worker."""
+        model, metric = self._models[id(candidate)], self.terms.metric
+        parts = steps_of(model) if self.terms.share else None
+        keep = self.data.validation is not None
+        submit = self.client.submit
+        if parts is None:
+            about = (self._held, fold, candidate.fraction)
+            if keep:
+                self._kept[id(candidate)] = submit(tasks.fit, model, *about, pure=False)
+                future = submit(tasks.score, self._kept[id(candidate)], *about, metric, pure=False)
+            else:
+                future = submit(tasks.fit_and_score, model, *about, metric, pure=False)
+        else:
+            first, last = parts
+            prepared = self._preparation(first, last[0], candidate, fold)
+            if keep:
+                self._kept[id(candidate)] = submit(tasks.fit_last, last, prepared, pure=False)
+                future = submit(tasks.score_last, self._kept[id(candidate)], prepared, metric, pure=False)
+            else:
+                future = submit(tasks.fit_and_score_last, last, prepared, metric, pure=False)
+        self._measured[future] = candidate, fold
+        return future
+
+    def _preparation(self, first: list[Any], last: str, candidate: Candidate, fold: int) -> Any:
+        key = key_of(candidate, last), fold
+        found = self._prepared.pop(key, None)
+        if found is None or found.status in ("error", "cancelled", "lost"):
+            found = self.client.submit(tasks.prepare, first, self._held, fold, candidate.fraction, pure=False)
+        self._prepared[key] = found
+        while len(self._prepared) > PREPARED * self.data.folds:
+            del self._prepared[next(iter(self._prepared))]
+        return found
+
+    def _alone(self, pair: Pair) -> set[Any]:
+        """Try a suspect again while nothing else runs: only what ends its worker now is to blame."""
+        candidate, fold = pair
+        if candidate.error:
+            return set()
+        self._held = hold(self.client, self.data)
+        self._prepared.clear()
+        future = self._submit(candidate, fold)
+        while True:
+            if not self._wait({future}):
+                return {future}
+            value, error = self._outcome(future)
+            if type(error).__name__ == "KilledWorker":
+                self._failed(candidate, fold, KILLER)
+            elif error is not None:
+                self._failed(candidate, fold, f"{type(error).__name__}: {error}")
+            elif value is None:
+                continue
+            else:
+                self._scored(candidate, fold, *value, write=True)
+            return set()
+
+    def _take(self, future: Any) -> Any:
+        """Take what came of a future; return it if its result died with its worker and is made again."""
+        candidate, fold = self._measured[future]
+        value, error = self._outcome(future)
+        if value is None and error is None:
+            return future
+        del self._measured[future]
+        if type(error).__name__ == "KilledWorker":
+            self._suspects.append((candidate, fold))
+        elif error is not None:
+            self._failed(candidate, fold, f"{type(error).__name__}: {error}")
+        else:
+            self._scored(candidate, fold, *value, write=True)
+        return None
 
     def _outcome(self, future: Any) -> tuple[Any, BaseException | None]:
         """Return the result or the error of a future that ended; neither if its result is lost again."""
@@ -124,28 +256,60 @@ class Race:
         except CancelledError as error:
             raise _gone(str(error)) from None
 
-    def _take(self, candidates: Sequence[Candidate], k: int, fold: int, score: float, seconds: float) -> None:
-        candidates[k].scores[fold] = score
-        candidates[k].seconds += seconds
-        if len(candidates[k].scores) == self.data.folds:
-            self._end(candidates, k)
+    def _scored(self, candidate: Candidate, fold: int, score: float, seconds: float, *, write: bool = False) -> None:
+        if write:
+            self.journal.write(candidate, self._models[id(candidate)], fold, score, seconds)
+        candidate.scores[fold] = score
+        candidate.seconds += seconds
+        if len(candidate.scores) == self.data.folds:
+            self._end(candidate)
 
-    def _end(self, candidates: Sequence[Candidate], k: int, error: str = "") -> None:
-        """Candidate `k` is done, with its scores or with an error (its first one counts)."""
-        if candidates[k].error:
+    def _failed(self, candidate: Candidate, fold: int, error: str) -> None:
+        self.journal.write(candidate, self._models[id(candidate)], fold, None, 0.0, error)
+        self._end(candidate, error)
+
+    def _end(self, candidate: Candidate, error: str = "") -> None:
+        """The candidate is done, with its scores or with an error (its first one counts)."""
+        if candidate.error:
             return
-        candidates[k].error = error
+        candidate.error = error
         self.done += 1
-        best = best_of([c for c in candidates if len(c.scores) == self.data.folds], self.metric)
-        self.progress(Step(self.done, len(candidates), self.metric, candidates[k], best))
-        over = {j for j, c in enumerate(candidates) if c is not best and (c.error or len(c.scores) == self.data.folds)}
-        self.fitted = {pair: future for pair, future in self.fitted.items() if pair[0] not in over}
+        self.strategy.tell(candidate)
+        best = best_of([c for c in self.strategy.candidates if len(c.scores) == self.data.folds], self.terms.metric)
+        over = {
+            id(c) for c in self.strategy.candidates if c is not best and (c.error or len(c.scores) == self.data.folds)
+        }
+        self._kept = {key: future for key, future in self._kept.items() if key not in over}
+        self._models = {key: model for key, model in self._models.items() if key not in over}
+        elapsed = time.monotonic() - self.started
+        left = elapsed / self.done * max(0, self.strategy.of - self.done)
+        if self.terms.budget is not None:
+            left = min(left, max(0.0, self.terms.budget - elapsed))
+        of = max(self.strategy.of, self.done)
+        link = self.client.dashboard_link or ""
+        self.terms.progress(Step(self.done, of, self.terms.metric, candidate, best, elapsed, left, link))
 
-    def _model(self, k: int, models: Sequence[Any]) -> Any:
-        """Return the best candidate's model: the one that was measured, or with folds a new one on all rows."""
-        future = self.fitted.get((k, 0)) if self.data.validation is not None else None
+    def _best(self) -> Candidate:
+        complete = [c for c in self.strategy.candidates if len(c.scores) == self.data.folds]
+        best = best_of(complete, self.terms.metric)
+        if best is not None:
+            return best
+        if self.ended != "done":
+            way_out = "give it more time" if self.ended == "budget" else "let one candidate finish"
+            what = "its budget was spent" if self.ended == "budget" else "was cancelled"
+            raise Unavailable("search", "", f"{what} before a candidate was done", way_out)
+        tried = self.strategy.candidates
+        verdict = f"failed, the first with {tried[0].error}"
+        raise BadInput("candidates", f"all {len(tried)}", verdict, "mend the pipeline or the parameters")
+
+    def _model(self, best: Candidate) -> Any:
+        """Return the best candidate's model: the one that was measured, or with folds (or few rows) a new one on all rows."""
+        measured = self.data.validation is not None and best.fraction == 1
+        future = self._kept.get(id(best)) if measured else None
         for _ in range(TRIES):
-            future = future or self.client.submit(_fit, models[k], hold(self.client, self.data), None, pure=False)
+            future = future or self.client.submit(
+                tasks.fit, self.make(best), hold(self.client, self.data), None, pure=False
+            )
             value, error = None, None
             while value is None and error is None:
                 self._wait({future})
@@ -156,19 +320,19 @@ class Race:
         raise Unavailable("best candidate", "", f"could not be fitted again: {error}", "give the workers more memory")
 
     def _wait(self, futures: set[Any]) -> set[Any]:
-        """Return those that ended; at least one, unless the deadline or a cluster without workers ends the search."""
+        """Return those that ended; none when the budget ends or it is cancelled; a passed deadline or an empty cluster is an error."""
         from dask.distributed import wait
 
         empty_since: float | None = None
         while True:
             try:
-                return set(wait(list(futures), timeout=1, return_when="FIRST_COMPLETED").done)
+                return set(wait(list(futures), timeout=0.5, return_when="FIRST_COMPLETED").done)
             except TimeoutError:
                 pass
             except CancelledError as error:
                 raise _gone(str(error)) from None
             now = time.monotonic()
-            if now > self.deadline:
+            if now > self.terms.deadline:
                 raise Unavailable(
                     "search", "", "took longer than its timeout", "try fewer candidates, or give it more time"
                 )
@@ -177,32 +341,14 @@ class Race:
                 raise Unavailable(
                     "cluster", "", f"has had no worker for {EMPTY_SECONDS} s", "start workers, or open a new cluster"
                 )
+            if self._measured.keys() & futures and self._over():
+                return set()
+
+    def _drop(self) -> None:
+        for held in (self._models, self._kept, self._prepared, self._measured):
+            held.clear()
+        self._held = None
 
 
 def _gone(status: str) -> Unavailable:
     return Unavailable("cluster", "", f"went away while it trained ({status})", "open a new cluster and search again")
-
-
-def _fit(model: Any, data: Data, fold: int | None) -> tuple[Any, float]:
-    """Return the fitted model and its seconds."""
-    started = time.perf_counter()
-    rows = data.splits[fold][0] if data.splits and fold is not None else None
-    model.fit(_rows(data.X, rows), data.y if rows is None else data.y[rows])
-    return model, time.perf_counter() - started
-
-
-def _score(fitted: tuple[Any, float], data: Data, fold: int, metric: str) -> tuple[float, float]:
-    """Return the metric on the fold's rows, and the seconds of the fit."""
-    model, seconds = fitted
-    if data.validation is not None:
-        X, y = data.validation
-    else:
-        rows = data.splits[fold][1]
-        X, y = _rows(data.X, rows), data.y[rows]
-    return metrics.value(metric, y, scores(model, X)), seconds
-
-
-def _rows(X: Any, rows: Any) -> Any:
-    if rows is None:
-        return X
-    return X.iloc[rows] if hasattr(X, "iloc") else X[rows]
