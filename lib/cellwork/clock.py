@@ -53,3 +53,12 @@ def fires(cron: str, after: datetime, timezone: str = "UTC") -> Iterator[datetim
         raise BadInput("cron", cron, str(error), "write five fields: minute hour day month weekday") from None
     for due in simulation:
         yield due.astimezone(UTC)
+
+
+def ticks(every: timedelta, after: datetime) -> Iterator[datetime]:
+    """Yield the multiples of `every` since 1970 that come after `after`; no zone and no change of clocks moves them."""
+    start = datetime(1970, 1, 1, tzinfo=UTC)
+    number = (after - start) // every + 1
+    while True:
+        yield start + number * every
+        number += 1

@@ -52,6 +52,8 @@ class Settings:
     ready_seconds: int = _setting(90, "How long a service may take to become ready.")
     runners: int = _setting(2, "How many notebook runs execute at once.")
     run_timeout_seconds: int = _setting(3600, "When a notebook run is stopped, unless its job says otherwise.")
+    mail_server: str = _setting("", "host:port of the mail server that tells of ended runs; empty sends no mail.")
+    mail_from: str = _setting("cellwork@localhost", "The sender of such mails.")
     keep_kernel_seconds: int = _setting(
         3600, "How long the kernel of a failed run is kept for its owner to go on in; 0 keeps none."
     )

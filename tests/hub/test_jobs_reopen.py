@@ -16,7 +16,7 @@ from test_jobs_runner import gone, printed, until
 
 from cellwork.client.jobs import Jobs
 from cellwork.errors import BadInput, Conflict, Refused
-from cellwork.wire.jobs import ResumeRequest, Run, RunRequest
+from cellwork.wire.jobs import Policy, ResumeRequest, Run, RunRequest
 
 CELLS, BROKEN = 36, 28
 
@@ -223,3 +223,12 @@ def test_a_changed_cell_above_the_checkpoint_runs_again(jobs: Jobs) -> None:
     ended = jobs.wait(run.id, timeout=60)
     assert (ended.state, [a.first_cell for a in ended.attempts]) == ("succeeded", [1, 1])
     assert "b is 2" in printed(jobs, ended)
+
+
+def test_a_run_that_holds_too_much_memory_or_a_cell_that_takes_too_long_is_ended_and_said_so(jobs: Jobs) -> None:
+    greedy = notebook("x = bytearray(400_000_000)\nimport time; time.sleep(60)")
+    run = fail(jobs, greedy, policy=Policy(memory_megabytes=300))
+    assert ("over its limit of 300 MB" in run.attempts[0].error, run.kept) == (True, None)
+    slow = fail(jobs, notebook("1", "import time; time.sleep(60)"), policy=Policy(cell_timeout_seconds=1))
+    assert "the cell was out of time" in slow.attempts[0].error
+    jobs.release(slow.id)

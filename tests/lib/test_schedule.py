@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cellwork import clock
 from cellwork.errors import BadInput, NotFound
 from cellwork.jobs import schedule
-from cellwork.wire.jobs import Schedule
+from cellwork.wire.jobs import Notify, Policy, Schedule
 from cellwork.wire.records import Event
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -75,7 +75,11 @@ def test_the_projects_file_definitions_and_the_modules_beside_travel_along(folde
         ("on: {schedule: {cron: '0 3 * * *'}}\nwith: {name: '${batch}'}", "has no value under this schedule"),
         ("on: {schedule: {cron: '0 3 * * *'}}\nwith: {nmae: x}", "did you mean 'name'"),
         ("with: {x: '3'}", "not of type int"),
-        ("on: {schedule: {cron: '0 3 * * *'}, event: {name: batch.ready}}", "two files"),
+        ("on: {schedule: {cron: '0 3 * * *'}, event: {name: batch.ready}}", "a file for each"),
+        ("on: {schedule: {every: soon}}", "duration 'soon'"),
+        ("memory: lots", "512MB or 2GB"),
+        ("notify: [{mail: [nobody]}]", "not an address"),
+        ("on: {schedule: {cron: '0 3 * * *', catch_up: some}}", "catch_up"),
         ("timeout: 30 minutes", "duration '30 minutes'"),
         ("retries: -1", "out of range"),
         ("notebook: missing.ipynb", "is not there"),
@@ -86,6 +90,27 @@ def test_the_projects_file_definitions_and_the_modules_beside_travel_along(folde
 def test_what_is_wrong_is_said_with_a_way_out(folder: Path, text: str, verdict: str) -> None:
     with pytest.raises((BadInput, NotFound), match=verdict):
         schedule.read(write(folder, text))
+
+
+def test_everything_a_job_can_say_is_read(folder: Path) -> None:
+    text = """
+on: {schedule: {every: 15m, catch_up: all}}
+cell_timeout: 5m
+memory: 2GB
+backoff: 30s
+priority: 5
+deadline: 2h
+keep: 30
+notify: [{on: [failed, succeeded], mail: [ada@example.org]}, {webhook: "https://example.org/hook"}]
+"""
+    request = schedule.read(write(folder, text))
+    assert request.schedule == Schedule(every_seconds=900, catch_up="all")
+    told = [Notify(on=("failed", "succeeded"), mail=["ada@example.org"]), Notify(webhook="https://example.org/hook")]
+    assert request.policy == Policy(
+        cell_timeout_seconds=300, memory_megabytes=2048, backoff_seconds=30, priority=5, deadline_seconds=7200, keep_runs=30, notify=told
+    )  # fmt: skip
+    after = schedule.read(write(folder, "notebook: score.ipynb\non: {after: ingest}", "next.yaml"))
+    assert after.schedule == Schedule(after="flights/ingest")
 
 
 def test_a_folder_gives_its_schedule_files_and_no_other_yaml(folder: Path) -> None:

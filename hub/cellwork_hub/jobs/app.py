@@ -16,12 +16,13 @@ from cellwork_hub.context import Context
 from cellwork_hub.edge import Service
 from cellwork_hub.jobs import channels, checkpoints, claims, definitions, follow, reopen, runs, store
 from cellwork_hub.jobs.fires import Ticker
+from cellwork_hub.jobs.notices import Sender
 from cellwork_hub.jobs.store import Events, State
 from cellwork_hub.jobs.tokens import HubRunTokens
 from cellwork_hub.preparation import one_user
 from cellwork_hub.route import Route
 
-MIGRATIONS = [records.MIGRATION, store.MIGRATION, store.KEPT, store.FOLLOWED]
+MIGRATIONS = [records.MIGRATION, store.MIGRATION, store.KEPT, store.FOLLOWED, store.POLICIES]
 """Append only: a number, once used, keeps its meaning."""
 
 
@@ -37,6 +38,9 @@ def build(context: Context) -> Service:
         keep=timedelta(seconds=settings.keep_kernel_seconds),
         keep_bytes=settings.keep_kernel_megabytes << 20,
         keep_most=settings.keep_kernels,
+        public_url=context.public_url,
+        mail_server=settings.mail_server,
+        mail_from=settings.mail_from,
     )
     authorise = HubTokens(context.hub_api, context.token("jobs"), cache_seconds=settings.token_cache_seconds)
     return service(
@@ -57,12 +61,14 @@ def service(
     bounded: bool = False,
 ) -> Service:
     """Return the service on `state`, firing on `events`, for whom `authorise` knows."""
-    ticker = Ticker(state, events)
+    ticker, sender = Ticker(state, events), Sender(state)
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         ticker.start()
+        sender.start()
         yield
+        sender.stop()
         ticker.stop()
         state.engine.dispose()
 

@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 from sqlalchemy import Connection
 
+from cellwork.wire.jobs import Policy
 from cellwork_hub import records
-from cellwork_hub.jobs import store
+from cellwork_hub.jobs import notices, store
 from cellwork_hub.jobs.store import State
 
 Row = Mapping[str, Any]
@@ -54,7 +56,9 @@ def end(db: Connection, state: State, run: Row, attempt: Row, word: str, error: 
     """End `attempt` by its runner's last `word`; a failed run is queued again while it has retries left, ever later."""
     close(db, attempt, word, error or ("its runner was stopped" if word == "queued" else ""))
     if word == "failed" and run["retries_left"] > 0 and run["state"] == "running":
-        wait = min(state.backoff * 2 ** (attempt["n"] - 1), MOST_BACKOFF)
+        given = msgspec.json.decode(run["policy"], type=Policy).backoff_seconds
+        first = timedelta(seconds=given) if given else state.backoff
+        wait = min(first * 2 ** min(attempt["n"] - 1, 20), MOST_BACKOFF)
         settle(db, run, "queued", retries_left=run["retries_left"] - 1, not_before=store.now() + micros(wait))
     else:
         settle(db, run, word)
@@ -71,10 +75,12 @@ def settle(db: Connection, run: Row, word: str, **fields: int) -> None:
     """Put `run` into the state `word`; one that was stopped stays stopped."""
     target = "stopped" if run["state"] == "stopped" else word
     more = "".join(f", {key} = :{key}" for key in fields)
-    change = f"UPDATE runs SET state = :word, lease_until = NULL, token_id = ''{more} WHERE id = :id"
-    store.write(db, change, word=target, id=run["id"], **fields)
+    ended = None if target == "queued" else store.now()
+    change = f"UPDATE runs SET state = :word, lease_until = NULL, token_id = '', ended = :ended{more} WHERE id = :id"
+    store.write(db, change, word=target, id=run["id"], ended=ended, **fields)
     if target != run["state"] and target != "queued":
         records.event(db, f"run.{target}", run["project"], run["id"], job=run["job"], notebook=run["notebook"])
+        notices.write(db, run, target)
 
 
 def after(state: State, run: Row, *, kept: bool = False) -> None:
@@ -96,6 +102,29 @@ def expire(state: State) -> int:
     for run in lost:
         after(state, run)
     return len(lost)
+
+
+def miss(state: State) -> int:
+    """Fail the runs that wait beyond their deadline; returns how many."""
+    with state.engine.begin() as db:
+        late = store.select(
+            db, "SELECT * FROM runs WHERE deadline < :now AND state = 'queued' AND held = 0", now=store.now()
+        )
+        for run in late:
+            refuse(db, run, "its deadline passed before it was started")
+    return len(late)
+
+
+def refuse(db: Connection, run: Row, error: str) -> None:
+    """Fail a run that never starts, with an attempt that says why."""
+    last = store.select(db, "SELECT coalesce(max(n), 0) AS n FROM attempts WHERE run = :run", run=run["id"])[0]["n"]
+    at = store.now()
+    row = {
+        "run": run["id"], "n": last + 1, "fence": run.get("fence", 0), "runner": "", "state": "failed", "started": at, "ended": at, "cell": 0, "cells": 0,
+        "error": error, "first_cell": 1,
+    }  # fmt: skip
+    store.insert(db, "attempts", row)
+    settle(db, {"state": "queued", **run}, "failed")
 
 
 def extend(state: State) -> None:

@@ -17,9 +17,9 @@ from sqlalchemy import Connection
 
 from cellwork import files
 from cellwork.errors import BadInput, CellworkError, Conflict, Unavailable
-from cellwork.wire.jobs import Claim, ClaimRequest, Progress, Run
+from cellwork.wire.jobs import Claim, ClaimRequest, Policy, Progress, Run
 from cellwork_hub import records
-from cellwork_hub.jobs import attempts, checkpoints, leases, store
+from cellwork_hub.jobs import attempts, checkpoints, fires, leases, store
 from cellwork_hub.jobs.attempts import Row, micros
 from cellwork_hub.jobs.store import State
 from cellwork_hub.route import Call, Route
@@ -30,7 +30,7 @@ HUB_AWAY = timedelta(seconds=2)
 
 OLDEST = (
     "SELECT r.* FROM runs r LEFT JOIN jobs j ON j.id = r.job_id WHERE r.state = 'queued' AND r.held = 0 AND r.not_before <= :now AND (j.id IS NULL OR "
-    "(SELECT count(*) FROM runs x WHERE x.job_id = r.job_id AND x.lease_until IS NOT NULL) < j.concurrency) ORDER BY r.seq LIMIT 1"
+    "(SELECT count(*) FROM runs x WHERE x.job_id = r.job_id AND x.lease_until IS NOT NULL) < j.concurrency) ORDER BY r.priority DESC, r.seq LIMIT 1"
 )
 HELD = "SELECT * FROM runs WHERE id = :run AND state = 'queued' AND held = 1"
 CLAIMED = "UPDATE runs SET state = 'running', fence = fence + 1, lease_until = :until, held = 0, first_cell = 1 WHERE id = :id AND state = 'queued'"
@@ -54,13 +54,20 @@ def take(state: State, call: Call, runner: str, held: str = "") -> Claim | None:
         state.tokens.revoke(row["principal"], row["token_id"])
     with state.engine.connect() as db:
         run = store.as_run(db, store.run_row(db, row["id"]))
+    policy = msgspec.json.decode(row["policy"], type=Policy)
     return Claim(
         run=run, attempt=attempt["n"], fence=attempt["fence"], content=state.home.source(row["notebook_sha256"]).read_text(), token=token,
         files={path: state.home.source(digest).read_text() for path, digest in msgspec.json.decode(row["files"]).items()},
-        timeout_seconds=row["timeout_seconds"], lease_seconds=int(state.lease.total_seconds()), first_cell=attempt["first_cell"],
+        timeout_seconds=_time_left(row), cell_timeout_seconds=policy.cell_timeout_seconds, memory_megabytes=policy.memory_megabytes, lease_seconds=int(state.lease.total_seconds()), first_cell=attempt["first_cell"],
         executed=store.executed(state.home, row["id"], attempt["n"] - 1).decode() if held else "",
         checkpoints=checkpoints.of_run(state.home, row["id"]) if attempt["n"] > 1 and not held else [],
     )  # fmt: skip
+
+
+def _time_left(row: Row) -> int:
+    """Return how many seconds the run may take: its timeout, and no longer than to its deadline."""
+    timeout: int = row["timeout_seconds"]
+    return max(1, min((row["deadline"] - store.now()) // 1_000_000, timeout)) if row["deadline"] else timeout
 
 
 def _token(state: State, row: Row, attempt: Row) -> str:
@@ -103,6 +110,8 @@ def report(state: State, call: Call) -> Run:
         else:
             attempts.end(db, state, row, found, progress.state, progress.error)
             failed = progress.keepable and store.run_row(db, row["id"])["state"] == "failed"
+            if progress.state == "succeeded":
+                fires.after_success(db, state, row)
             if failed:
                 leases.keep(db, state, row, {**found, "cell": progress.cell or found["cell"]})
             records.audit(db, call, "run.report", row["id"], after={"attempt": found["n"], "state": progress.state})

@@ -30,6 +30,7 @@ CHANGES = (
     "timeout_seconds",
     "retries",
     "concurrency",
+    "policy",
 )
 
 
@@ -42,6 +43,7 @@ def check(request: JobRequest) -> None:
     notebook = parameters.read(request.content, request.notebook)
     parameters.check(notebook, schedule.tried(request.schedule, request.parameters), request.notebook)
     check_limits(request.timeout_seconds, request.retries, request.concurrency)
+    schedule.check_policy(request.policy)
 
 
 def check_limits(timeout_seconds: int, retries: int = 0, concurrency: int = 1) -> None:
@@ -62,11 +64,13 @@ def ensure(state: State, call: Call, request: JobRequest) -> Job:
         "files": store.json({path: store.keep(state.home, content) for path, content in sorted(request.files.items())}),
         "parameters": store.json(request.parameters), "schedule": store.json(request.schedule),
         "timeout_seconds": request.timeout_seconds, "retries": request.retries, "concurrency": request.concurrency,
+        "policy": store.json(request.policy),
     }  # fmt: skip
     with state.engine.begin() as db:
         found = store.one(db, "SELECT * FROM jobs WHERE project = :p AND name = :n", p=request.project, n=request.name)
         if found is not None and all(found[key] == wanted[key] for key in CHANGES):
             return store.as_job(found)
+        _check_chain(db, f"{request.project}/{request.name}", request.schedule.after)
         who, granted = store.owner(state, call.principal)
         wanted |= {"owner": who, "scopes": store.json(sorted(granted))}
         if found is None or found["schedule"] != wanted["schedule"]:
@@ -78,6 +82,18 @@ def ensure(state: State, call: Call, request: JobRequest) -> Job:
         before = store.as_job(found) if found else ""
         records.audit(db, call, "job.change" if found else "job.create", name, before=before, after=store.as_job(row))
         return store.as_job(row)
+
+
+def _check_chain(db: Connection, name: str, after: str) -> None:
+    """Raise BadInput if the job `name` would come after itself; one after a job that is not there yet waits for it."""
+    chain = [name]
+    while after:
+        chain.append(after)
+        if after == name or len(chain) > 100:
+            raise BadInput("job", name, f"would come after itself: {' after '.join(chain)}", "break the circle")
+        project, short = ids.split_name(after)
+        found = store.one(db, "SELECT schedule FROM jobs WHERE project = :p AND name = :n", p=project, n=short)
+        after = msgspec.json.decode(found["schedule"], type=Schedule).after if found else ""
 
 
 def _write(db: Connection, request: JobRequest, found: dict[str, Any] | None, wanted: dict[str, Any]) -> None:

@@ -1,16 +1,17 @@
 """What comes due: cron times and the platform's events queue runs, each fire once, whatever dies in between.
 
 A fire is a row unique by job and due time (or event), written in the transaction that queues its run and moves the job's next
-due time or the cursor on the events. After an absence the last missed time of a job is made up for, the earlier ones are not.
+due time or the cursor on the events. After an absence a job's policy says which missed times are made up for.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Any
 
 import msgspec
@@ -24,7 +25,7 @@ from cellwork.runs import parameters
 from cellwork.wire.jobs import Schedule
 from cellwork.wire.records import Event
 from cellwork_hub import records
-from cellwork_hub.jobs import attempts, leases, runs, store
+from cellwork_hub.jobs import attempts, leases, retention, runs, store
 from cellwork_hub.jobs.store import Events, State
 from cellwork_hub.records import micros, moment
 
@@ -32,7 +33,10 @@ log = logging.getLogger("cellwork.jobs")
 
 TICK_SECONDS = 0.5
 FOLLOW_SECONDS = 1.0
+SWEEP_SECONDS = 60.0
 CURSOR = "cellwork"
+PUNCTUAL = timedelta(seconds=60)
+MOST_AT_ONCE = 200
 DUE = "SELECT * FROM jobs WHERE paused = 0 AND next_due <= :now"
 
 
@@ -41,12 +45,23 @@ def last_due(plan: Schedule, first: datetime, now: datetime) -> datetime:
 
     It looks back an hour, a day, and so on, so that an absence of a year costs no more than one of a day.
     """
-    for days in (1 / 24, 1, 32, 366, 366 * 30):
+    for days in (1 / 24 / 60, 1 / 24, 1, 32, 366, 366 * 30):
         start = max(first, now - timedelta(days=days))
-        found = list(takewhile(lambda due: due <= now, clock.fires(plan.cron, start, plan.timezone)))
+        found = list(takewhile(lambda due: due <= now, schedule.due(plan, start)))
         if found or start == first:
             return found[-1] if found else first
     return first
+
+
+def to_fire(plan: Schedule, first: datetime, now: datetime) -> list[datetime]:
+    """Return which of the times from `first` to `now` at which `plan` was due are fired, by its policy for missed ones.
+
+    A time that is noticed within PUNCTUAL was not missed. Of very many missed times the first ones come now, the others next.
+    """
+    if plan.catch_up == "all":
+        return [first, *islice(takewhile(lambda due: due <= now, schedule.due(plan, first)), MOST_AT_ONCE - 1)]
+    last = last_due(plan, first, now)
+    return [last] if plan.catch_up == "last" or now - last <= PUNCTUAL else []
 
 
 def tick(state: State) -> int:
@@ -55,20 +70,28 @@ def tick(state: State) -> int:
     with state.engine.begin() as db:
         for job in store.select(db, DUE, now=micros(now)):
             plan = msgspec.json.decode(job["schedule"], type=Schedule)
-            due = micros(last_due(plan, moment(job["next_due"]), now))
-            if due != job["next_due"]:
-                log.warning(
-                    "job %s/%s: missed since %s; only its last time is made up for",
-                    job["project"],
-                    job["name"],
-                    moment(job["next_due"]),
-                )
-            fired += fire(state, db, job, due, "schedule")
-            store.write(
-                db, "UPDATE jobs SET next_due = :due WHERE id = :id", due=store.due_after(plan, now), id=job["id"]
-            )
+            first = moment(job["next_due"])
+            chosen = to_fire(plan, first, now)
+            for due in chosen:
+                fired += fire(state, db, job, micros(due), "schedule")
+            full = len(chosen) == MOST_AT_ONCE
+            following = store.due_after(plan, chosen[-1] if full else now)
+            store.write(db, "UPDATE jobs SET next_due = :due WHERE id = :id", due=following, id=job["id"])
+            if now - first > PUNCTUAL:
+                log.warning("job %s/%s: was away since %s; catches up with %d fires (%s)", job["project"], job["name"], first, len(chosen), plan.catch_up)  # fmt: skip
     if fired:
         state.bell.ring()
+    return fired
+
+
+def after_success(db: Connection, state: State, run: Mapping[str, Any]) -> int:
+    """Fire the jobs that come after the job of `run`, which has just succeeded, for the time it was due; returns how many."""
+    if not run["job"]:
+        return 0
+    fired = 0
+    for job in store.select(db, "SELECT * FROM jobs WHERE paused = 0 AND schedule LIKE :after", after=f'%"after":"{run["job"]}"%'):  # fmt: skip
+        if msgspec.json.decode(job["schedule"], type=Schedule).after == run["job"]:
+            fired += fire(state, db, job, run["due"] or store.now(), f"after {run['id']}", of=run["id"])
     return fired
 
 
@@ -108,47 +131,33 @@ def cursor(state: State) -> int:
     return row["seq"] if row else 0
 
 
-def fire(state: State, db: Connection, job: Mapping[str, Any], due: int, cause: str, event: Event | None = None) -> int:
+def fire(
+    state: State, db: Connection, job: Mapping[str, Any], due: int, cause: str, event: Event | None = None, of: str = ""
+) -> int:  # fmt: skip
     """Queue the run of one fire, unless it was queued before; returns 1 or 0. Parameters that don't fit make it a failed run."""
     row = {**runs.of_job(job), "due": due, "cause": cause, "id": ids.new("run"), "parameters": job["parameters"]}
-    if not store.insert(
-        db, "fires", {"job_id": job["id"], "fire": event.id if event else str(due), "run": row["id"]}, once=True
-    ):
+    key = event.id if event else of or str(due)
+    if not store.insert(db, "fires", {"job_id": job["id"], "fire": key, "run": row["id"]}, once=True):
         return 0
     try:
-        runs.queue(db, {**row, "parameters": store.json(_parameters(state, job, due, event))})
+        runs.queue(db, {**row, "parameters": store.json(_parameters(state, db, job, due, event, of))})
     except BadInput as error:
         runs.queue(db, row)
-        _refuse(db, row, str(error))
+        attempts.refuse(db, store.run_row(db, row["id"]), str(error))
     if event and event.subject.startswith("bat_"):
         records.edge(db, row["id"], "built_from", event.subject)
     return 1
 
 
-def _parameters(state: State, job: Mapping[str, Any], due: int, event: Event | None) -> dict[str, Any]:
+def _parameters(
+    state: State, db: Connection, job: Mapping[str, Any], due: int, event: Event | None, of: str
+) -> dict[str, Any]:
     timezone = msgspec.json.decode(job["schedule"], type=Schedule).timezone
-    values = schedule.expand(msgspec.json.decode(job["parameters"]), schedule.variables(moment(due), timezone, event))
+    last = runs.last_success(db, f"{job['project']}/{job['name']}")
+    known = schedule.variables(moment(due), timezone, event, last_success=last, run=of)
+    values = schedule.expand(msgspec.json.decode(job["parameters"]), known)
     notebook = parameters.read(state.home.source(job["notebook_sha256"]).read_bytes(), job["notebook"])
     return parameters.check(notebook, values, job["notebook"])
-
-
-def _refuse(db: Connection, row: Mapping[str, Any], error: str) -> None:
-    attempt = {
-        "run": row["id"],
-        "n": 1,
-        "fence": 0,
-        "runner": "",
-        "state": "failed",
-        "started": store.now(),
-        "ended": store.now(),
-        "cell": 0,
-        "cells": 0,
-        "error": error,
-        "first_cell": 1,
-    }
-    store.insert(db, "attempts", attempt)
-    store.write(db, "UPDATE runs SET state = 'failed' WHERE id = :id", id=row["id"])
-    records.event(db, "run.failed", row["project"], row["id"], job=row["job"], notebook=row["notebook"])
 
 
 class Ticker:
@@ -176,10 +185,15 @@ class Ticker:
         return all(thread.is_alive() for thread in self._threads)
 
     def _tick(self) -> None:
+        swept = time.monotonic()
         while not self._stop.wait(TICK_SECONDS):
             try:
+                if time.monotonic() - swept > SWEEP_SECONDS:
+                    retention.forget(self.state)
+                    swept = time.monotonic()
                 attempts.expire(self.state)
                 leases.expire(self.state)
+                attempts.miss(self.state)
                 tick(self.state)
             except (CellworkError, OperationalError) as error:
                 log.warning("the clock waits: %s", error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ from cellwork import clock, ids
 from cellwork.errors import BadInput
 from cellwork.jobs import schedule
 from cellwork.runs import parameters
-from cellwork.wire.jobs import Run, RunRequest, Schedule
+from cellwork.wire.jobs import Policy, Run, RunRequest, Schedule
 from cellwork_hub import records
 from cellwork_hub.jobs import leases, store
 from cellwork_hub.jobs.definitions import check_limits
@@ -29,8 +30,11 @@ def queue(db: Connection, row: Mapping[str, Any]) -> str:
     """Insert a queued run with the fields of `row` and return its id."""
     full = {
         "id": ids.new("run"), "job_id": "", "job": "", "due": None, "state": "queued", "created": store.now(), "retries_left": 0,
-        "lost": 0, "not_before": 0, "fence": 0, "lease_until": None, "token_id": "", "first_cell": 1, "held": 0, **row,
+        "lost": 0, "not_before": 0, "fence": 0, "lease_until": None, "token_id": "", "first_cell": 1, "held": 0, "policy": "{}", "ended": None, **row,
     }  # fmt: skip
+    policy = msgspec.json.decode(full["policy"], type=Policy)
+    wait = policy.deadline_seconds * 1_000_000
+    full |= {"priority": policy.priority, "deadline": (full["due"] or full["created"]) + wait if wait else None}
     store.insert(db, "runs", full)
     records.event(
         db, "run.queued", full["project"], full["id"], job=full["job"], notebook=full["notebook"], cause=full["cause"]
@@ -43,7 +47,10 @@ def queue(db: Connection, row: Mapping[str, Any]) -> str:
 
 def of_job(job: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that a run takes from its job."""
-    taken = {key: job[key] for key in ("project", "notebook", "notebook_sha256", "files", "timeout_seconds", "scopes")}
+    taken = {
+        key: job[key]
+        for key in ("project", "notebook", "notebook_sha256", "files", "timeout_seconds", "scopes", "policy")
+    }
     return taken | {
         "job_id": job["id"],
         "job": f"{job['project']}/{job['name']}",
@@ -79,11 +86,19 @@ def start(state: State, call: Call) -> Run:
     return run
 
 
+def last_success(db: Connection, job: str) -> datetime | None:
+    """Return when the last run of `job` that succeeded was due (or was asked for), None before the first."""
+    query = "SELECT max(coalesce(due, created)) AS at FROM runs WHERE job = :job AND state = 'succeeded'"
+    at = store.select(db, query, job=job)[0]["at"]
+    return records.moment(at) if at else None
+
+
 def _of_job(state: State, db: Connection, request: RunRequest) -> dict[str, Any]:
     job = store.job_row(db, *ids.split_name(request.job))
     timezone = msgspec.json.decode(job["schedule"], type=Schedule).timezone
     wanted = {**msgspec.json.decode(job["parameters"]), **request.parameters}
-    values = schedule.expand(wanted, schedule.variables(clock.now(), timezone))
+    last = last_success(db, f"{job['project']}/{job['name']}")
+    values = schedule.expand(wanted, schedule.variables(clock.now(), timezone, last_success=last))
     notebook = parameters.read(state.home.source(job["notebook_sha256"]).read_bytes(), job["notebook"])
     return {**of_job(job), "parameters": store.json(parameters.check(notebook, values, job["notebook"]))}
 
@@ -92,11 +107,13 @@ def _of_notebook(state: State, request: RunRequest) -> dict[str, Any]:
     ids.name(request.project, "project")
     store.check_paths(request.notebook, request.files)
     check_limits(request.timeout_seconds)
+    schedule.check_policy(request.policy)
     values = parameters.check(parameters.read(request.content, request.notebook), request.parameters, request.notebook)
     kept = {path: store.keep(state.home, content) for path, content in request.files.items()}
     return {
         "project": request.project, "notebook": request.notebook, "notebook_sha256": store.keep(state.home, request.content),
         "files": store.json(kept), "parameters": store.json(values), "timeout_seconds": request.timeout_seconds,
+        "policy": store.json(request.policy),
     }  # fmt: skip
 
 
@@ -108,7 +125,9 @@ def stop(state: State, call: Call) -> Run:
         if row["held"]:
             leases.drop(db, row["id"], "the run was stopped")
         if row["state"] in ("queued", "running"):
-            store.write(db, "UPDATE runs SET state = 'stopped' WHERE id = :id", id=row["id"])
+            store.write(
+                db, "UPDATE runs SET state = 'stopped', ended = :now WHERE id = :id", id=row["id"], now=store.now()
+            )
             records.event(db, "run.stopped", row["project"], row["id"], job=row["job"])
             records.audit(db, call, "run.stop", row["id"], before=row["state"], after="stopped")
         return store.as_run(db, store.run_row(db, row["id"]))

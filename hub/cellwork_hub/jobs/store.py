@@ -19,7 +19,8 @@ from sqlalchemy import Connection, Engine, text
 from cellwork import clock, files, ids, scopes
 from cellwork.errors import BadInput, NotFound, Refused
 from cellwork.home import Home
-from cellwork.wire.jobs import Attempt, Job, Kept, Run, Schedule
+from cellwork.jobs import schedule
+from cellwork.wire.jobs import Attempt, Job, Kept, Policy, Run, Schedule
 from cellwork.wire.records import Event, Principal
 from cellwork_hub.records import micros, moment
 
@@ -47,6 +48,17 @@ KEPT = (
 )
 """Kernels of failed runs; a run is `held` while it waits to go on in its own."""
 FOLLOWED = ("CREATE INDEX events_subject ON events (subject, seq)",)
+POLICIES = (
+    "ALTER TABLE jobs ADD COLUMN policy {json} NOT NULL DEFAULT '{}'",
+    "ALTER TABLE runs ADD COLUMN policy {json} NOT NULL DEFAULT '{}'",
+    "ALTER TABLE runs ADD COLUMN priority INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE runs ADD COLUMN deadline BIGINT",
+    "ALTER TABLE runs ADD COLUMN ended BIGINT",
+    "CREATE INDEX runs_queue ON runs (state, priority, seq)",
+    "CREATE INDEX runs_deadline ON runs (deadline) WHERE deadline IS NOT NULL",
+    "CREATE TABLE notices (seq {serial}, run TEXT NOT NULL, state TEXT NOT NULL, told {json} NOT NULL, tries INTEGER NOT NULL, next_try BIGINT NOT NULL, sent BIGINT, error TEXT NOT NULL)",
+    "CREATE INDEX notices_waiting ON notices (next_try) WHERE sent IS NULL",
+)
 
 NOT_FOR_RUNS = frozenset({"events:write", "runs:execute", "admin"})
 MOST_TIMEOUT = 7 * 86_400
@@ -101,6 +113,9 @@ class State:
     keep_bytes: int = 4 << 30
     keep_most: int = 4
     """Kernels kept at once; one more ends the one that would end first."""
+    public_url: str = ""
+    mail_server: str = ""
+    mail_from: str = "cellwork@localhost"
     bell: Bell = field(default_factory=Bell)
 
 
@@ -153,9 +168,9 @@ def owner(state: State, principal: Principal) -> tuple[str, frozenset[str]]:
     return state.user, granted & scopes.ROLES["deployer"]
 
 
-def due_after(schedule: Schedule, after: datetime) -> int | None:
-    """Return when `schedule` is next due after `after`, in microseconds since 1970; None if it follows an event or nothing."""
-    due = next(clock.fires(schedule.cron, after, schedule.timezone), None) if schedule.cron else None
+def due_after(plan: Schedule, after: datetime) -> int | None:
+    """Return when `plan` is next due after `after`, in microseconds since 1970; None if it goes by no clock."""
+    due = next(schedule.due(plan, after), None)
     return micros(due) if due else None
 
 
@@ -174,12 +189,12 @@ def run_row(db: Connection, run: str) -> dict[str, Any]:
 
 
 def as_job(row: Mapping[str, Any]) -> Job:
-    schedule = msgspec.json.decode(row["schedule"], type=Schedule)
+    plan = msgspec.json.decode(row["schedule"], type=Schedule)
     due = row["next_due"] if not row["paused"] else None
     return Job(
         id=row["id"], project=row["project"], name=row["name"], notebook=row["notebook"], notebook_sha256=row["notebook_sha256"],
-        parameters=msgspec.json.decode(row["parameters"]), schedule=schedule, timeout_seconds=row["timeout_seconds"], retries=row["retries"],
-        concurrency=row["concurrency"], paused=bool(row["paused"]), owner=row["owner"], revision=row["revision"], next_due=moment(due) if due else None,
+        parameters=msgspec.json.decode(row["parameters"]), schedule=plan, timeout_seconds=row["timeout_seconds"], retries=row["retries"],
+        concurrency=row["concurrency"], policy=msgspec.json.decode(row["policy"], type=Policy), paused=bool(row["paused"]), owner=row["owner"], revision=row["revision"], next_due=moment(due) if due else None,
     )  # fmt: skip
 
 

@@ -52,7 +52,45 @@ def apply(path: Path, json: bool) -> None:
     from cellwork.jobs import schedule
 
     requests = [schedule.read(file) for file in schedule.files(path)]
-    _print([connect().jobs.ensure(request) for request in requests], json)
+    made = [connect().jobs.ensure(request) for request in requests]
+    _print(made, json)
+    for of in made if not json else []:
+        if of.next_due and (times := next_times(of.schedule, 3)):
+            click.echo(f"{of.project}/{of.name} is next due {', '.join(times)}")
+
+
+def next_times(plan: Schedule, count: int) -> list[str]:
+    """Return the next times at which `plan` is due, on its own clocks."""
+    from cellwork import clock
+    from cellwork.jobs import schedule
+
+    zone = clock.zone(plan.timezone)
+    return [
+        f"{due.astimezone(zone):%a %Y-%m-%d %H:%M %Z}"
+        for due in itertools.islice(schedule.due(plan, clock.now()), count)
+    ]
+
+
+@job.command(name="when")
+@click.argument("cron")
+@click.option("--timezone", default="UTC", show_default=True, help="On whose clocks it is read.")
+@click.option("--count", default=3, show_default=True, type=click.IntRange(1, 100), help="How many times.")
+@show.as_json
+def when_(cron: str, timezone: str, count: int, json: bool) -> None:
+    """When a cron line is next due; nonsense is told apart from what is merely rare.
+
+    Example: cellwork job when "30 6 * * 1-5" --timezone Europe/Berlin
+    """
+    from cellwork.jobs import schedule
+    from cellwork.wire.jobs import Schedule
+
+    plan = Schedule(cron=cron, timezone=timezone)
+    schedule.check(plan, {})
+    times = next_times(plan, count)
+    if json:
+        show.document({"cron": cron, "timezone": timezone, "times": times})
+    else:
+        click.echo("\n".join(times))
 
 
 def _print(jobs: list[Job], json: bool) -> None:
@@ -66,6 +104,10 @@ def _print(jobs: list[Job], json: bool) -> None:
 def when(schedule: Schedule) -> str:
     if schedule.cron:
         return f"{schedule.cron} {schedule.timezone}"
+    if schedule.every_seconds:
+        return f"every {schedule.every_seconds} s"
+    if schedule.after:
+        return f"after {schedule.after}"
     fields = " ".join(f"{key}={value}" for key, value in schedule.match.items())
     return f"{schedule.event} {fields}".strip() or "by hand"
 

@@ -3,21 +3,26 @@
     notebook: score.ipynb                # default: the file's own name
     on:
       schedule: {cron: "0 3 * * *", timezone: Europe/Berlin}
-    # on:
-    #   event: {name: batch.ready, match: {dataset: flights}}
+    # on: {schedule: {every: 15m, catch_up: none}}                 # catch_up: all, last (default) or none of the missed times
+    # on: {event: {name: batch.ready, match: {dataset: flights}}}
+    # on: {after: ingest}                                          # after each success of another job
     with: {day: "${date}"}
-    timeout: 30m
-    retries: 1
+    timeout: 30m                         # of the run; also cell_timeout, memory: 2GB
+    retries: 1                           # also backoff: 30s
+    concurrency: 1                       # also priority: 5, deadline: 2h
+    keep: 30                             # ended runs
+    notify: [{on: [failed], mail: [ada@example.org]}, {webhook: "https://example.org/hook"}]
 
-`${date}` is the day on the job's clocks, `${due}` the time it was due (or the event's), `${batch}` the batch of a `batch.…`
-event, `${event.<field>}` any field of the event. Everything is checked here, before the service hears of it.
+`${date}` is the day on the job's clocks, `${due}` the time it was due (or the event's), `${last_success}` when the last run that
+succeeded was due (empty before the first), `${batch}` the batch of a `batch.…` event, `${event.<field>}` any field of the event,
+`${run}` the run after which it comes. Everything is checked here, before the service hears of it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +32,20 @@ from cellwork import clock, ids, project
 from cellwork.errors import BadInput, NotFound, near_miss
 from cellwork.runs import parameters
 from cellwork.wire import Struct
-from cellwork.wire.jobs import JobRequest, Schedule
+from cellwork.wire.jobs import CatchUp, JobRequest, Notify, Policy, Schedule
 from cellwork.wire.records import EVENTS, Event
 
 VARIABLE = re.compile(r"\$\{([^}]*)\}")
-ALWAYS = ("date", "due")
+ALWAYS = ("date", "due", "last_success")
+SIZES = {"MB": 1, "GB": 1024}
 MOST_FILE_BYTES, MOST_FILES = 256 * 1024, 200
 
 
 class Cron(Struct, forbid_unknown_fields=True):
-    cron: str
+    cron: str = ""
     timezone: str = "UTC"
+    every: str = ""
+    catch_up: CatchUp = "last"
 
 
 class OnEvent(Struct, forbid_unknown_fields=True):
@@ -48,6 +56,8 @@ class OnEvent(Struct, forbid_unknown_fields=True):
 class On(Struct, forbid_unknown_fields=True):
     schedule: Cron | None = None
     event: OnEvent | None = None
+    after: str = ""
+    """Another job; a short name is one of the same project."""
 
 
 class File(Struct, forbid_unknown_fields=True, rename={"with_": "with"}):
@@ -59,8 +69,15 @@ class File(Struct, forbid_unknown_fields=True, rename={"with_": "with"}):
     on: On = msgspec.field(default_factory=On)
     with_: dict[str, Any] = {}
     timeout: str = ""
+    cell_timeout: str = ""
+    memory: str = ""
     retries: int = 0
+    backoff: str = ""
     concurrency: int = 1
+    priority: int = 0
+    deadline: str = ""
+    keep: int = 0
+    notify: list[Notify] = []
 
 
 def read(path: Path) -> JobRequest:
@@ -75,8 +92,8 @@ def read(path: Path) -> JobRequest:
     """
     file = parse(path)
     name = ids.name(path.stem, f"job (the name of {path.name})")
-    schedule = _schedule(file.on, path)
     root = project.find(path.parent.absolute()) if not file.project else None
+    schedule = _schedule(file.on, path, root.name if root else file.project)
     notebook = (path.parent / (file.notebook or f"{name}.ipynb")).resolve()
     folder = root.folder.resolve() if root and notebook.is_relative_to(root.folder.resolve()) else notebook.parent
     if not notebook.is_file():
@@ -101,10 +118,50 @@ def read(path: Path) -> JobRequest:
         files=beside(notebook, folder, root),
         parameters=file.with_,
         schedule=schedule,
-        timeout_seconds=int(clock.duration(file.timeout).total_seconds()) if file.timeout else 3600,
+        timeout_seconds=_seconds(file.timeout) or 3600,
         retries=file.retries,
         concurrency=file.concurrency,
+        policy=_policy(file),
     )
+
+
+def _seconds(text: str) -> int:
+    return int(clock.duration(text).total_seconds()) if text else 0
+
+
+def _policy(file: File) -> Policy:
+    memory = re.fullmatch(r"(\d+)\s*(MB|GB)|", file.memory)
+    if memory is None:
+        raise BadInput("memory", file.memory, "is not a size", "write 512MB or 2GB")
+    policy = Policy(
+        priority=file.priority, backoff_seconds=_seconds(file.backoff), deadline_seconds=_seconds(file.deadline),
+        cell_timeout_seconds=_seconds(file.cell_timeout), memory_megabytes=int(memory[1]) * SIZES[memory[2]] if memory[1] else 0,
+        keep_runs=file.keep, notify=file.notify,
+    )  # fmt: skip
+    check_policy(policy)
+    return policy
+
+
+def check_policy(policy: Policy) -> None:
+    """Raise BadInput unless every part of `policy` can be held to."""
+    for name, value, least, most in (
+        ("priority", policy.priority, -100, 100),
+        ("backoff", policy.backoff_seconds, 0, 3600),
+        ("deadline", policy.deadline_seconds, 0, 31 * 86_400),
+        ("cell_timeout", policy.cell_timeout_seconds, 0, 7 * 86_400),
+        ("memory", policy.memory_megabytes, 0, 1 << 20),
+        ("keep", policy.keep_runs, 0, 100_000),
+    ):
+        if not least <= value <= most:
+            raise BadInput(name, value, "is out of range", f"choose from {least} to {most}")
+    for told in policy.notify:
+        if bool(told.webhook) == bool(told.mail):
+            raise BadInput("notify", "", "has no webhook and no mail, or both", "write one entry for each")
+        if told.webhook and not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", told.webhook):
+            raise BadInput("webhook", told.webhook, "is not an address of HTTP", "write https://host/path, without a password in it")  # fmt: skip
+        wrong = next((one for one in told.mail if not re.fullmatch(r"[^\s@<>,;]+@[^\s@<>,;]+", one)), None)
+        if wrong is not None:
+            raise BadInput("mail", wrong, "is not an address", "write name@host")
 
 
 def files(path: Path) -> list[Path]:
@@ -127,7 +184,9 @@ def parse(path: Path) -> File:
         return msgspec.convert(content, File)
     except msgspec.ValidationError as error:
         unknown = re.search(r"unknown field `(\w+)`", str(error))
-        known = {"with" if f == "with_" else f for kind in (File, On, Cron, OnEvent) for f in kind.__struct_fields__}
+        known = {
+            "with" if f == "with_" else f for kind in (File, On, Cron, OnEvent, Notify) for f in kind.__struct_fields__
+        }
         raise BadInput(
             f"schedule file {path.name}",
             unknown[1] if unknown else "",
@@ -140,26 +199,32 @@ def _mapping(path: Path) -> dict[str, Any]:
     return parameters.from_yaml(path.read_text(), f"schedule file {path.name}")
 
 
-def _schedule(on: On, path: Path) -> Schedule:
-    if on.schedule and on.event:
-        raise BadInput(
-            f"schedule file {path.name}",
-            "on",
-            "has a schedule and an event",
-            "write two files for one notebook, with `notebook:` in each",
-        )
+def _schedule(on: On, path: Path, of: str) -> Schedule:
+    given = [name for name, value in (("schedule", on.schedule), ("event", on.event), ("after", on.after)) if value]
+    if len(given) > 1:
+        way_out = "write a file for each, with `notebook:` in it"
+        raise BadInput(f"schedule file {path.name}", "on", f"has {' and '.join(given)}", way_out)
     if on.schedule:
-        return Schedule(cron=on.schedule.cron, timezone=on.schedule.timezone)
+        every = _seconds(on.schedule.every)
+        told = {"timezone": on.schedule.timezone, "catch_up": on.schedule.catch_up}
+        return Schedule(cron=on.schedule.cron, every_seconds=every, **told)  # type: ignore[arg-type]
+    if on.after:
+        return Schedule(after=on.after if "/" in on.after else f"{of}/{on.after}")
     return Schedule(event=on.event.name, match=on.event.match) if on.event else Schedule()
 
 
 def check(schedule: Schedule, values: Mapping[str, Any]) -> None:
     """Raise BadInput unless `schedule` can come due and fills every variable in `values`."""
     clock.zone(schedule.timezone)
-    if schedule.cron and schedule.event:
-        raise BadInput("schedule", schedule.cron, "is given beside an event", "give one of them")
-    if schedule.cron and next(clock.fires(schedule.cron, clock.now(), schedule.timezone), None) is None:
+    given = [w for w in (schedule.cron, schedule.every_seconds, schedule.event, schedule.after) if w]
+    if len(given) > 1:
+        raise BadInput("schedule", given[0], f"is given beside {given[1]!r}", "give one of them")
+    if schedule.cron and next(due(schedule, clock.now()), None) is None:
         raise BadInput("cron", schedule.cron, "is never due", "write five fields: minute hour day month weekday")
+    if schedule.every_seconds < 0 or schedule.every_seconds > 366 * 86_400:
+        raise BadInput("every", schedule.every_seconds, "is out of range", "write 15m, 6h or 7d")
+    if schedule.after:
+        ids.split_name(schedule.after)
     if schedule.event and schedule.event not in EVENTS:
         raise BadInput("event", schedule.event, "is not one of the platform's", near_miss(schedule.event, EVENTS))
     for variable in _variables(values):
@@ -167,15 +232,26 @@ def check(schedule: Schedule, values: Mapping[str, Any]) -> None:
             variable not in ALWAYS
             and not (schedule.event and variable.startswith("event."))
             and not (variable == "batch" and schedule.event.startswith("batch."))
+            and not (variable == "run" and schedule.after)
         ):
             known = [
                 *ALWAYS,
                 *(["event.<field>"] if schedule.event else []),
                 *(["batch"] if schedule.event.startswith("batch.") else []),
+                *(["run"] if schedule.after else []),
             ]
             raise BadInput(
                 "variable", f"${{{variable}}}", "has no value under this schedule", near_miss(variable, known)
             )
+
+
+def due(schedule: Schedule, after: datetime) -> Iterator[datetime]:
+    """Yield the times after `after` at which `schedule` is due by the clock; none if it follows events, another job or nobody."""
+    if schedule.cron:
+        return clock.fires(schedule.cron, after, schedule.timezone)
+    if schedule.every_seconds:
+        return clock.ticks(timedelta(seconds=schedule.every_seconds), after)
+    return iter(())
 
 
 def _variables(value: Any) -> Iterator[str]:
@@ -189,11 +265,15 @@ def _variables(value: Any) -> Iterator[str]:
             yield from _variables(item)
 
 
-def variables(due: datetime, timezone: str = "UTC", event: Event | None = None) -> dict[str, Any]:
+def variables(
+    due: datetime, timezone: str = "UTC", event: Event | None = None, *, last_success: datetime | None = None, run: str = ""
+) -> dict[str, Any]:  # fmt: skip
     """Return what ``${…}`` stands for at a fire."""
     known: dict[str, Any] = {
         "date": due.astimezone(clock.zone(timezone)).date().isoformat(),
         "due": clock.utc(due).isoformat(),
+        "last_success": clock.utc(last_success).isoformat() if last_success else "",
+        **({"run": run} if run else {}),
     }
     if event:
         fields = {"id": event.id, "name": event.name, "project": event.project, "subject": event.subject, **event.data}

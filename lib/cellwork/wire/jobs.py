@@ -13,13 +13,48 @@ from cellwork.wire.origin import Origin
 RunState = Literal["queued", "running", "succeeded", "failed", "stopped"]
 
 
+CatchUp = Literal["all", "last", "none"]
+
+
 class Schedule(Struct):
-    """When a job is due: `cron` read on the clocks of `timezone`, or each event of the name (with equal fields in `match`)."""
+    """When a job is due: `cron` read on the clocks of `timezone`, every so many seconds since 1970, after each success of another
+    job (`after`, project/name), or at each event of the name (with equal fields in `match`).
+
+    `catch_up` says which of the times that were missed are made up for; events and other jobs are never missed.
+    """
 
     cron: str = ""
     timezone: str = "UTC"
     event: str = ""
     match: dict[str, str] = {}
+    every_seconds: int = 0
+    after: str = ""
+    catch_up: CatchUp = "last"
+
+
+class Notify(Struct):
+    """Whom to tell when a run has ended in one of the states: a `webhook` (POST, JSON), or people by `mail`."""
+
+    on: tuple[RunState, ...] = ("failed",)
+    webhook: str = ""
+    mail: list[str] = []
+
+
+class Policy(Struct):
+    """How runs of a job are queued, tried again, ended, told of and forgotten. 0 leaves a thing to the platform, or out."""
+
+    priority: int = 0
+    """Runs of a higher priority start first."""
+    backoff_seconds: int = 0
+    """Before the first retry; doubled for each further one, up to an hour."""
+    deadline_seconds: int = 0
+    """After it was due: a run that has not ended by then fails."""
+    cell_timeout_seconds: int = 0
+    memory_megabytes: int = 0
+    """More memory in its kernel and what that started fails the run."""
+    keep_runs: int = 0
+    """How many ended runs are kept; older ones are forgotten with their notebooks."""
+    notify: list[Notify] = []
 
 
 class Job(Struct):
@@ -34,6 +69,7 @@ class Job(Struct):
     timeout_seconds: int = 3600
     retries: int = 0
     concurrency: int = 1
+    policy: Policy = msgspec.field(default_factory=Policy)
     paused: bool = False
     owner: str = ""
     revision: int = 1
@@ -55,6 +91,7 @@ class JobRequest(Struct):
     timeout_seconds: int = 3600
     retries: int = 0
     concurrency: int = 1
+    policy: Policy = msgspec.field(default_factory=Policy)
 
 
 class RunRequest(Struct):
@@ -68,6 +105,7 @@ class RunRequest(Struct):
     files: dict[str, str] = {}
     parameters: dict[str, Any] = {}
     timeout_seconds: int = 3600
+    policy: Policy = msgspec.field(default_factory=Policy)
     origin: Origin = Origin()
 
 
@@ -143,6 +181,8 @@ class Claim(Struct):
     """The run's own token: its author's scopes, its life."""
     timeout_seconds: int
     lease_seconds: int
+    cell_timeout_seconds: int = 0
+    memory_megabytes: int = 0
     first_cell: int = 1
     """Above 1: continue in the kernel that was kept, with `executed` as it stood."""
     executed: str = ""

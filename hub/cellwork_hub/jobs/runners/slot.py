@@ -142,6 +142,7 @@ class Attempt:
         self.over = self.kept = False
         self.keepable = claim.first_cell > 1
         self.first = claim.first_cell
+        self.held = 0
         self.cell = self.cells = 0
         self._news, self._over = threading.Event(), threading.Event()
         self._sent = (0, 0.0)
@@ -177,6 +178,12 @@ class Attempt:
             else:
                 self._execute(url)
         except engine.RunFailed as error:
+            if self.held:
+                held, most = self.held / 1e6, self.claim.memory_megabytes
+                return (
+                    "failed",
+                    f"cell {self.cell}: the run held {held:.0f} MB, over its limit of {most} MB; it was ended",
+                )
             self.keepable = True
             return "failed", f"{error}\n{error.traceback}".strip()
         except CellworkError as error:
@@ -189,7 +196,7 @@ class Attempt:
     def _execute(self, url: str) -> None:
         notebook = unpack(self.claim, self.work)
         engine.execute(
-            notebook, self.output, self.claim.run.parameters, progress=self._at, timeout=self.claim.timeout_seconds,
+            notebook, self.output, self.claim.run.parameters, progress=self._at, timeout=self.claim.timeout_seconds, cell_timeout=self.claim.cell_timeout_seconds or None,
             environment=environment(self.claim, url), cwd=notebook.parent, kernel=self.kernel, spare=True, checkpoints=self._checkpoints(),
         )  # fmt: skip
 
@@ -211,7 +218,7 @@ class Attempt:
 
     def _go_on(self, url: str, page: dict[str, Any], cwd: Path | None, begin: Callable[[], None] | None) -> None:
         engine.resume(
-            page, self.output, self.kernel, first=self.first, name=self.claim.run.notebook, progress=self._at, timeout=self.claim.timeout_seconds,
+            page, self.output, self.kernel, first=self.first, name=self.claim.run.notebook, progress=self._at, timeout=self.claim.timeout_seconds, cell_timeout=self.claim.cell_timeout_seconds or None,
             environment=environment(self.claim, url), spare=True, checkpoints=self._checkpoints(), cwd=cwd, begin=begin,
         )  # fmt: skip
 
@@ -249,6 +256,7 @@ class Attempt:
             self._news.clear()
             if self._over.is_set():
                 return
+            self._limit_memory()
             try:
                 run = self.jobs.report(self.claim.run.id, self._progress("running", notebook=self._changed()))
                 if run.state == "stopped":
@@ -258,6 +266,13 @@ class Attempt:
                 return
             except CellworkError as error:
                 log.warning("run %s: %s", self.claim.run.id, error)
+
+    def _limit_memory(self) -> None:
+        """End the kernel if the run holds more memory than it may."""
+        most = self.claim.memory_megabytes
+        if most and (held := keeper.memory(self.kernel.pid)) > most * 1_000_000:
+            self.held = held
+            self.kernel.kill()
 
     def _progress(self, state: RunState, *, error: str = "", notebook: str = "") -> Progress:
         return Progress(

@@ -1,0 +1,191 @@
+"""Kill service and runners at random moments during many fires: each fire has its run, and each run is published once.
+
+What should have fired is computed here, from the jobs' intervals and nothing that the service says; what was published is
+counted in the runners' own ledger and in the service's events. The seed is printed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from jobs_world import World, free_port, start_service
+
+from cellwork.client import Client
+from cellwork.errors import CellworkError, Conflict
+from cellwork.wire.jobs import JobRequest, Progress, Run, RunRequest, Schedule
+from cellwork_hub.jobs import claims, store
+
+HERE = Path(__file__).resolve().parent
+WORKS = (HERE.parent / "notebooks" / "works.ipynb").read_text()
+SEED = int(os.environ.get("KILL_SEED", "0")) or int(time.time())
+
+
+class Victims:
+    """A service and two runners, killed and started again."""
+
+    def __init__(self, folder: Path, chance: random.Random) -> None:
+        self.folder, self.chance, self.port = folder, chance, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.kills = 0
+        self.service = start_service(folder / "home", self.port)
+        self.runners = [self._runner() for _ in range(2)]
+
+    def _runner(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, str(HERE / "bare_runner.py"), self.url, str(self.folder / "ledger")]
+        return subprocess.Popen([*command, str(self.chance.getrandbits(30))])
+
+    def kill_one(self) -> None:
+        """Kill the service, or a runner; or stop a runner beyond its lease, so that it comes back with a stale result."""
+        self.kills += 1
+        which = self.chance.random()
+        if which < 0.4:
+            self.service.kill()
+            self.service.wait(5)
+            time.sleep(self.chance.random() * 0.3)
+            self.service = start_service(self.folder / "home", self.port)
+            return
+        runner = self.chance.randrange(2)
+        if which < 0.5:
+            self.runners[runner].send_signal(signal.SIGSTOP)
+            time.sleep(3.5)
+            self.runners[runner].send_signal(signal.SIGCONT)
+            return
+        self.runners[runner].kill()
+        self.runners[runner].wait(5)
+        self.runners[runner] = self._runner()
+
+    def close(self) -> None:
+        for process in (*self.runners, self.service):
+            process.kill()
+            process.wait(5)
+
+
+def batter(folder: Path, jobs: int, kills: int, least_fires: int) -> tuple[set[tuple[str, datetime]], list[Run], Counter[str], Counter[str]]:  # fmt: skip
+    """Return what should have fired, the runs there are, how often each was published by the ledger, and by the events."""
+    print(f"KILL_SEED={SEED}")
+    chance = random.Random(SEED)
+    victims = Victims(folder, chance)
+    client = Client(victims.url, "ada-token", timeout=20)
+    try:
+        first: dict[str, datetime] = {}
+        for k in range(jobs):
+            plan = Schedule(every_seconds=1, catch_up="all")
+            made = client.jobs.ensure(JobRequest(project="p", name=f"j{k}", notebook="n.ipynb", content=WORKS, schedule=plan, concurrency=50))  # fmt: skip
+            assert made.next_due is not None
+            first[f"p/j{k}"] = made.next_due
+        started = datetime.now(UTC)
+        while victims.kills < kills or (datetime.now(UTC) - started).total_seconds() * jobs < least_fires:
+            time.sleep(chance.random() * 0.5)
+            if victims.kills < kills:
+                victims.kill_one()
+        for name in first:
+            client.jobs.pause(name)
+        until = datetime.now(UTC) - timedelta(seconds=3)
+        settle(client)
+        runs = list(client.jobs.runs())
+        events = published(client)
+    finally:
+        victims.close()
+    expected = {
+        (name, at + timedelta(seconds=k))
+        for name, at in first.items()
+        for k in range(int((until - at).total_seconds()) + 1)
+    }
+    ledger = Counter(line.split()[0] for line in (folder / "ledger").read_text().splitlines())
+    return expected, runs, ledger, events
+
+
+def published(client: Client) -> Counter[str]:
+    """Return how often each run was published, by the service's events."""
+    counts, after = Counter[str](), 0
+    while page := client.records.events(service="jobs", name="run.succeeded", after=after):
+        counts.update(event.subject for event in page)
+        after = page[-1].seq
+    return counts
+
+
+def settle(client: Client, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while any(next(client.jobs.runs(state=word), None) for word in ("queued", "running")):
+        assert time.monotonic() < end, "runs are left"
+        time.sleep(0.2)
+
+
+def check(folder: Path, jobs: int, kills: int, least_fires: int) -> None:
+    expected, runs, ledger, events = batter(folder, jobs, kills, least_fires)
+    fired = Counter((run.job, run.due) for run in runs)
+    assert len(expected) >= least_fires / 2
+    assert expected - set(fired) == set(), "missing fires"
+    assert max(fired.values()) == 1, "fired twice"
+    assert {run.state for run in runs} == {"succeeded"}
+    assert max(events.values()) == 1, "published twice"
+    assert set(events) == {run.id for run in runs}
+    assert not ledger or max(ledger.values()) == 1, "taken twice"
+    print(f"{kills} kills, {len(runs)} fires: 0 missing, 0 published twice")
+
+
+def test_kills_lose_no_fire_and_publish_none_twice(tmp_path: Path) -> None:
+    check(tmp_path, jobs=4, kills=8, least_fires=40)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_200_kills_during_1000_fires(tmp_path: Path) -> None:
+    check(tmp_path, jobs=4, kills=200, least_fires=1000)
+
+
+def two_runners_one_run(world: World) -> Counter[str]:
+    """A runner is away beyond its lease; another takes its run; both publish. Returns how often each run was published."""
+    jobs = world.client("runner").jobs
+    run = world.client().jobs.start(RunRequest(project="p", notebook="n.ipynb", content=WORKS))
+    first = jobs.claim("slow")
+    with world.state.engine.begin() as db:
+        store.write(db, "UPDATE runs SET lease_until = 1")
+    second = None
+    end = time.monotonic() + 20
+    while second is None and time.monotonic() < end:
+        second = jobs.claim("quick", wait_seconds=1)
+    assert first is not None
+    assert second is not None
+    for claim in (second, first):
+        try:
+            jobs.report(run.id, Progress(fence=claim.fence, state="succeeded", cell=1, cells=1))
+        except Conflict:
+            continue
+    return published(world.client())
+
+
+def test_the_fence_is_what_keeps_a_late_result_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same story with the fence taken away publishes twice: so it is the fence that the first half shows."""
+    world = World(tmp_path / "with")
+    try:
+        assert max(two_runners_one_run(world).values()) == 1
+    finally:
+        world.close()
+
+    def without_fence(db: object, run: str, progress: Progress) -> tuple[dict[str, object], dict[str, object]]:
+        row = store.run_row(db, run)  # type: ignore[arg-type]
+        query = "SELECT * FROM attempts WHERE run = :run AND fence = :fence"
+        found = store.one(db, query, run=run, fence=progress.fence)  # type: ignore[arg-type]
+        return {**row, "state": "running"}, {**(found or {}), "ended": None}
+
+    monkeypatch.setattr(claims, "_current", without_fence)
+    world = World(tmp_path / "without")
+    try:
+        assert max(two_runners_one_run(world).values()) == 2
+    finally:
+        world.close()
+
+
+def test_a_service_that_is_away_answers_no_claim(tmp_path: Path) -> None:
+    with pytest.raises(CellworkError):
+        Client(f"http://127.0.0.1:{free_port()}", "runner-token", timeout=2).jobs.claim("r")

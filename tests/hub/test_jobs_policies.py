@@ -1,0 +1,318 @@
+"""What a job says beside its time: what is caught up with, what comes first, when it is too late, who is told, what is forgotten."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jobs_world import USERS, RunTokens
+from jobs_world import state as make_state
+from test_jobs_fires import add, due_since, runs
+
+from cellwork import clock
+from cellwork.errors import BadInput
+from cellwork.jobs import schedule
+from cellwork.wire.jobs import Claim, Notify, Policy, Progress, RunRequest, Schedule
+from cellwork.wire.origin import Origin
+from cellwork_hub.jobs import attempts, claims, fires, notices, retention, store
+from cellwork_hub.jobs import runs as queue
+from cellwork_hub.jobs.store import State
+from cellwork_hub.records import micros
+from cellwork_hub.route import Call
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> State:
+    return make_state(tmp_path, RunTokens())
+
+
+def call(who: str = "ada-token", body: Any = None, **path: str) -> Call:
+    return Call(USERS[who], "req_1", Origin(), path, {}, body, {})
+
+
+def take(state: State) -> Claim | None:
+    return claims.take(state, call("runner-token"), "r")
+
+
+def end(state: State, of: Claim, word: Any = "succeeded") -> None:
+    claims.report(state, call("runner-token", Progress(fence=of.fence, state=word, cell=1, cells=1), run=of.run.id))
+
+
+def by_hand(state: State, name: str) -> str:
+    return queue.start(state, call(body=RunRequest(job=f"flights/{name}"))).id
+
+
+@pytest.mark.parametrize(("catch_up", "expected"), [("all", 10), ("last", 1), ("none", 0)])
+def test_after_ten_minutes_away_exactly_the_policy_is_caught_up_with(
+    state: State, catch_up: Any, expected: int
+) -> None:
+    add(state, schedule=Schedule(every_seconds=60, catch_up=catch_up))
+    first = clock.now().replace(second=0, microsecond=0) - timedelta(minutes=11)
+    due_since(state, first)
+    with state.engine.begin() as db:  # the two newest minutes are not what was missed
+        store.write(db, "UPDATE jobs SET schedule = schedule")
+    assert fires.tick(state) in ((expected + 2,) if catch_up == "all" else (max(expected, 1),))
+    found = [run.due for run in runs(state)]
+    if catch_up == "all":
+        assert found == [first + k * timedelta(minutes=1) for k in range(12)]
+    else:
+        assert clock.now() - found[-1] < timedelta(minutes=1)
+    assert fires.tick(state) == 0
+
+
+def test_none_of_the_missed_times_is_made_up_for_if_the_job_says_so(state: State) -> None:
+    add(state, schedule=Schedule(cron="0 3 1 1 *", catch_up="none"))
+    due_since(state, datetime(2024, 1, 1, 3, tzinfo=UTC))
+    assert (fires.tick(state), runs(state)) == (0, [])
+
+
+def test_very_many_missed_times_come_in_portions_and_none_is_lost(state: State) -> None:
+    add(state, schedule=Schedule(every_seconds=1, catch_up="all"))
+    first = clock.now().replace(microsecond=0) - timedelta(seconds=3 * fires.MOST_AT_ONCE)
+    due_since(state, first)
+    for _ in range(5):
+        fires.tick(state)
+    found = [run.due for run in runs(state)]
+    assert found == [first + timedelta(seconds=k) for k in range(len(found))]
+    assert len(found) >= 3 * fires.MOST_AT_ONCE
+
+
+@given(
+    st.integers(1, 10_000), st.datetimes(datetime(2013, 1, 1), datetime(2013, 12, 31), timezones=st.just(UTC)), st.integers(0, 50)
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_an_interval_is_due_at_its_multiples_whatever_time_one_asks(every: int, start: datetime, skip: int) -> None:
+    plan = Schedule(every_seconds=every)
+    dues = [due for due, _ in zip(schedule.due(plan, start), range(skip + 2), strict=False)]
+    assert all(due > start and due.timestamp() % every == 0 for due in dues)
+    assert next(schedule.due(plan, dues[skip])) == dues[skip + 1]
+
+
+def test_a_job_comes_after_each_success_of_another_and_knows_its_run(state: State) -> None:
+    add(state, "first")
+    add(state, "second", schedule=Schedule(after="flights/first"), parameters={"name": "${run}"})
+    for word, count in (("failed", 0), ("succeeded", 1), ("succeeded", 2)):
+        of = take(state) if by_hand(state, "first") else None
+        assert of is not None
+        end(state, of, word)
+        assert len([run for run in runs(state) if run.job == "flights/second"]) == count
+        while (other := take(state)) is not None:
+            assert other.run.job == "flights/second"
+            assert other.run.parameters == {"name": of.run.id}
+            end(state, other)
+
+
+def test_a_circle_of_jobs_is_refused(state: State) -> None:
+    add(state, "a", schedule=Schedule(after="flights/c"))
+    add(state, "b", schedule=Schedule(after="flights/a"))
+    with pytest.raises(BadInput, match="flights/c after flights/b after flights/a after flights/c"):
+        add(state, "c", schedule=Schedule(after="flights/b"))
+
+
+def test_last_success_is_when_the_last_good_run_was_due(state: State) -> None:
+    add(state, schedule=Schedule(every_seconds=3600), parameters={"name": "since ${last_success}"})
+    due = clock.now().replace(minute=0, second=0, microsecond=0) - timedelta(hours=1)
+    for word, expected in (("succeeded", "since "), ("failed", f"since {due.isoformat()}"), ("succeeded", f"since {due.isoformat()}")):  # fmt: skip
+        with state.engine.begin() as db:
+            store.write(db, "DELETE FROM fires WHERE fire <> :first", first=str(micros(due)))
+        due_since(state, due if not runs(state) else due + timedelta(hours=1))
+        fires.tick(state)
+        of = take(state)
+        assert of is not None
+        assert of.run.parameters == {"name": expected}
+        end(state, of, word)
+        if len(runs(state)) == 1:
+            with state.engine.begin() as db:
+                store.write(db, "UPDATE runs SET due = :due", due=micros(due))
+
+
+def test_a_higher_priority_starts_first_and_equals_in_order(state: State) -> None:
+    add(state, "low")
+    add(state, "high", policy=Policy(priority=5))
+    queued = [by_hand(state, name) for name in ("low", "low", "high")]
+    started = [of.run.id for _ in range(3) if (of := take(state)) and not end(state, of)]
+    assert started == [queued[2], queued[0], queued[1]]
+
+
+def test_a_run_past_its_deadline_never_starts_and_one_that_starts_gets_what_is_left(state: State) -> None:
+    add(state, policy=Policy(deadline_seconds=100))
+    by_hand(state, "score")
+    of = take(state)
+    assert of is not None
+    assert 90 <= of.timeout_seconds <= 100
+    end(state, of)
+    late = by_hand(state, "score")
+    with state.engine.begin() as db:
+        store.write(db, "UPDATE runs SET deadline = 1 WHERE id = :id", id=late)
+    assert attempts.miss(state) == 1
+    assert attempts.miss(state) == 0
+    run = next(run for run in runs(state) if run.id == late)
+    assert (run.state, "deadline" in run.attempts[0].error) == ("failed", True)
+
+
+def test_retries_wait_ever_longer_as_the_job_says(state: State) -> None:
+    add(state, retries=3, policy=Policy(backoff_seconds=100))
+    identity, waits = by_hand(state, "score"), []
+    for _ in range(3):
+        of = take(state)
+        assert of is not None
+        end(state, of, "failed")
+        with state.engine.begin() as db:
+            row = store.run_row(db, identity)
+            waits.append(round((row["not_before"] - store.now()) / 1e6))
+            store.write(db, "UPDATE runs SET not_before = 0")
+    assert [round(wait, -1) for wait in waits] == [100, 200, 400]
+
+
+class Hook(BaseHTTPRequestHandler):
+    """Takes webhooks; the first two get an error."""
+
+    seen: list[tuple[bytes, str]]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.seen.append((body, self.headers["x-cellwork-signature"]))  # type: ignore[attr-defined]
+        self.send_response(500 if len(self.server.seen) < 3 else 204)  # type: ignore[attr-defined]
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+@pytest.fixture
+def hook() -> Iterator[HTTPServer]:
+    server = HTTPServer(("127.0.0.1", 0), Hook)
+    server.seen = []  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_webhook_is_told_of_a_failure_signed_and_until_it_listens(state: State, hook: HTTPServer) -> None:
+    url = f"http://127.0.0.1:{hook.server_port}/told"
+    add(state, parameters={"name": "not for others"}, policy=Policy(notify=[Notify(webhook=url)]))
+    for word in ("succeeded", "failed"):
+        by_hand(state, "score")
+        of = take(state)
+        assert of is not None
+        end(state, of, word)
+    arrived = []
+    for _ in range(5):
+        arrived.append(notices.send_waiting(state))
+        with state.engine.begin() as db:
+            store.write(db, "UPDATE notices SET next_try = 0")
+    assert arrived == [0, 0, 1, 0, 0]
+    seen = hook.seen  # type: ignore[attr-defined]
+    assert len({body for body, _ in seen}) == 1, "the same notice each time"
+    body, signature = seen[-1]
+    told = json.loads(body)
+    assert (told["state"], told["job"], told["run"]) == ("failed", "flights/score", of.run.id)
+    assert b"not for others" not in body
+    key = notices.signing_key(state.home).encode()
+    assert signature == "sha256=" + hmac.new(key, body, hashlib.sha256).hexdigest()
+    assert state.home.secret("webhook-key").stat().st_mode & 0o077 == 0
+
+
+def mail_server(lines: list[str]) -> tuple[socket.socket, threading.Thread]:
+    """Start a mail server that takes one message."""
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        connection, _ = listening.accept()
+        with connection, connection.makefile("rb") as said:
+            connection.sendall(b"220 here\r\n")
+            data = False
+            for line in map(bytes.decode, said):
+                lines.append(line.strip())
+                if data:
+                    data = line.strip() != "."
+                    answer = "" if data else "250 taken\r\n"
+                else:
+                    data = line.upper().startswith("DATA")
+                    answer = (
+                        "354 go on\r\n" if data else "221 bye\r\n" if line.upper().startswith("QUIT") else "250 ok\r\n"
+                    )
+                connection.sendall(answer.encode())
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    return listening, thread
+
+
+def test_people_are_told_by_mail(state: State) -> None:
+    lines: list[str] = []
+    listening, thread = mail_server(lines)
+    host, port = listening.getsockname()
+    state = replace(state, mail_server=f"{host}:{port}", public_url="http://here")
+    add(state, policy=Policy(notify=[Notify(on=("succeeded",), mail=["ada@example.org", "bob@example.org"])]))
+    by_hand(state, "score")
+    of = take(state)
+    assert of is not None
+    end(state, of)
+    assert notices.send_waiting(state) == 1
+    thread.join(10)
+    listening.close()
+    assert "Subject: [cellwork] flights/score succeeded" in lines
+    assert "rcpt TO:<bob@example.org>" in lines
+    assert any(of.run.id in line for line in lines)
+
+
+def test_without_a_mail_server_the_notice_says_what_to_set(state: State) -> None:
+    add(state, policy=Policy(notify=[Notify(mail=["ada@example.org"])]))
+    by_hand(state, "score")
+    of = take(state)
+    assert of is not None
+    end(state, of, "failed")
+    assert notices.send_waiting(state) == 0
+    with state.engine.connect() as db:
+        assert "CELLWORK_MAIL_SERVER" in store.select(db, "SELECT error FROM notices")[0]["error"]
+
+
+def test_old_runs_are_forgotten_but_never_fired_again(state: State) -> None:
+    add(state, schedule=Schedule(every_seconds=60, catch_up="all"), policy=Policy(keep_runs=2))
+    due_since(state, clock.now().replace(second=0, microsecond=0) - timedelta(minutes=3))
+    assert fires.tick(state) == 4
+    kept = []
+    while (of := take(state)) is not None:
+        end(state, of)
+        folder = state.home.attempt(of.run.id, 1)
+        folder.mkdir(parents=True)
+        kept.append((of.run.id, folder))
+    assert (retention.forget(state), retention.forget(state)) == (2, 0)
+    assert [run.id for run in runs(state)] == [identity for identity, _ in kept[-2:]]
+    assert [folder.exists() for _, folder in kept] == [False, False, True, True]
+    due_since(state, clock.now().replace(second=0, microsecond=0) - timedelta(minutes=3))
+    assert fires.tick(state) == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "verdict"),
+    [
+        ({"policy": Policy(priority=1000)}, "priority"),
+        ({"policy": Policy(notify=[Notify()])}, "no webhook and no mail"),
+        ({"policy": Policy(notify=[Notify(webhook="file:///etc/passwd")])}, "not an address of HTTP"),
+        ({"policy": Policy(notify=[Notify(webhook="http://user:word@host/")])}, "not an address of HTTP"),
+        ({"policy": Policy(notify=[Notify(mail=["a@b\nBcc: c@d"])])}, "not an address"),
+        ({"schedule": Schedule(every_seconds=60, cron="* * * * *")}, "beside"),
+        ({"schedule": Schedule(after="no slash")}, "no slash"),
+        ({"schedule": Schedule(every_seconds=-5)}, "out of range"),
+    ],
+)
+def test_what_can_not_be_held_to_is_refused(state: State, fields: dict[str, Any], verdict: str) -> None:
+    with pytest.raises(BadInput, match=verdict):
+        add(state, **fields)
