@@ -99,6 +99,10 @@ class Home:
         """Deliveries that a check held back, as they came; sealed values too, so no other account reads it."""
         return self.root / "data" / "held" / ids.name(project) / ids.name(dataset)
 
+    def erasing(self) -> Path:
+        """Erasures that are not finished; each file names its subject and goes with the end."""
+        return self.root / "data" / "erasing"
+
     def sketches(self, project: str, kind: str, name: str) -> Path:
         """Sketches of the batches of a raw data set (``raw``) or a view (``features``); they can be made again."""
         return self.root / "data" / "sketches" / ids.name(project) / ids.name(kind) / ids.name(name)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32
 CONTENT_KINDS = frozenset({"bat", "fset", "ds", "env", "tf"})
-TIME_KINDS = frozenset({"run", "pred", "evt", "alr", "dep", "eval", "fire", "job", "prun", "req"})
+TIME_KINDS = frozenset({"run", "pred", "evt", "alr", "dep", "eval", "fire", "job", "prun", "req", "ers"})
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 USER = re.compile(r"(?=.{1,32}\Z)[a-z][a-z0-9]*(-[a-z0-9]+)*")
 NO_USERS = frozenset(

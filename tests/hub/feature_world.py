@@ -33,11 +33,18 @@ from cellwork.wire.records import Principal
 from cellwork_hub import records
 from cellwork_hub.context import Context
 from cellwork_hub.edge import Service
-from cellwork_hub.platform import batches, datasets, feature_online, features, search, statistics, store
+from cellwork_hub.platform import batches, datasets, erasure, feature_online, features, search, statistics, store
 from cellwork_hub.platform.state import State
 
 DAY = datetime(2013, 6, 1, tzinfo=UTC)
-MIGRATIONS = [records.MIGRATION, batches.MIGRATION, features.MIGRATION, feature_online.MIGRATION, datasets.MIGRATION]
+MIGRATIONS = [
+    records.MIGRATION,
+    batches.MIGRATION,
+    features.MIGRATION,
+    feature_online.MIGRATION,
+    datasets.MIGRATION,
+    erasure.MIGRATION,
+]
 ANYONE = Principal(kind="user", name="ada", scopes=scopes.ALL)
 
 
@@ -58,7 +65,7 @@ def service(state: State) -> Iterator[Client]:
         "cellwork",
         [
             route
-            for router in (batches, features, statistics, feature_online, store, search)
+            for router in (batches, features, statistics, feature_online, store, search, erasure)
             for route in router.routes(state)
         ],
         authorise=authorise,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import anyio.to_thread
+
 from cellwork import db
 from cellwork_hub import records
 from cellwork_hub.auth import HubTokens
@@ -15,6 +17,7 @@ from cellwork_hub.platform import (
     batches,
     datasets,
     drift,
+    erasure,
     evaluations,
     feature_online,
     features,
@@ -43,6 +46,7 @@ ROUTERS = (
     alerts,
     monitors,
     drift,
+    erasure,
 )
 MIGRATIONS = [records.MIGRATION, *(router.MIGRATION for router in ROUTERS)]
 """Append only: a number, once used, keeps its meaning."""
@@ -56,6 +60,7 @@ def build(context: Context) -> Service:
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
+        await anyio.to_thread.run_sync(erasure.resume, state)
         worker.start()
         watch.start()
         yield

@@ -45,6 +45,11 @@ PARQUET = "application/vnd.apache.parquet"
 _writing: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
 
 
+def writing(project: str, dataset: str) -> threading.Lock:
+    """Return what to hold while the tables of a data set are changed."""
+    return _writing[project, dataset]
+
+
 def ingest(
     state: State, call: Call, project: str, dataset: str, partition: str, frame: pl.DataFrame, *, waived: str = ""
 ) -> Ingested:
@@ -185,6 +190,7 @@ def declare(state: State, call: Call, project: str, declared: RawDataset) -> Raw
                     f"key column of data set {declared.name!r}", name, "is not in its schema", near_miss(name, known)
                 )
         checks.check_declared(declared, columns)
+        _check_subject(declared, columns)
         _check_seals(state, project, before or RawDataset(name=declared.name), declared)
         if before == declared:
             return declared
@@ -194,6 +200,23 @@ def declare(state: State, call: Call, project: str, declared: RawDataset) -> Raw
                 db, call, "dataset.declare", f"{project}/{declared.name}", before=before or "", after=declared
             )
     return declared
+
+
+def _check_subject(declared: RawDataset, columns: Sequence[Column]) -> None:
+    if not declared.subject:
+        return
+    subject = f"subject of data set {declared.name!r}"
+    if not declared.erasable:
+        raise BadInput(subject, declared.subject, "contradicts erasable=False", "leave one of both out")
+    if any(declared.subject in seal.columns for seal in declared.seals):
+        raise BadInput(subject, declared.subject, "is sealed, so its rows could not be found", "do not seal it")
+    types = {column.name: column.type for column in columns}
+    if types and declared.subject not in types:
+        raise BadInput(subject, declared.subject, "is not in its schema", near_miss(declared.subject, types))
+    if types.get(declared.subject, "string") not in ("string", "int64", "null"):
+        raise BadInput(
+            subject, declared.subject, f"is of type {types[declared.subject]}", "name a text or integer column"
+        )
 
 
 def _check_seals(state: State, project: str, before: RawDataset, after: RawDataset) -> None:

@@ -29,6 +29,8 @@ from cellwork_hub.platform.feature_queue import Claim, Done
 from cellwork_hub.platform.state import State
 
 log = logging.getLogger("cellwork.features")
+working = threading.Lock()
+"""Held while a run is executed; an erasure holds it to be alone with the feature rows."""
 IDLE_SECONDS = 0.2
 
 
@@ -71,7 +73,8 @@ def step(state: State) -> bool:
     if run is None:
         return False
     try:
-        execute(state, run)
+        with working:
+            execute(state, run)
     except errors.Unavailable as error:
         log.warning("pipeline run %s waits: %s", run.id, error)
         feature_queue.put_back(state, run, str(error))

@@ -143,3 +143,35 @@ def sql(statement: str, as_of: str, limit: int, out: str | None, project: str | 
         show.table(found.rows(), found.columns, empty="no rows")
     if more:
         click.echo(f"There are more than {limit:,} rows: raise --limit, or narrow the statement.", err=True)
+
+
+@data.command()
+@click.argument("subject")
+@REASON
+@PROJECT
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@show.as_json
+def erase(subject: str, reason: str, project: str | None, yes: bool, json: bool) -> None:
+    """Erase SUBJECT from all raw batches and features of a project; it can't be undone.
+
+    Example: cellwork data erase user-1234 --reason "request of 2 May" --yes
+    """
+    from cellwork.client import connect
+    from cellwork.data.ingest import located
+
+    space = located("any", project)[0]
+    if not yes:
+        click.confirm(f"Erase {subject!r} from every batch of {space}, for good?", abort=True)
+    done = connect().batches.erase(space, subject, reason)
+    if json:
+        show.document(done)
+        return
+    rows = ", ".join(f"{count:,} rows of {name}" for name, count in done.rows.items()) or "nothing was there"
+    click.echo(f"{done.id}: {rows}" + (f"; views {', '.join(done.views)}" if done.views else ""))
+    for words, names in (
+        ("old aggregates still count them", done.aggregates),
+        ("datasets built before, to be judged by their owners", done.datasets),
+        ("raw data sets without a subject, not looked into", done.undeclared),
+    ):
+        if names:
+            click.echo(f"{words}: {', '.join(names)}")

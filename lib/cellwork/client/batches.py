@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cellwork.client.base import Connection
 from cellwork.wire.batches import Batch, Decision, Held, Ingested, RawDataset, Sql
+from cellwork.wire.erasures import EraseRequest, Erasure
 from cellwork.wire.statistics import Description
 
 if TYPE_CHECKING:
@@ -87,6 +88,14 @@ class Batches:
     def discard(self, project: str, dataset: str, delivery: str, reason: str) -> Held:
         path = f"/api/v1/held/{project}/{dataset}/{delivery}/discard"
         return self._to.call("cellwork", "POST", path, Held, Decision(reason=reason))
+
+    def erase(self, project: str, value: str, reason: str) -> Erasure:
+        """Erase a subject from raw batches and features. Needs the scope `admin`."""
+        body = EraseRequest(value=value, reason=reason)
+        return self._to.call("cellwork", "POST", f"/api/v1/erasures/{project}", Erasure, body)
+
+    def erasures(self, project: str) -> builtins.list[Erasure]:
+        return self._to.call("cellwork", "GET", f"/api/v1/erasures/{project}", builtins.list[Erasure])
 
     def sql(self, project: str, sql: str, *, as_of: str = "", limit: int = 10_000) -> tuple[pl.DataFrame, bool]:
         """Return rows of one SELECT over a project's raw data sets, and whether there are more than `limit`."""

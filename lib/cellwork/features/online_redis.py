@@ -71,6 +71,13 @@ class RedisStore(OnlineStore):
         revision = self.active(view)
         return 0 if revision is None else sum(1 for _ in self._keys(view, b"%d" % revision))
 
+    def forget(self, view: str, entities: Sequence[bytes]) -> None:
+        for revision in range(1, (self.active(view) or 0) + 2):  # one more may be filling
+            keys = [self._prefix(view, b"%d" % revision) + entity for entity in entities]
+            with self._answering():
+                for start in range(0, len(keys), WRITTEN_AT_ONCE):
+                    self._redis.unlink(*keys[start : start + WRITTEN_AT_ONCE])
+
     def activate(self, view: str, revision: int | None) -> None:
         before = self.active(view)
         with self._answering():

@@ -73,6 +73,13 @@ class SqliteStore(OnlineStore):
         found = self._open().execute(f"SELECT count(*) FROM online WHERE {WHERE}", (view, view)).fetchone()
         return int(found[0])
 
+    def forget(self, view: str, entities: Sequence[bytes]) -> None:
+        with self._open() as connection:
+            connection.execute("PRAGMA secure_delete = ON")
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany("DELETE FROM online WHERE view = ? AND entity = ?", ((view, e) for e in entities))
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def activate(self, view: str, revision: int | None) -> None:
         with self._open() as connection:
             connection.execute("BEGIN IMMEDIATE")

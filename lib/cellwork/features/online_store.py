@@ -123,6 +123,10 @@ class OnlineStore(ABC):
         """Return how many entities of `view` have a value under its active revision."""
 
     @abstractmethod
+    def forget(self, view: str, entities: Sequence[bytes]) -> None:
+        """Drop the values of `entities` under every revision of `view`."""
+
+    @abstractmethod
     def activate(self, view: str, revision: int | None) -> None:
         """Let readers see `revision` of `view` (None: nothing of it), and drop the others' values."""
 

@@ -60,6 +60,10 @@ class RawDataset(Struct):
     seals: list[Seal] = []
     checks: list[Check] = []
     tags: dict[str, str] = {}
+    subject: str = ""
+    """The column that names whom a row is about, a person for example; by it rows can be erased."""
+    erasable: bool = True
+    """False says that its rows are about nobody who could ask to be erased."""
 
 
 class Column(Struct):
@@ -114,6 +118,8 @@ class Batch(Struct):
     """Rows in quarantine."""
     checks: list[CheckOutcome] = []
     """Of the declared checks at its arrival."""
+    erased: int = 0
+    """Rows that were taken out since, with their subjects."""
 
 
 class Ingested(Struct):

@@ -1,0 +1,88 @@
+"""Taking the rows of one subject out of files, so that nothing of them stays on the disk: neither in old files nor in a table's log.
+
+Each function may be repeated: after a crash anywhere the same call ends in the same state.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cellwork import files
+from cellwork.errors import BadInput
+
+if TYPE_CHECKING:
+    import polars as pl
+
+KEEP_NO_LOG = {"delta.logRetentionDuration": "interval 0 seconds"}
+
+
+def typed(value: str, type_: str, column: str) -> str | int:
+    """Return the subject `value` as a value of a column of the Arrow type `type_`.
+
+    Raises
+    ------
+    BadInput
+        It is not one of that type.
+    """
+    if type_ in ("string", "null"):
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        raise BadInput(
+            f"subject in column {column!r}", value, f"is no {type_}", "give the value as it stands there"
+        ) from None
+
+
+def rows_of(table: Path, column: str, value: str | int) -> pl.DataFrame:
+    """Return `_batch` and `_row` of the subject's rows in a raw table; none if there is no table or column."""
+    import polars as pl
+    from deltalake import DeltaTable
+
+    none = pl.DataFrame(schema={"_batch": pl.String, "_row": pl.Int64})
+    if not DeltaTable.is_deltatable(str(table)):
+        return none
+    rows = pl.scan_delta(str(table))
+    if column not in rows.collect_schema():
+        return none
+    return rows.filter(pl.col(column) == value).select("_batch", "_row").collect()
+
+
+def from_table(table: Path, column: str, value: str | int) -> None:
+    """Take the subject's rows out of a Delta table, and what its old files and its log said of them."""
+    from deltalake import DeltaTable
+
+    if not DeltaTable.is_deltatable(str(table)):
+        return
+    there = DeltaTable(table)
+    if column in [field.name for field in there.schema().fields]:
+        literal = str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
+        there.delete(f'"{column}" = {literal}')
+    purge(table)
+
+
+def purge(table: Path) -> None:
+    """Leave of a Delta table only the files of its newest version and one checkpoint of its log."""
+    from deltalake import DeltaTable
+
+    there = DeltaTable(table)
+    there.alter.set_table_properties(KEEP_NO_LOG)
+    there.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
+    DeltaTable(table).create_checkpoint()
+    DeltaTable(table).cleanup_metadata()
+
+
+def from_file(path: Path, left: pl.Expr) -> None:
+    """Keep only the rows of a parquet file for which `left` is true; no file is no rows."""
+    import polars as pl
+
+    if not path.exists():
+        return
+    rows = pl.read_parquet(path, hive_partitioning=False)
+    kept = rows.filter(left)
+    if kept.height < rows.height:
+        buffer = io.BytesIO()
+        kept.write_parquet(buffer, compression="zstd")
+        files.write(path, buffer.getvalue(), mode=0o600)
