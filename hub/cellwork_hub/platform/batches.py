@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import threading
+import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -19,9 +20,9 @@ import polars as pl
 from sqlalchemy import Connection, text
 
 from cellwork import clock, files, ids
-from cellwork.data import aside, checks, delivery, schema, sealed, sketches, tables
+from cellwork.data import aside, checks, delivery, schema, sealed, sketches, sources, tables
 from cellwork.data.delivery import Delivery
-from cellwork.errors import BadInput, Conflict, Refused, near_miss
+from cellwork.errors import BadInput, Conflict, Refused, TooLarge, near_miss
 from cellwork.wire.batches import Batch, Column, Held, Ingested, RawDataset
 from cellwork_hub import records
 from cellwork_hub.platform import raw
@@ -41,6 +42,14 @@ MIGRATION = (
 )
 LAST = 10
 """Batches whose row counts the next one's is compared with."""
+TEXTS = {
+    "text/csv": "csv",
+    "text/tab-separated-values": "tsv",
+    "application/x-ndjson": "jsonl",
+    "application/jsonl": "jsonl",
+}
+"""Content types of deliveries that are no parquet."""
+MOST_PLAIN = 2**30
 PARQUET = "application/vnd.apache.parquet"
 _writing: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
 
@@ -250,6 +259,30 @@ def parquet(frame: pl.DataFrame, call: Call) -> bytes:
     return buffer.getvalue()
 
 
+def _rows(state: State, call: Call, project: str, dataset: str) -> pl.DataFrame:
+    """Return the rows of a delivery: parquet, or what its content type says; ``?nulls=NA,-`` are a CSV's missing values."""
+    kind = TEXTS.get(call.headers.get("content-type", "").partition(";")[0].strip().lower())
+    body = _plain(call.body) if call.headers.get("content-encoding") == "gzip" else call.body
+    if kind is None:
+        return delivery.unpack(body)
+    known = {column.name: column.type for column in raw.declaration(state, project, dataset)[1]}
+    return sources.text(body, kind, nulls=["", *call.query.get("nulls", "").split(",")], known=known)
+
+
+def _plain(body: bytes) -> bytes:
+    """Return a gzip body unpacked, if that is not too much."""
+    unpacking = zlib.decompressobj(wbits=31)
+    try:
+        plain = unpacking.decompress(body, MOST_PLAIN)
+    except zlib.error as error:
+        raise BadInput("delivery", "", f"is not gzip: {error}", "send it plain, or pack it again") from None
+    if unpacking.unconsumed_tail:
+        raise TooLarge("delivery", "", f"unpacks to more than {MOST_PLAIN} bytes", "send it in parts")
+    if not unpacking.eof:
+        raise BadInput("delivery", "", "is gzip that was cut off", "send it again, whole")
+    return plain
+
+
 def routes(state: State) -> list[Route]:
     def put_declaration(call: Call) -> RawDataset:
         if call.body.name != call.path["dataset"]:
@@ -267,7 +300,7 @@ def routes(state: State) -> list[Route]:
     def put_batch(call: Call) -> Ingested:
         project, dataset = ids.name(call.path["project"], "project"), ids.name(call.path["dataset"], "data set")
         partition = delivery.partition_key(call.path["partition"])
-        return ingest(state, call, project, dataset, partition, delivery.unpack(call.body))
+        return ingest(state, call, project, dataset, partition, _rows(state, call, project, dataset))
 
     def list_batches(call: Call) -> list[Batch]:
         where = "project = :p AND seq > :after"
@@ -306,7 +339,8 @@ def routes(state: State) -> list[Route]:
     return [
         Route("PUT", "/api/v1/raw/{project}/{dataset}", put_declaration, scope="data:write", body=RawDataset, answer=RawDataset, doc="Say what a raw data set is."),
         Route("GET", "/api/v1/raw/{project}", list_declarations, scope="data:read", answer=list[RawDataset], doc="The raw data sets of a project."),
-        Route("PUT", "/api/v1/batches/{project}/{dataset}/{partition}", put_batch, scope="data:write", body=bytes, answer=Ingested, doc="Ingest a parquet file as the batch of a partition."),
+        Route("PUT", "/api/v1/batches/{project}/{dataset}/{partition}", put_batch, scope="data:write", body=bytes, answer=Ingested, doc="Ingest a file (parquet, or text/csv, application/x-ndjson…) as the batch of a partition."),
+        Route("POST", "/api/v1/batches/{project}/{dataset}/{partition}", put_batch, scope="data:write", body=bytes, answer=Ingested, doc="The same, for senders that only post; CSV, TSV and JSON lines by content type, gzip too."),
         Route("GET", "/api/v1/batches", list_batches, scope="data:read", answer=list[Batch], doc="Batches of a project, oldest first."),
         Route("GET", "/api/v1/batches/{batch}", get_batch, scope="data:read", answer=Batch, doc="One batch."),
         Route("GET", "/api/v1/batches/{batch}/rejected", get_rejected, scope="data:read", answer=bytes, doc="Its rows in quarantine, as parquet."),

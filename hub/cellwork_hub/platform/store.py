@@ -1,4 +1,4 @@
-"""The raw store as a whole: SQL over its batches."""
+"""The raw store as a whole: SQL over its batches, compaction of its files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pyarrow as pa
 from deltalake import DeltaTable
 
 from cellwork import ids
-from cellwork.data import query, schema
+from cellwork.data import query, schema, tables
 from cellwork.errors import BadInput, TooBusy
-from cellwork.wire.batches import Batch, Sql
+from cellwork.wire.batches import Batch, Compacted, Sql
+from cellwork_hub import records
 from cellwork_hub.platform import batches, raw
 from cellwork_hub.platform.state import State
 from cellwork_hub.route import Call, Route
@@ -61,12 +62,30 @@ def _table(state: State, project: str, dataset: str, wanted: list[Batch]) -> Any
     return found.replace_schema(pa.schema([*fields, there["_batch"]]))
 
 
+def compact(state: State, call: Call, project: str, dataset: str) -> Compacted:
+    raw.pinned(state, project, dataset)
+    path = state.home.raw_table(project, dataset)
+    if not DeltaTable.is_deltatable(str(path)):
+        return Compacted(files_before=0, bytes_before=0, files=0, bytes=0)
+    with batches.writing(project, dataset):
+        done = Compacted(
+            **dict(zip(("files_before", "bytes_before", "files", "bytes"), tables.compact(path), strict=True))
+        )
+    with state.engine.begin() as db:
+        records.audit(db, call, "dataset.compact", f"{project}/{dataset}", after=done)
+    return done
+
+
 def routes(state: State) -> list[Route]:
     def post_sql(call: Call) -> bytes:
         rows, more = sql(state, ids.name(call.path["project"], "project"), call.body)
         call.answer_headers["x-more"] = str(more).lower()
         return batches.parquet(rows, call)
 
+    def post_compact(call: Call) -> Compacted:
+        return compact(state, call, call.path["project"], call.path["dataset"])
+
     return [
+        Route("POST", "/api/v1/compact/{project}/{dataset}", post_compact, scope="data:write", answer=Compacted, doc="Put small files of a raw data set together."),
         Route("POST", "/api/v1/sql/{project}", post_sql, scope="data:read", body=Sql, answer=bytes, doc="Rows of one SELECT over raw data sets, as parquet."),
     ]  # fmt: skip

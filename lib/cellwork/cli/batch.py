@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from cellwork.cli import show
+from cellwork.wire.batches import Ingested
 
 PROJECT = click.option("--project", help="Project of a short name; default: that of the current folder.")
 
@@ -19,8 +22,8 @@ def batch() -> None:
 
 @batch.command()
 @click.argument("dataset")
-@click.argument("file", type=click.Path())
-@click.option("--partition", required=True, help="What the file is the data of, such as 2013-01.")
+@click.argument("file")
+@click.option("--partition", default="", help="What the file is the data of, such as 2013-01; default: its name.")
 @click.option(
     "--null", "nulls", multiple=True, default=("",), help="A text that stands for a missing value; may be repeated."
 )
@@ -38,17 +41,26 @@ def ingest(
     project: str | None,
     json: bool,
 ) -> None:
-    """Send FILE (CSV, JSON lines or parquet, compressed or not) as a batch of DATASET.
+    """Send FILE (CSV, JSON lines or parquet, compressed or not; a path, a URL, or a folder of them) as batches of DATASET.
 
     Example: cellwork batch ingest flights flights-2013-01.csv.gz --partition 2013-01 --null NA
     """
     from cellwork import data
+    from cellwork.data.ingest import partition_of
 
-    types = dict.fromkeys(texts, "string")
-    taken = data.ingest(dataset, file, partition, project=project, nulls=nulls, types=types)
+    reading = {"nulls": nulls, "types": dict.fromkeys(texts, "string")}
+    if Path(file).is_dir():
+        taken = data.ingest_folder(dataset, file, project=project, **reading)
+    else:
+        taken = [data.ingest(dataset, file, partition or partition_of(file), project=project, **reading)]  # type: ignore[arg-type]
     if json:
-        show.document(taken)
+        show.document(taken if Path(file).is_dir() else taken[0])
         return
+    for each in taken:
+        _tell(each)
+
+
+def _tell(taken: Ingested) -> None:
     one = taken.batch
     said = "is there already" if not taken.new else f"corrects {one.supersedes}" if one.supersedes else "is new"
     click.echo(f"{one.id} {said}: {one.project}/{one.dataset} {one.partition}, {one.rows:,} rows")

@@ -175,3 +175,46 @@ def erase(subject: str, reason: str, project: str | None, yes: bool, json: bool)
     ):
         if names:
             click.echo(f"{words}: {', '.join(names)}")
+
+
+@data.command()
+@click.argument("dataset")
+@click.argument("folder", type=click.Path())
+@click.option("--every", default=10.0, show_default=True, help="Seconds between looks.")
+@click.option("--once", is_flag=True, help="Look until all that is there is sent, then end.")
+@click.option("--null", "nulls", multiple=True, default=("",), help="A text that stands for a missing value.")
+@PROJECT
+def watch(dataset: str, folder: str, every: float, once: bool, nulls: tuple[str, ...], project: str | None) -> None:
+    """Send each file that comes into FOLDER, or changes there, as the batch of DATASET that its name tells.
+
+    A file is sent when it did not change between two looks. One that can't be taken is named, and tried again when it changes.
+
+    Example: cellwork data watch flights ./inbox --every 30
+    """
+    from cellwork.data.watch import Folder
+
+    looking = Folder(dataset, folder, project=project, nulls=nulls)
+    looking.follow(every=min(every, 0.5) if once else every, tell=click.echo, once=once)
+    if looking.refused:
+        raise click.exceptions.Exit(1)
+
+
+@data.command()
+@click.argument("dataset")
+@PROJECT
+@show.as_json
+def compact(dataset: str, project: str | None, json: bool) -> None:
+    """Put small files of DATASET together, batch by batch, and drop what no batch needs any more.
+
+    Example: cellwork data compact flights
+    """
+    from cellwork.client import connect
+    from cellwork.data.ingest import located
+
+    done = connect().batches.compact(*located(dataset, project))
+    if json:
+        show.document(done)
+    else:
+        click.echo(
+            f"{done.files_before:,} files, {done.bytes_before:,} bytes are now {done.files:,} files, {done.bytes:,} bytes"
+        )

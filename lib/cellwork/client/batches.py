@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cellwork.client.base import Connection
-from cellwork.wire.batches import Batch, Decision, Held, Ingested, RawDataset, Sql
+from cellwork.wire.batches import Batch, Compacted, Decision, Held, Ingested, RawDataset, Sql
 from cellwork.wire.erasures import EraseRequest, Erasure
 from cellwork.wire.statistics import Description
 
@@ -88,6 +88,9 @@ class Batches:
     def discard(self, project: str, dataset: str, delivery: str, reason: str) -> Held:
         path = f"/api/v1/held/{project}/{dataset}/{delivery}/discard"
         return self._to.call("cellwork", "POST", path, Held, Decision(reason=reason))
+
+    def compact(self, project: str, dataset: str) -> Compacted:
+        return self._to.call("cellwork", "POST", f"/api/v1/compact/{project}/{dataset}", Compacted)
 
     def erase(self, project: str, value: str, reason: str) -> Erasure:
         """Erase a subject from raw batches and features. Needs the scope `admin`."""

@@ -6,7 +6,19 @@ Importing this loads nothing heavy. Everything here goes over HTTP with the call
 from __future__ import annotations
 
 from cellwork.data import dataset, split
-from cellwork.data.ingest import batches, declare, describe, discard, held, ingest, rejected, release, rows, sql
+from cellwork.data.ingest import (
+    batches,
+    declare,
+    describe,
+    discard,
+    held,
+    ingest,
+    ingest_folder,
+    rejected,
+    release,
+    rows,
+    sql,
+)
 from cellwork.wire.batches import Check, RawDataset, Seal
 
 __all__ = [
@@ -20,6 +32,7 @@ __all__ = [
     "discard",
     "held",
     "ingest",
+    "ingest_folder",
     "rejected",
     "release",
     "rows",

@@ -6,14 +6,15 @@ A name is ``flights`` (of the project of the current folder) or ``project/flight
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cellwork import ids
 from cellwork import project as projects
 from cellwork.client import connect
 from cellwork.data import sources
 from cellwork.data.delivery import partition_key
-from cellwork.errors import NotFound
+from cellwork.errors import BadInput, NotFound
 from cellwork.wire.batches import Batch, Held, Ingested, RawDataset
 from cellwork.wire.statistics import Description
 
@@ -43,7 +44,7 @@ def ingest(
 
     Parameters
     ----------
-    source : a polars or pandas frame, or the path of a CSV, JSON lines or parquet file, compressed or not.
+    source : a polars or pandas frame, or the path or URL (fsspec's) of a CSV, JSON lines or parquet file, compressed or not.
     partition : what it is the data of, such as ``2013-01`` or ``2013-12-24``.
     nulls : texts of a CSV file that stand for a missing value, e.g. ``["", "NA"]``.
     types : column -> Arrow type text such as ``string``, for CSV and JSON lines; the pinned schema is used where there is one.
@@ -58,6 +59,41 @@ def ingest(
     known = {**({} if hasattr(source, "columns") else pinned(space, name)), **(types or {})}
     frame = sources.read(source, nulls=nulls, known=known)
     return connect().batches.ingest(space, name, frame, partition)
+
+
+def partition_of(file: str | Path) -> str:
+    """Return the partition that a file's name tells: ``flights-2013-01.csv.gz`` is ``flights-2013-01``."""
+    name = Path(str(file)).name
+    endings = {*sources.FORMATS, *sources.COMPRESSED}
+    while Path(name).suffix.lower() in endings:
+        name = Path(name).stem
+    return partition_key(name)
+
+
+def ingest_folder(dataset: str, folder: str | Path, *, project: str | None = None, **reading: Any) -> list[Ingested]:
+    """Send each data file of `folder` as the batch that its name tells, in the order of their names.
+
+    Parameters
+    ----------
+    reading : `nulls` and `types`, as for `ingest`.
+
+    Raises
+    ------
+    BadInput
+        There is no data file, or one can't be taken; those before it were.
+    """
+    found = data_files(Path(folder))
+    if not found:
+        raise BadInput("folder", folder, "holds no data file", f"files end with {', '.join(sources.FORMATS)}")
+    return [ingest(dataset, file, partition_of(file), project=project, **reading) for file in found]
+
+
+def data_files(folder: Path) -> list[Path]:
+    """Return the files of `folder` whose names tell a format, by name; hidden ones are somebody's unfinished business."""
+    if not folder.is_dir():
+        raise NotFound("folder", folder, "does not exist", "check the path")
+    endings = (*sources.FORMATS, *(f"{a}{b}" for a in sources.FORMATS for b in sources.COMPRESSED), ".zip")
+    return sorted(f for f in folder.iterdir() if f.is_file() and f.name.lower().endswith(endings) and f.name[0] != ".")
 
 
 def pinned(project: str, dataset: str) -> dict[str, str]:

@@ -7,9 +7,12 @@ from `known`, are read as that type, so that codes such as ``007`` keep their ze
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +49,9 @@ def read(source: Source, *, nulls: Sequence[str] = ("",), known: Mapping[str, st
 
     if isinstance(source, pl.DataFrame):
         return source
+    if isinstance(source, str) and "://" in source:
+        with _fetched(source) as path:
+            return _file(path, list(nulls), known or {})
     if isinstance(source, str | Path):
         return _file(Path(source), list(nulls), known or {})
     if hasattr(source, "to_numpy") and hasattr(source, "columns"):
@@ -64,6 +70,45 @@ def _pandas(frame: pd.DataFrame) -> pl.DataFrame:
         raise BadInput(
             "pandas frame", "", f"has a column of mixed types: {reason}", "give each column one type"
         ) from None
+
+
+@contextmanager
+def _fetched(url: str) -> Iterator[Path]:
+    """Yield a copy of the file at a location that fsspec knows (``s3://…``, ``https://…``, ``file://…``), under its name."""
+    import fsspec  # type: ignore[import-untyped]
+
+    name = url.rsplit("/", 1)[-1].partition("?")[0] or "file"
+    with tempfile.TemporaryDirectory(prefix="cellwork-") as folder:
+        try:
+            with fsspec.open(url, "rb") as there, (Path(folder) / name).open("wb") as here:
+                shutil.copyfileobj(there, here, 2**20)
+        except FileNotFoundError:
+            raise NotFound("file", url, "does not exist", "check the location") from None
+        except (OSError, ValueError, ImportError) as error:
+            raise BadInput("file", url, f"can't be read: {error}", "check the location and your access to it") from None
+        yield Path(folder) / name
+
+
+def text(
+    data: bytes, kind: str, *, nulls: Sequence[str] = ("",), known: Mapping[str, str] | None = None
+) -> pl.DataFrame:
+    """Return the rows of `data`, a whole file of the `kind` csv, tsv or jsonl, as it came in a request.
+
+    Raises
+    ------
+    BadInput
+        It is empty or broken.
+    """
+    import polars as pl
+
+    if not data.strip():
+        raise BadInput("delivery", "", "is empty", "send at least one row")
+    try:
+        types = {name: schema.type_of(type_, name) for name, type_ in (known or {}).items()}
+        return _parsed(data, kind, list(nulls), types)
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).splitlines()[0][:300]
+        raise BadInput("delivery", "", f"can't be read as {kind}: {reason}", "mend it and send it again") from None
 
 
 def _file(path: Path, nulls: list[str], known: Mapping[str, str]) -> pl.DataFrame:

@@ -45,6 +45,28 @@ def write(path: Path, frame: pl.DataFrame, batch: str, *, known: Sequence[str]) 
     write_deltalake(table, rows.to_arrow(), mode="append", schema_mode="merge")
 
 
+def compact(path: Path) -> tuple[int, int, int, int]:
+    """Put the small files of each batch together; returns files and bytes before, files and bytes after.
+
+    Files that are no longer needed stay for a day, for readers that began before; then the next compaction drops them.
+    """
+    from deltalake import DeltaTable
+
+    before = _files(DeltaTable(path))
+    DeltaTable(path).optimize.compact()
+    DeltaTable(path).vacuum(retention_hours=24, enforce_retention_duration=False, dry_run=False)
+    table = DeltaTable(path)
+    table.create_checkpoint()
+    return (*before, *_files(table))
+
+
+def _files(table: DeltaTable) -> tuple[int, int]:
+    import pyarrow as pa
+
+    sizes = pa.table(table.get_add_actions(flatten=True)).column("size_bytes").to_pylist()
+    return len(sizes), sum(sizes)
+
+
 def read(path: Path, batches: Sequence[str]) -> pl.DataFrame:
     """Return the rows of `batches` with `_batch` and `_row`, in this order of batches and of rows."""
     import polars as pl

@@ -148,6 +148,15 @@ class Decision(Struct):
     reason: str
 
 
+class Compacted(Struct):
+    """Files of a raw table before and after small ones were put together; no row, batch or id changed."""
+
+    files_before: int
+    bytes_before: int
+    files: int
+    bytes: int
+
+
 class Sql(Struct):
     """One SELECT over the current batches of a project's raw data sets, or over those current at `as_of`."""
 
