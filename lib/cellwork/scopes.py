@@ -14,6 +14,8 @@ SPECIAL = frozenset(
         "endpoints:predict",
         "holdout:evaluate",
         "secrets:read",
+        "secrets:write",
+        "secrets:mask",
         "events:write",
         "runs:execute",
         "users:check",
@@ -22,13 +24,16 @@ SPECIAL = frozenset(
 )
 ALL = READ | WRITE | SPECIAL
 
+AUTHORS = frozenset({"endpoints:predict", "holdout:evaluate", "secrets:read", "secrets:write"})
+FOR_SERVICES = frozenset({"events:write", "runs:execute", "users:check", "secrets:mask"})
+
 ROLES = {
     "viewer": READ,
-    "author": READ | WRITE | {"endpoints:predict", "holdout:evaluate"},
-    "deployer": READ | WRITE | {"endpoints:predict", "holdout:evaluate", "features:apply", "models:promote"},
-    "admin": ALL - {"events:write", "runs:execute", "users:check"},
+    "author": READ | WRITE | AUTHORS,
+    "deployer": READ | WRITE | AUTHORS | {"features:apply", "models:promote"},
+    "admin": ALL - FOR_SERVICES,
 }
-"""Role -> scopes, each role with all of the one before. `events:write`, `runs:execute` and `users:check` are for services only."""
+"""Role -> scopes, each role with all of the one before. FOR_SERVICES are in none."""
 
 ROLE_GROUP, USER_GROUP, PROJECT_GROUP = "role:", "group:", "project:"
 """How a user's role, groups and projects are told by the hub: as groups with these prefixes."""

@@ -15,6 +15,7 @@ from jobs_world import World
 from cellwork.client.jobs import Jobs
 from cellwork.errors import BadInput, Conflict, NotFound, Refused
 from cellwork.wire.jobs import Claim, JobRequest, Progress, Run, RunRequest, Schedule
+from cellwork.wire.secrets import Mask
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 WORKS = (NOTEBOOKS / "works.ipynb").read_text()
@@ -85,7 +86,7 @@ def test_who_changes_a_job_owns_it_and_nobody_borrows_anothers_rights(world: Wor
 def test_a_service_starts_runs_for_the_platforms_one_user_without_its_own_powers(world: World) -> None:
     assert world.client("cli").jobs.start(once()).principal == "ada"
     claim(world)
-    assert world.tokens.minted[-1][1].isdisjoint({"admin", "runs:execute", "events:write", "secrets:read"})
+    assert world.tokens.minted[-1][1].isdisjoint({"admin", "runs:execute", "events:write", "secrets:mask"})
 
 
 def test_pause_and_resume_say_the_end_state_and_remove_stops_what_waits(world: World, jobs: Jobs) -> None:
@@ -319,3 +320,20 @@ def test_who_may_not_read_runs_may_not_follow_them(world: World) -> None:
         list(world.client("nobody").jobs.follow(run.id))
     with pytest.raises(NotFound):
         list(world.client().jobs.follow("run_" + "0" * 26))
+
+
+def test_a_secrets_value_as_a_parameter_fails_the_run_before_it_starts_and_is_shown_nowhere(tmp_path: Path) -> None:
+    world = World(tmp_path, masks=lambda project, principal: [Mask(name="db", value="hidden value")])
+    try:
+        run = world.client().jobs.start(once(parameters={"name": "with hidden value in it"}))
+        with pytest.raises(Conflict):
+            world.client("runner").jobs.claim("r1")
+        failed = world.client().jobs.run(run.id)
+        assert (failed.state, "secret('db')" in failed.attempts[0].error) == ("failed", True)
+        assert "hidden value" not in str(failed)
+        other = world.client().jobs.start(once())
+        of = world.client("runner").jobs.claim("r1")
+        assert of is not None
+        assert (of.run.id, of.masks[0].name) == (other.id, "db")
+    finally:
+        world.close()

@@ -10,8 +10,8 @@ from cellwork_hub.context import SERVICES
 
 SERVICE_SCOPES: dict[str, tuple[frozenset[str], tuple[str, ...]]] = {
     # service -> (our scopes, the hub's)
-    "cellwork": (scopes.ALL - {"runs:execute", "users:check"}, ()),
-    "jobs": (scopes.READ | {"events:write"}, ("tokens", "read:users:name")),
+    "cellwork": (scopes.ALL - {"runs:execute", "users:check", "secrets:mask"}, ()),
+    "jobs": (scopes.READ | {"events:write", "secrets:mask"}, ("tokens", "read:users:name")),
     "inference": (scopes.READ | {"events:write", "data:write"}, ()),
     "mlflow": (frozenset({"data:read", "jobs:read"}), ()),
     "dashboards": (scopes.READ, ()),

@@ -38,6 +38,7 @@ def build(context: Context) -> Service:
         keep=timedelta(seconds=settings.keep_kernel_seconds),
         keep_bytes=settings.keep_kernel_megabytes << 20,
         keep_most=settings.keep_kernels,
+        masks=client.secrets.masks,
         public_url=context.public_url,
         mail_server=settings.mail_server,
         mail_from=settings.mail_from,

@@ -17,7 +17,9 @@ from sqlalchemy import Connection
 
 from cellwork import files
 from cellwork.errors import BadInput, CellworkError, Conflict, Unavailable
+from cellwork.secrets import Masker
 from cellwork.wire.jobs import Claim, ClaimRequest, Policy, Progress, Run
+from cellwork.wire.secrets import Mask
 from cellwork_hub import records
 from cellwork_hub.jobs import attempts, checkpoints, fires, leases, store
 from cellwork_hub.jobs.attempts import Row, micros
@@ -49,6 +51,7 @@ def take(state: State, call: Call, runner: str, held: str = "") -> Claim | None:
         records.event(db, "run.started", row["project"], row["id"], attempt=attempt["n"], runner=runner)
         records.audit(db, call, "run.claim", row["id"], after={"attempt": attempt["n"], "runner": runner})
         store.write(db, "DELETE FROM kept WHERE run = :run", run=row["id"])
+    masks = _masks(state, row, attempt)
     token = _token(state, row, attempt)
     if row["token_id"]:
         state.tokens.revoke(row["principal"], row["token_id"])
@@ -58,7 +61,7 @@ def take(state: State, call: Call, runner: str, held: str = "") -> Claim | None:
     return Claim(
         run=run, attempt=attempt["n"], fence=attempt["fence"], content=state.home.source(row["notebook_sha256"]).read_text(), token=token,
         files={path: state.home.source(digest).read_text() for path, digest in msgspec.json.decode(row["files"]).items()},
-        timeout_seconds=_time_left(row), cell_timeout_seconds=policy.cell_timeout_seconds, memory_megabytes=policy.memory_megabytes, lease_seconds=int(state.lease.total_seconds()), first_cell=attempt["first_cell"],
+        timeout_seconds=_time_left(row), cell_timeout_seconds=policy.cell_timeout_seconds, memory_megabytes=policy.memory_megabytes, masks=masks, lease_seconds=int(state.lease.total_seconds()), first_cell=attempt["first_cell"],
         executed=store.executed(state.home, row["id"], attempt["n"] - 1).decode() if held else "",
         checkpoints=checkpoints.of_run(state.home, row["id"]) if attempt["n"] > 1 and not held else [],
     )  # fmt: skip
@@ -68,6 +71,26 @@ def _time_left(row: Row) -> int:
     """Return how many seconds the run may take: its timeout, and no longer than to its deadline."""
     timeout: int = row["timeout_seconds"]
     return max(1, min((row["deadline"] - store.now()) // 1_000_000, timeout)) if row["deadline"] else timeout
+
+
+def _masks(state: State, row: Row, attempt: Row) -> list[Mask]:
+    """Return what the run must hide. Without it the run waits on; one that was given a secret's value as a parameter fails."""
+    try:
+        masks = state.masks(row["project"], row["principal"])
+    except Unavailable:
+        with state.engine.begin() as db:
+            attempts.undo(db, attempt, HUB_AWAY)
+        raise
+    masker = Masker(masks)
+    name = masker.found(row["parameters"])
+    if name:
+        with state.engine.begin() as db:
+            hidden = masker.text(row["parameters"])
+            store.write(db, "UPDATE runs SET parameters = :hidden WHERE id = :id", hidden=hidden, id=row["id"])
+            error = f"a parameter holds the value of the secret {name!r}; hand over its name, and read it in the notebook: secret({name!r})"
+            attempts.end(db, state, {**row, "retries_left": 0}, attempt, "failed", error)
+        raise Conflict("run", row["id"], "was given a secret's value as a parameter", "look at the run")
+    return masks
 
 
 def _token(state: State, row: Row, attempt: Row) -> str:

@@ -70,6 +70,8 @@ def ensure(state: State, call: Call, request: JobRequest) -> Job:
         found = store.one(db, "SELECT * FROM jobs WHERE project = :p AND name = :n", p=request.project, n=request.name)
         if found is not None and all(found[key] == wanted[key] for key in CHANGES):
             return store.as_job(found)
+        if request.schedule.after:
+            call.enter(ids.split_name(request.schedule.after)[0])
         _check_chain(db, f"{request.project}/{request.name}", request.schedule.after)
         who, granted = store.owner(state, call.principal)
         wanted |= {"owner": who, "scopes": store.json(sorted(granted))}

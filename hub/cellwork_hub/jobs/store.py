@@ -22,6 +22,7 @@ from cellwork.home import Home
 from cellwork.jobs import schedule
 from cellwork.wire.jobs import Attempt, Job, Kept, Policy, Run, Schedule
 from cellwork.wire.records import Event, Principal
+from cellwork.wire.secrets import Mask
 from cellwork_hub.records import micros, moment
 
 MIGRATION = (
@@ -113,6 +114,8 @@ class State:
     keep_bytes: int = 4 << 30
     keep_most: int = 4
     """Kernels kept at once; one more ends the one that would end first."""
+    masks: Callable[[str, str], list[Mask]] = lambda project, principal: []
+    """Returns what the runs of a principal in a project must hide."""
     public_url: str = ""
     mail_server: str = ""
     mail_from: str = "cellwork@localhost"

@@ -24,6 +24,7 @@ from cellwork_hub.platform import (
     monitors,
     outcomes,
     search,
+    secrets,
     splits,
     statistics,
     store,
@@ -47,6 +48,7 @@ ROUTERS = (
     monitors,
     drift,
     erasure,
+    secrets,
 )
 MIGRATIONS = [records.MIGRATION, *(router.MIGRATION for router in ROUTERS)]
 """Append only: a number, once used, keeps its meaning."""

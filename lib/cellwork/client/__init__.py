@@ -13,6 +13,7 @@ from cellwork.client.monitors import Monitors
 from cellwork.client.outcomes import Outcomes
 from cellwork.client.records import Records
 from cellwork.client.search import Search
+from cellwork.client.secrets import Secrets
 from cellwork.client.users import Projects, Users
 
 __all__ = ["Client", "connect"]
@@ -32,6 +33,7 @@ class Client:
         self.endpoints = Endpoints(self.connection)
         self.jobs = Jobs(self.connection)
         self.records = Records(self.connection)
+        self.secrets = Secrets(self.connection)
         self.users = Users(self.connection)
         self.projects = Projects(self.connection)
         self.search = Search(self.connection)

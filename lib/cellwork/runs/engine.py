@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from cellwork import files
 from cellwork.errors import CellworkError, NotFound
 from cellwork.runs import parameters as names
 from cellwork.runs.kernel import Kernel, allowed
@@ -25,6 +24,7 @@ from cellwork.runs.kernel import Kernel, allowed
 if TYPE_CHECKING:
     from cellwork.runs.checkpoints import Checkpoints
     from cellwork.runs.plugin import Manager
+    from cellwork.secrets import Masker
 
 Progress = Callable[[int, int], None]
 """Gets the number of the code cell that starts, and how many there are."""
@@ -56,6 +56,7 @@ def execute(
     report_mode: bool = False,
     spare: bool = False,
     checkpoints: Checkpoints | None = None,
+    masker: Masker | None = None,
 ) -> None:
     """Run the cells of `notebook` with `parameters` and leave the executed notebook at `output`.
 
@@ -75,6 +76,8 @@ def execute(
         At a deadline interrupt the given kernel, and kill it only if it does not give in: it may be kept.
     checkpoints
         Where cells tagged `checkpoint` save what the kernel holds; without it the tag says nothing.
+    masker
+        Hides secrets in the outputs that are saved, and in the error that is raised.
 
     Raises
     ------
@@ -94,7 +97,7 @@ def execute(
             else:
                 used.prepare(given, folder)
             _papermill(
-                notebook, output, values, used, progress=progress, timeout=timeout, cell_timeout=cell_timeout, report_mode=report_mode, spare=spare, checkpoints=checkpoints
+                notebook, output, values, used, progress=progress, timeout=timeout, cell_timeout=cell_timeout, report_mode=report_mode, spare=spare, checkpoints=checkpoints, masker=masker
             )  # fmt: skip
         finally:
             if used and used is not kernel:
@@ -104,7 +107,7 @@ def execute(
 def resume(
     page: Mapping[str, Any], output: Path, kernel: Kernel, *, first: int, name: str, progress: Progress | None = None, timeout: float = math.inf,
     cell_timeout: float | None = None, environment: Mapping[str, str] | None = None, spare: bool = False, checkpoints: Checkpoints | None = None,
-    cwd: Path | None = None, begin: Callable[[], None] | None = None,
+    cwd: Path | None = None, begin: Callable[[], None] | None = None, masker: Masker | None = None,
 ) -> None:  # fmt: skip
     """Go on with the notebook `page` (made by `runs.resume.merge`) in the `kernel` it ran in, from its code cell number `first`.
 
@@ -123,12 +126,12 @@ def resume(
         begin()
     nb = nbformat.reads(msgspec.json.encode(page).decode(), as_version=4)
     nb.metadata.setdefault("papermill", nbformat.from_dict({"input_path": name}))
-    manager = Manager(nb, output, progress, first)
+    manager = Manager(nb, output, progress, first, masker)
     run_cells(manager, kernel, timeout=timeout, cell_timeout=cell_timeout, spare=spare, checkpoints=checkpoints)
     try:
         raise_for_execution_errors(manager.nb, None)
     except PapermillExecutionError as error:
-        files.write(output, nbformat.writes(manager.nb))
+        manager.save()
         raise _failure(error, manager, name) from None
 
 
@@ -140,7 +143,6 @@ def _content(notebook: Path) -> dict[str, Any]:
 
 
 def _papermill(notebook: Path, output: Path, values: dict[str, Any], kernel: Kernel, **options: Any) -> None:
-    import nbformat
     import papermill
     from papermill.engines import papermill_engines
     from papermill.exceptions import PapermillExecutionError
@@ -158,7 +160,7 @@ def _papermill(notebook: Path, output: Path, values: dict[str, Any], kernel: Ker
             progress_bar=False, kernel=kernel, keep=kept.append, save_to=output, **options,
         )  # fmt: skip
     except PapermillExecutionError as error:
-        files.write(output, nbformat.writes(kept[0].nb))  # with papermill's banner, which it puts in after the engine
+        kept[0].save()  # with papermill's banner, which it puts in after the engine
         raise _failure(error, kept[0], notebook.name) from None
 
 
@@ -169,7 +171,8 @@ def _failure(error: Any, manager: Manager, name: str) -> RunFailed:
     value, verdict = f"{error.ename}: {error.evalue}", "was raised"
     if error.ename in (DIED, OUT_OF_TIME):
         value, verdict = "", error.evalue
+    value, verdict = manager.masker.text(value), manager.masker.text(verdict)
     failed = RunFailed(f"cell {number} of {count} of {name}", value, verdict, "look at the executed notebook")
     failed.cell, failed.cells = number, count
-    failed.traceback = ANSI.sub("", "\n".join(error.traceback))
+    failed.traceback = manager.masker.text(ANSI.sub("", "\n".join(error.traceback)))
     return failed

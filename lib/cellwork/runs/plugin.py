@@ -8,6 +8,7 @@ imports it; nothing else of the library imports this module at its top.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import tempfile
@@ -25,6 +26,8 @@ from papermill.log import logger
 from cellwork import files
 from cellwork.runs.checkpoints import TAG, Checkpoints
 from cellwork.runs.kernel import Kernel
+from cellwork.runs.resume import BANNER
+from cellwork.secrets import Masker
 
 OUT_OF_TIME, DIED = "OutOfTime", "KernelDied"
 AUTOSAVE_SECONDS = 2
@@ -38,16 +41,27 @@ class Manager(NotebookExecutionManager):  # type: ignore[misc]
     """
 
     def __init__(
-        self, nb: Any, output: Path | None, progress: Callable[[int, int], None] | None, first: int = 1
-    ) -> None:
+        self, nb: Any, output: Path | None, progress: Callable[[int, int], None] | None, first: int = 1, masker: Masker | None = None
+    ) -> None:  # fmt: skip
         super().__init__(nb, None, progress_bar=False, autosave_cell_every=AUTOSAVE_SECONDS)
-        self.output, self.progress, self.first = output, progress, first
+        self.output, self.progress, self.first, self.masker = output, progress, first, masker or Masker([])
         self.code_cells = [k for k, cell in enumerate(nb.cells) if cell.cell_type == "code" and cell.source.strip()]
 
     def save(self, **_: Any) -> None:
         if self.output:
-            files.write(self.output, nbformat.writes(self.nb), sync=False)
+            files.write(self.output, nbformat.writes(self._masked()), sync=False)
         self.last_save_time = self.now()
+
+    def _masked(self) -> Any:
+        """Return the notebook as it may be seen; what runs on keeps the outputs it has, for a value may be whole only later."""
+        if not self.masker:
+            return self.nb
+        shown = copy.deepcopy(self.nb)
+        for cell in shown.cells:
+            self.masker.cell(cell)
+            if BANNER in cell.metadata.get("tags", []):
+                cell.source = self.masker.text(cell.source)
+        return shown
 
     def notebook_start(self, **_: Any) -> None:
         about = self.nb.metadata.papermill
@@ -152,9 +166,9 @@ class CellworkEngine(Engine):  # type: ignore[misc]
         cls, nb: Any, kernel_name: str, output_path: str | None = None, progress_bar: Any = False, log_output: bool = False,
         autosave_cell_every: int = AUTOSAVE_SECONDS, *, progress: Callable[[int, int], None] | None = None, keep: Callable[[Manager], None] | None = None,
         kernel: Kernel | None = None, save_to: Path | None = None, timeout: float = math.inf, cell_timeout: float | None = None, execution_timeout: float | None = None,
-        spare: bool = False, checkpoints: Checkpoints | None = None, **_: Any,
+        spare: bool = False, checkpoints: Checkpoints | None = None, masker: Masker | None = None, **_: Any,
     ) -> Any:  # fmt: skip
-        manager = Manager(nb, save_to or (Path(output_path) if output_path else None), progress)
+        manager = Manager(nb, save_to or (Path(output_path) if output_path else None), progress, 1, masker)
         if keep:
             keep(manager)
         with tempfile.TemporaryDirectory(prefix="cellwork-") as folder:

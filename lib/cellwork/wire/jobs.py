@@ -9,6 +9,7 @@ import msgspec
 
 from cellwork.wire import Struct
 from cellwork.wire.origin import Origin
+from cellwork.wire.secrets import Mask
 
 RunState = Literal["queued", "running", "succeeded", "failed", "stopped"]
 
@@ -183,6 +184,8 @@ class Claim(Struct):
     lease_seconds: int
     cell_timeout_seconds: int = 0
     memory_megabytes: int = 0
+    masks: list[Mask] = []
+    """What the run must hide wherever it writes."""
     first_cell: int = 1
     """Above 1: continue in the kernel that was kept, with `executed` as it stood."""
     executed: str = ""

@@ -22,11 +22,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from cellwork import clock
 from cellwork.client import Client
 from cellwork.client.jobs import Jobs
 from cellwork.errors import BadInput, CellworkError, Conflict, NotFound, Unavailable
 from cellwork.runs import checkpoints, engine, parameters, resume
 from cellwork.runs.kernel import Kernel, allowed
+from cellwork.secrets import Masker
 from cellwork.wire import PREFIX
 from cellwork.wire.jobs import Checkpoint, Claim, Progress, RunState
 from cellwork_hub.jobs.runners import keeper
@@ -142,6 +144,7 @@ class Attempt:
         self.over = self.kept = False
         self.keepable = claim.first_cell > 1
         self.first = claim.first_cell
+        self.masker = Masker(claim.masks)
         self.held = 0
         self.cell = self.cells = 0
         self._news, self._over = threading.Event(), threading.Event()
@@ -197,7 +200,7 @@ class Attempt:
         notebook = unpack(self.claim, self.work)
         engine.execute(
             notebook, self.output, self.claim.run.parameters, progress=self._at, timeout=self.claim.timeout_seconds, cell_timeout=self.claim.cell_timeout_seconds or None,
-            environment=environment(self.claim, url), cwd=notebook.parent, kernel=self.kernel, spare=True, checkpoints=self._checkpoints(),
+            environment=environment(self.claim, url), cwd=notebook.parent, kernel=self.kernel, spare=True, checkpoints=self._checkpoints(), masker=self.masker,
         )  # fmt: skip
 
     def _resume(self, url: str) -> None:
@@ -219,7 +222,7 @@ class Attempt:
     def _go_on(self, url: str, page: dict[str, Any], cwd: Path | None, begin: Callable[[], None] | None) -> None:
         engine.resume(
             page, self.output, self.kernel, first=self.first, name=self.claim.run.notebook, progress=self._at, timeout=self.claim.timeout_seconds, cell_timeout=self.claim.cell_timeout_seconds or None,
-            environment=environment(self.claim, url), spare=True, checkpoints=self._checkpoints(), cwd=cwd, begin=begin,
+            environment=environment(self.claim, url), spare=True, checkpoints=self._checkpoints(), cwd=cwd, begin=begin, masker=self.masker,
         )  # fmt: skip
 
     def _mended(self) -> dict[str, Any]:
@@ -276,7 +279,7 @@ class Attempt:
 
     def _progress(self, state: RunState, *, error: str = "", notebook: str = "") -> Progress:
         return Progress(
-            fence=self.claim.fence, state=state, cell=self.cell, cells=self.cells, error=error, notebook=notebook, first_cell=self.first
+            fence=self.claim.fence, state=state, cell=self.cell, cells=self.cells, error=self.masker.text(error), notebook=notebook, first_cell=self.first
         )  # fmt: skip
 
     def _changed(self) -> str:
@@ -327,5 +330,5 @@ def environment(claim: Claim, url: str) -> dict[str, str]:
     return {
         "CELLWORK_URL": url, "CELLWORK_TOKEN": claim.token, "CELLWORK_RUN": run.id, "CELLWORK_ATTEMPT": str(claim.attempt),
         "CELLWORK_NOTEBOOK": run.notebook, "CELLWORK_PROJECT": run.project, "CELLWORK_USER": run.principal,
-        "MLFLOW_TRACKING_URI": url + PREFIX["mlflow"], "MLFLOW_TRACKING_TOKEN": claim.token,
+        "MLFLOW_TRACKING_URI": url + PREFIX["mlflow"], "MLFLOW_TRACKING_TOKEN": claim.token, "CELLWORK_RUN_BEGAN": clock.now().isoformat(),
     }  # fmt: skip
