@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from pandas.testing import assert_frame_equal
 from sklearn.linear_model import LinearRegression
 
 from cellwork.data.dataset import Dataset, Rows, moment
 from cellwork.errors import BadInput
+from cellwork.models import columns
 from cellwork.wire.datasets import Coverage
 from cellwork.wire.datasets import Dataset as Record
 from cellwork.wire.origin import Origin
@@ -54,6 +56,20 @@ def test_x_and_y_leave_out_the_same_rows_and_frame_leaves_out_none() -> None:
     assert (rows.frame().height, len(rows), rows.labelled) == (4, 4, 3)
 
 
+def test_a_model_is_trained_on_the_values_that_it_is_asked_with() -> None:
+    """Missing text too: what serving and evaluation make of the same rows is the same, value by value."""
+    rows, wanted = Rows(record(), frame()), [*record().inputs, *record().features]
+    X = rows.X(labelled=False)
+    kinds = columns.kinds(X)
+    for asked in (rows.frame().select(wanted), {name: rows.frame()[name].to_list() for name in wanted}):
+        assert_frame_equal(columns.to_pandas(asked, kinds), X)
+    assert X["carrier"][1] is np.nan
+    dated = Rows(record(), frame().with_columns(hour=pl.date(2013, 1, 1))).X()
+    assert list(dated.columns) == wanted
+    with pytest.raises(BadInput, match=r"'hour'.*make numbers, flags or text"):
+        columns.kinds(dated)
+
+
 def test_a_models_columns_have_one_type_each_whatever_is_missing() -> None:
     """A part without a gap must not be of other types than one with: signatures would differ."""
     whole, gaps = Rows(record(), frame().filter(pl.col("trip") == "a")).X(), Rows(record(), frame()).X()
@@ -63,7 +79,7 @@ def test_a_models_columns_have_one_type_each_whatever_is_missing() -> None:
         == whole.dtypes.tolist()
         == [np.dtype(float), np.dtype(object), np.dtype(float), np.dtype(float)]
     )
-    assert gaps["carrier"].tolist() == ["UA", None, "UA"]
+    assert gaps["carrier"].tolist() == ["UA", np.nan, "UA"]
     assert np.isnan(gaps["weather__temp"][1])
     empty = Rows(record(), frame().with_columns(weather__temp=pl.lit(None))).X()
     assert empty["weather__temp"].dtype == float

@@ -41,18 +41,25 @@ class Rows:
         return [*self.record.inputs, *self.record.features]
 
     def X(self, *, labelled: bool | None = None) -> pd.DataFrame:
-        """Return the model's columns as pandas: numbers and true/false as float64 (missing is NaN), text as objects (missing is None).
+        """Return the model's columns as serving will give them (`models.columns`): float64 and objects, missing is NaN in both.
+
+        Times and lists stay what pandas makes of them; no model is registered with such a column.
 
         Parameters
         ----------
         labelled : only rows with a label; by default if the dataset has labels. False returns every row, for scoring.
         """
         import polars as pl
+        import polars.selectors as cs
+
+        from cellwork.models import columns
 
         labelled = bool(self.record.label) if labelled is None else labelled
         rows = self._labelled() if labelled else self._rows
-        numbers = [n for n in self.columns if rows.schema[n].is_numeric() or rows.schema[n] in (pl.Boolean, pl.Null)]
-        return rows.select(self.columns).with_columns(pl.col(numbers).cast(pl.Float64)).to_pandas()
+        wanted = rows.select(self.columns).with_columns(cs.by_dtype(pl.Null).cast(pl.Float64))
+        others = wanted.select(cs.temporal() | cs.nested())
+        plain = columns.to_pandas(wanted.drop(others.columns))
+        return plain.join(others.to_pandas())[self.columns] if others.width else plain
 
     def y(self) -> pd.Series[float]:
         """Return the label as float64, of the rows of `X()` and in their order."""
