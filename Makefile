@@ -17,7 +17,7 @@ test: .venv/installed-dev
 	@env -u CELLWORK_HOME REQUIRE=$(REQUIRE) $(BIN)/python -m pytest -m "not soak and not torch"
 
 soak: .venv/installed-dev
-	@env -u CELLWORK_HOME REQUIRE=$(REQUIRE) $(BIN)/python -m pytest -m soak --timeout 7200
+	@env -u CELLWORK_HOME REQUIRE=$(REQUIRE) $(BIN)/python -m pytest -m soak --timeout 7200 -rP
 
 torch: .venv/installed-dev
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch]'
@@ -40,9 +40,10 @@ clean: down
 
 # The stamps: a virtual environment with the tested versions, bytecode compiled (it halves every start).
 .venv/bin/uv: constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "cellwork: there is no $(PYTHON) on the PATH; install Python 3.11 or newer, or run: make up PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"cellwork: Python {v.major}.{v.minor} is too old, 3.11 or newer is needed; run: make up PYTHON=/path/to/python3.11")'
 	@echo "making .venv with $$($(PYTHON) --version)"
-	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	@touch $@
 

@@ -124,6 +124,40 @@ def test_the_first_tutorial_runs_in_lab_and_its_batches_are_there(page, platform
     assert batch.origin.cell_id in {cell["id"] for cell in notebook["cells"]}
 
 
+def test_lab_asks_nobody_for_news_and_the_cluster_of_a_notebook_shows_its_dashboard(page, platform):
+    """Lab would ask whether it may fetch news from a public host; the settings that come with the platform answer for everybody."""
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    folder = workspace(platform) / "dask"
+    folder.mkdir(parents=True, exist_ok=True)
+    source = "from contextlib import ExitStack\nfrom cellwork import training\n\nopened = ExitStack()\nopened.enter_context(training.cluster(workers=1))"
+    (folder / "dask.ipynb").write_text(json.dumps(_notebook(source)))
+    open_notebook(page, platform, "dask/dask.ipynb")
+    link = page.locator("a:text-is('dashboard')")
+    run_all(page, link.count)
+    with page.expect_popup() as opened:
+        link.click()
+    opened.value.locator(
+        "text='Data Transfer' >> visible=true"
+    ).first.wait_for()  # a tab that only the websocket brings
+    assert opened.value.url.startswith(f"{platform.url}/user/{platform.user}/proxy/")
+    opened.value.close()
+    assert page.locator("text=official Jupyter news").count() == 0
+    assert [url for url in asked if not url.startswith((platform.url, "data:", "blob:"))] == []
+    assert not any("/lab/api/news" in url or "/lab/api/update" in url for url in asked)
+
+
+def test_the_list_of_dashboards_has_its_icons_from_the_platform_itself(page, platform):
+    asked: dict[str, int] = {}
+    page.on("response", lambda response: asked.update({response.url: response.status}))
+    page.goto(f"{platform.url}/services/dashboards/")
+    shown = "getComputedStyle(document.querySelector('i.fa'), '::before').content"
+    page.wait_for_function(f"![undefined, 'none', 'normal'].includes({shown})")
+    fonts = [status for url, status in asked.items() if url.endswith(".woff2")]
+    assert fonts == [200]
+    assert all(url.startswith(platform.url) for url in asked)
+
+
 def test_a_press_on_the_deploy_button_deploys_and_another_page_shows_it_too(page, platform, client, toured):
     model = toured.tour.endpoint
     version = client.endpoints.get(model).routes.live.version

@@ -63,6 +63,7 @@ def configuration(kernels: int) -> Config:
         "disable_check_xsrf": True,  # the gate checks the origin and strips cookies
         "mathjax_url": f"{PREFIX['dashboards']}/voila/static/mathjax.js",  # not shipped; the default is a public CDN
     }
+    c.VoilaConfiguration.template = "cellwork"  # hub/voila_template
     c.VoilaConfiguration.allow_template_override = "NO"
     c.VoilaConfiguration.allow_theme_override = "NO"
     c.VoilaConfiguration.classic_tree = True

@@ -152,6 +152,31 @@ def test_doctor_names_every_check_and_fails_only_on_what_is_needed(platform: Pla
     assert "missing  home" in ill.stdout
 
 
+HIDES = """
+import importlib.machinery
+find_spec = importlib.machinery.PathFinder.find_spec
+def hides(name, path=None, target=None):
+    return None if name == {name!r} else find_spec(name, path, target)
+importlib.machinery.PathFinder.find_spec = staticmethod(hides)
+"""
+
+
+@pytest.mark.parametrize(("module", "extra"), [("jupyterhub", "hub"), ("jupyterlab", "jupyter"), ("papermill", "jobs")])
+def test_up_without_one_of_the_extras_says_which_and_starts_nothing(home: Path, module: str, extra: str) -> None:
+    """An interpreter that does not find one package: as after `pip install cellwork` without the extra."""
+    hidden = home.parent / "hidden"
+    hidden.mkdir()
+    (hidden / "sitecustomize.py").write_text(HIDES.format(name=module))
+    environ = {**environment(home), "PYTHONPATH": str(hidden)}
+    refused = subprocess.run([CELLWORK, "up"], env=environ, cwd="/", capture_output=True, text=True, timeout=60)
+    assert (refused.returncode, refused.stderr.count("\n")) == (4, 1)
+    assert module in refused.stderr
+    assert "pip install 'cellwork[all]'" in refused.stderr
+    assert not (home / "run" / "pids.json").exists()
+    told = subprocess.run([CELLWORK, "doctor"], env=environ, cwd="/", capture_output=True, text=True, timeout=60)
+    assert f"extra {extra}" in next(line for line in told.stdout.splitlines() if module in line)
+
+
 def test_down_where_nothing_runs_says_so_twice(home: Path) -> None:
     for _ in range(2):
         stopped = command(home, "down")

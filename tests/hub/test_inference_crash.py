@@ -125,7 +125,11 @@ def test_no_acknowledged_prediction_is_lost_or_logged_twice_when_the_service_is_
         logged = every_prediction(client)
         scores = {p.id: p.score for p in logged}
         lost = [key for key, (name, score) in ledger.items() if scores.get(name) != score]
-        assert (len(lost), len(logged) - len(scores)) == (0, 0), f"lost {lost[:3]} of {len(ledger)}; seed {SEED}"
+        twice = len(logged) - len(scores)
+        print(
+            f"{kills} kills, {len(ledger):,} acknowledged predictions: {len(lost)} lost, {twice} logged twice; seed {SEED}"
+        )
+        assert (len(lost), twice) == (0, 0), f"lost {lost[:3]}"
         again = {
             key: client.endpoints.predict(world.MODEL, Request(rows=[_row(0)], id=key)).outputs[0]
             for key in list(ledger)[:20]
