@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -217,4 +218,31 @@ def test_a_scheduler_that_is_not_there_is_unavailable(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(sys.modules["cellwork.training.cluster"], "START_SECONDS", 1)
     with pytest.raises(Unavailable, match="gave no worker within 1 s"), training.cluster("tcp://127.0.0.1:9"):
+        pass
+
+
+def test_a_scheduler_that_wants_tls_gets_it_and_turns_others_away(tmp_path: Path) -> None:
+    from distributed import LocalCluster
+    from distributed.security import Security
+
+    security = Security.temporary()
+    for name, pem in (
+        ("ca", security.tls_ca_file),
+        ("cert", security.tls_client_cert),
+        ("key", security.tls_client_key),
+    ):
+        (tmp_path / f"{name}.pem").write_text(pem)
+    tls = training.Tls(tmp_path / "ca.pem", tmp_path / "cert.pem", tmp_path / "key.pem")
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, host="tls://127.0.0.1", security=security, dashboard_address=None
+        ) as local,
+        training.cluster(local.scheduler_address, tls=tls) as opened,
+    ):
+        assert local.scheduler_address.startswith("tls://")
+        assert opened.client.submit(sum, [1, 2]).result(60) == 3
+    with (
+        pytest.raises(BadInput, match="is not there"),
+        training.cluster("tls://127.0.0.1:1", tls=training.Tls(tmp_path / "no", tls.certificate, tls.key)),
+    ):
         pass

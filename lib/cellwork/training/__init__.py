@@ -6,9 +6,10 @@ pandas, polars or NumPy go in; scikit-learn estimators come out. Categorical col
 from __future__ import annotations
 
 from cellwork.training import catalogue, rows
+from cellwork.training.automl import Best, best
 from cellwork.training.candidates import Step
-from cellwork.training.cluster import Cluster, cluster
+from cellwork.training.cluster import Cluster, Tls, cluster
 from cellwork.training.fit import fit
 from cellwork.training.search import Search, search
 
-__all__ = ["Cluster", "Search", "Step", "catalogue", "cluster", "fit", "rows", "search"]
+__all__ = ["Best", "Cluster", "Search", "Step", "Tls", "best", "catalogue", "cluster", "fit", "rows", "search"]

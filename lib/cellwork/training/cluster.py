@@ -1,6 +1,7 @@
-"""Workers to train on: processes of this machine, or any Dask scheduler by its address.
+"""Workers to train on: processes of this machine, or any Dask scheduler by its address, with TLS where it wants that.
 
-A local cluster listens on 127.0.0.1 only, takes free ports, and ends with the `with` block.
+A local cluster listens on 127.0.0.1 only, takes free ports, and ends with the `with` block, at once: what its workers are at
+then is not waited for. A cluster by address stays, and nothing of ours stays on it.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 import html
 import logging
 import os
+import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from cellwork.errors import Unavailable
+from cellwork.errors import BadInput, Unavailable
 
 START_SECONDS = 60
 
@@ -37,12 +40,43 @@ class Cluster:
         return f'Dask cluster of {self.workers} workers, <a href="{link}" target="_blank">dashboard</a>'
 
 
+@dataclass(frozen=True)
+class Tls:
+    """Who we are to a scheduler that speaks TLS: the authority that signed its certificate, our certificate, its key."""
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+    def security(self) -> Any:
+        from distributed.security import Security
+
+        for path in (self.authority, self.certificate, self.key):
+            if not Path(path).is_file():
+                raise BadInput("TLS file", path, "is not there", "ask whoever runs the scheduler for it")
+        return Security(
+            require_encryption=True,
+            tls_ca_file=str(self.authority),
+            tls_client_cert=str(self.certificate),
+            tls_client_key=str(self.key),
+        )
+
+
 @contextmanager
-def cluster(address: str = "", *, workers: int | None = None, threads: int = 1) -> Iterator[Cluster]:
+def cluster(
+    address: str = "", *, tls: Tls | None = None, workers: int | None = None, threads: int = 1
+) -> Iterator[Cluster]:
     """Yield a cluster: the one at `address`, else `workers` processes (default: one a core) of `threads` threads here.
+
+    Parameters
+    ----------
+    address : ``tcp://host:8786`` or ``tls://host:8786``.
+    tls : for a ``tls://`` address; default: what Dask's configuration says (``distributed.comm.tls``).
 
     Raises
     ------
+    BadInput
+        A file of `tls` is not there.
     Unavailable
         No scheduler answers at `address`, or no worker comes up, within a minute.
     """
@@ -54,7 +88,7 @@ def cluster(address: str = "", *, workers: int | None = None, threads: int = 1) 
         stack.enter_context(dask.config.set(chosen))
         place = address or stack.enter_context(_local(workers, threads))
         try:
-            client = stack.enter_context(Client(place, timeout=START_SECONDS))
+            client = stack.enter_context(Client(place, timeout=START_SECONDS, security=tls.security() if tls else None))
             client.wait_for_workers(1, timeout=START_SECONDS)
         except (OSError, TimeoutError) as error:
             raise Unavailable(
@@ -66,14 +100,26 @@ def cluster(address: str = "", *, workers: int | None = None, threads: int = 1) 
         yield Cluster(client, client.dashboard_link or "")
 
 
-def _local(workers: int | None, threads: int) -> Any:
+@contextmanager
+def _local(workers: int | None, threads: int) -> Iterator[Any]:
     from dask.distributed import LocalCluster
     from dask.system import CPU_COUNT
 
-    return LocalCluster(
+    with LocalCluster(
         n_workers=workers or max(1, CPU_COUNT // threads), threads_per_worker=threads, processes=True, host="127.0.0.1",
         dashboard_address="127.0.0.1:0", silence_logs=logging.ERROR,
-    )  # fmt: skip
+    ) as opened:  # fmt: skip
+        yield opened
+        for nanny in opened.workers.values():
+            _end(nanny)
+
+
+def _end(nanny: Any) -> None:
+    """Kill the nanny's worker, for good: a thread that fits a model can't be asked to stop."""
+    nanny.auto_restart = False
+    if nanny.pid:
+        with suppress(ProcessLookupError):
+            os.kill(nanny.pid, signal.SIGKILL)
 
 
 def dashboard_link() -> str:

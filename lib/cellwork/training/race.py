@@ -52,6 +52,8 @@ class Terms:
     progress: Callable[[Step], None] = print
     share: bool = True
     """Whether candidates have first steps in common."""
+    choose: Callable[[list[Candidate]], Candidate | None] | None = None
+    """Which of the candidates is the answer; default: the best one."""
 
 
 class Race:
@@ -291,7 +293,7 @@ class Race:
 
     def _best(self) -> Candidate:
         complete = [c for c in self.strategy.candidates if len(c.scores) == self.data.folds]
-        best = best_of(complete, self.terms.metric)
+        best = self.terms.choose(complete) if self.terms.choose else best_of(complete, self.terms.metric)
         if best is not None:
             return best
         if self.ended != "done":
@@ -305,6 +307,10 @@ class Race:
     def _model(self, best: Candidate) -> Any:
         """Return the best candidate's model: the one that was measured, or with folds (or few rows) a new one on all rows."""
         measured = self.data.validation is not None and best.fraction == 1
+        if self.ended != "done" and (not measured or id(best) not in self._kept):
+            return tasks.fit(self.make(best), self.data, None)[
+                0
+            ]  # here: the workers may be at what was cancelled for a while
         future = self._kept.get(id(best)) if measured else None
         for _ in range(TRIES):
             future = future or self.client.submit(

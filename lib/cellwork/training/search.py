@@ -120,6 +120,7 @@ def search(
 def run(
     plan: Strategy, make: Callable[[Candidate], Any], data: Data, metric: str, *, share: bool, cluster: Cluster | None,
     progress: Callable[[Step], None], budget: float | None, resume: Path | str | None, stop: threading.Event | None, timeout: float,
+    choose: Callable[[list[Candidate]], Candidate | None] | None = None,
 ) -> Search:  # fmt: skip
     """Try what `plan` asks for, made by `make`; see `search`."""
     started = time.monotonic()
@@ -128,7 +129,7 @@ def run(
     journal = Journal(resume, (data.X, data.y, data.validation, data.splits), metric)
     with open_cluster() if cluster is None else nullcontext(cluster) as workers:
         left = None if budget is None else budget - (time.monotonic() - started)
-        terms = Terms(metric, started + timeout, left, stop or threading.Event(), progress, share)
+        terms = Terms(metric, started + timeout, left, stop or threading.Event(), progress, share, choose)
         race = Race(workers.client, data, plan, make, terms, journal)
         best, model = race.run()
     tried = [c for c in plan.candidates if c.error or len(c.scores) == data.folds]

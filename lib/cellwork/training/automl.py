@@ -1,0 +1,234 @@
+"""The best model in a time budget: preparation, selection of columns, models and their parameters, with an account of what was tried.
+
+First every model of the catalogue with its defaults, the quick ones first; then, until the time is up, the models that did best
+get new parameters from an estimator of their own (`strategies.Bayes`), the better a model the more of them. A setting that is
+not clearly better than the best default, fold by fold, is luck: the default is taken.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cellwork.errors import BadInput
+from cellwork.training import catalogue, measure
+from cellwork.training.candidates import Candidate, Step, best_of, rank
+from cellwork.training.catalogue import Choice
+from cellwork.training.cluster import Cluster
+from cellwork.training.search import Search, run
+from cellwork.training.strategies import Bayes
+from cellwork.training.tasks import Data
+
+QUICK = (
+    "constant", "linear", "logistic", "ridge", "decision_tree", "lightgbm", "hist_gradient_boosting", "xgboost", "lasso", "random_forest",
+    "linear_svm",
+)  # fmt: skip
+"""The order in which defaults are tried; others follow."""
+NOT_TABULAR = frozenset({"arima", "neural_network"})
+"""Not tried unless they are named."""
+SHARES = (8, 4, 2, 1)
+"""Of how many new settings each model gets some, the best model first."""
+CLEARLY = 1.0
+"""Standard errors by which a setting has to beat the best default over the folds."""
+SMALL = 5000
+"""Rows below which there are five folds instead of three."""
+
+
+@dataclass(frozen=True)
+class Best(Search):
+    """What the search found, and in words how."""
+
+    account: str = ""
+
+    def __str__(self) -> str:
+        return self.account
+
+
+class Automl:
+    """The strategy; see the module."""
+
+    ahead = 1
+
+    def __init__(
+        self, names: Sequence[str], kind: catalogue.Kind, metric: str, seed: int, extra: dict[str, Any]
+    ) -> None:
+        self._metric, self._kind, self._seed, self._extra = metric, kind, seed, extra
+        self._defaults = [Candidate({}, name) for name in names]
+        self._bayes: dict[str, Bayes] = {}
+        self._owner: dict[int, Bayes] = {}
+        self._turn = 0
+        self.of = len(self._defaults)
+        self.candidates: list[Candidate] = []
+
+    @property
+    def over(self) -> bool:
+        return False
+
+    @property
+    def defaults(self) -> list[Candidate]:
+        return [candidate for candidate in self.candidates if not candidate.parameters]
+
+    def ask(self) -> Candidate | None:
+        if self._defaults:
+            self.candidates.append(self._defaults.pop(0))
+            return self.candidates[-1]
+        name = self._next()
+        if name is None:
+            return None
+        found = self._settings(name).ask()
+        if found is not None:
+            found.model = name
+            self._owner[id(found)] = self._bayes[name]
+            self.candidates.append(found)
+            self.of = max(self.of, len(self.candidates))
+        return found
+
+    def tell(self, candidate: Candidate) -> None:
+        owner = self._owner.pop(id(candidate), None)
+        if owner is not None:
+            owner.tell(candidate)
+
+    def _next(self) -> str | None:
+        """Return whose turn it is among the models that did best so far and have parameters; None until one has a score."""
+        order = [c.model for c in rank(self.candidates, self._metric) if not math.isnan(c.score)]
+        models = [name for name in dict.fromkeys(order) if catalogue.get(name).space][: len(SHARES)]
+        if not models:
+            return None
+        turns = [name for name, share in zip(models, SHARES, strict=False) for _ in range(share)]
+        self._turn += 1
+        return turns[
+            self._turn * 7 % len(turns)
+        ]  # 7 and the number of turns have no common divisor: each comes once a cycle
+
+    def _settings(self, name: str) -> Bayes:
+        if name not in self._bayes:
+            space = {**catalogue.get(name).space, "select": Choice((None, None, 0.75, 0.5)), **self._extra}
+            self._bayes[name] = Bayes(space, self._metric in measure.GREATER_IS_BETTER, 10**6, self._seed)
+        return self._bayes[name]
+
+    def choose(self, complete: Sequence[Candidate]) -> Candidate | None:
+        """Return the best candidate, or the best default where it is not clearly better than that."""
+        best = best_of(complete, self._metric)
+        default = best_of([c for c in complete if not c.parameters], self._metric)
+        if best is None or default is None or not best.parameters:
+            return best
+        return best if clearly_better(best, default, self._metric) else default
+
+
+def clearly_better(one: Candidate, other: Candidate, metric: str) -> bool:
+    """Return whether `one` beats `other` by more than a standard error of the difference over the folds."""
+    sign = 1 if metric in measure.GREATER_IS_BETTER else -1
+    differences = [sign * (one.scores[fold] - other.scores[fold]) for fold in one.scores]
+    mean = sum(differences) / len(differences)
+    if len(differences) == 1:
+        return mean > 0
+    spread = math.sqrt(sum((d - mean) ** 2 for d in differences) / (len(differences) - 1))
+    return mean > CLEARLY * spread / math.sqrt(len(differences))
+
+
+def best(
+    X: Any,
+    y: Any,
+    *,
+    budget: float,
+    metric: str = "",
+    models: Sequence[str] = (),
+    kind: catalogue.Kind | None = None,
+    validation: tuple[Any, Any] | None = None,
+    folds: Any = None,
+    seed: int = 0,
+    cluster: Cluster | None = None,
+    progress: Callable[[Step], None] = print,
+    resume: Path | str | None = None,
+    stop: threading.Event | None = None,
+) -> Best:
+    """Return the best pipeline that `budget` seconds find, fitted on all rows, with leaderboard and account.
+
+    Parameters
+    ----------
+    X, y : shapes (n, columns) and (n,)
+    budget : seconds for all of it, the last fit included; a cluster that is opened for it too.
+    metric : default: what suits the labels.
+    models : names of the catalogue; default: all for tables that are installed.
+    kind : what it is, instead of what the labels say.
+    validation : (X, y) to measure on instead of folds, such as the weeks after.
+    folds : default: five, or three of many rows.
+    resume : a file of results, as for `search`.
+
+    Raises
+    ------
+    BadInput
+        Rows or labels that nothing can be learned from, an unknown model or metric.
+    Unavailable
+        The budget did not suffice for one model.
+    """
+    started = time.monotonic()
+    if budget <= 0:
+        raise BadInput("budget", f"{budget:g} s", "is no time", "give it seconds enough for one fit of each model")
+    data = Data.of(X, y, validation, folds or (5 if len(y) < SMALL else 3))
+    chosen = kind or catalogue.kind_of(data.y)
+    by = measure.check(metric, data.y, chosen)
+    plan = Automl(_names(models, chosen), chosen, by, seed, _extra(data.y, chosen))
+
+    def make(candidate: Candidate) -> Any:
+        return catalogue.pipeline(candidate.model, data.X, data.y, kind=chosen, **candidate.parameters)
+
+    found = run(
+        plan, make, data, by, share=False, cluster=cluster, progress=progress, budget=max(1e-3, budget - (time.monotonic() - started)),
+        resume=resume, stop=stop, timeout=10 * budget + 60, choose=plan.choose,
+    )  # fmt: skip
+    shown = {key: getattr(found, key) for key in Search.__dataclass_fields__}
+    return Best(**{**shown, "seconds": time.monotonic() - started}, account=account(found, data, by, budget))
+
+
+def _names(models: Sequence[str], kind: catalogue.Kind) -> list[str]:
+    if models:
+        for name in models:
+            if kind not in catalogue.get(name).made:
+                raise BadInput("model", name, f"is no {kind}", f"there are: {', '.join(catalogue.names(kind))}")
+        return list(dict.fromkeys(models))
+    known = [name for name in catalogue.names(kind) if name not in NOT_TABULAR]
+    return sorted(known, key=lambda name: QUICK.index(name) if name in QUICK else len(QUICK))
+
+
+def _extra(y: Any, kind: catalogue.Kind) -> dict[str, Any]:
+    """Return what else is searched: of amounts that are never negative and skewed, their logarithm."""
+    if kind == "regressor" and y.min() >= 0 and y.mean() > 1.5 * sorted(y)[len(y) // 2]:
+        return {"log_target": Choice((False, True))}
+    return {}
+
+
+def account(found: Search, data: Data, metric: str, budget: float) -> str:
+    """Return in words what was tried, what came of it, and why the best is the best."""
+    tried = found.candidates
+    where = f"{data.folds} folds" if data.validation is None else f"{len(data.validation[1]):,} rows of validation"
+    lines = [
+        f"{len(tried)} candidates of {len({c.model for c in tried})} models were tried on {len(data.y):,} rows with {where} in {found.seconds:.0f} of {budget:.0f} s."
+    ]
+    winner = next(c for c in tried if c.parameters == found.parameters and c.score == found.score)
+    lines.append(f"The best is {winner}: {metric} {found.score:.4f}.")
+    default = best_of([c for c in tried if not c.parameters], metric)
+    if default is not None and winner is not default:
+        lines.append(
+            f"The best of the defaults is {default.model}: {metric} {default.score:.4f}; the difference holds over the folds."
+        )
+    elif best_of(tried, metric) is not winner:
+        top = best_of(tried, metric)
+        lines.append(
+            f"{top} scored {top.score:.4f}, which is not clearly better over the folds, so the default is taken."
+            if top
+            else ""
+        )
+    for name in dict.fromkeys(c.model for c in rank(tried, metric)):
+        mine = [c for c in tried if c.model == name]
+        top = best_of(mine, metric)
+        said = f"{metric} {top.score:.4f}" if top else "none succeeded"
+        failed = [c for c in mine if c.error]
+        why = f", {len(failed)} failed ({failed[0].error[:100]})" if failed else ""
+        lines.append(f"- {name}: {len(mine)} tried in {sum(c.seconds for c in mine):.1f} s, best {said}{why}")
+    return "\n".join(lines)
