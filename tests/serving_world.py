@@ -1,10 +1,12 @@
 """A small real world for the inference service: scikit-learn models in folders, a server on a free port, callers with scopes.
 
 Run as a program it is that service: ``python serving_world.py HOME PORT MODELS``; without MODELS the registry is away.
+With the variable WORKER it is one of several processes on the port.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import sys
@@ -140,8 +142,9 @@ def serve(home: Path, port: int, models: list[Path]) -> None:
     folders.away = not models
     for version, folder in enumerate(models, start=1):
         folders.add(folder, version)
-    app = build(context(home), authorise=authorise, registry=folders, lookup=lambda project, needed: {})
-    edge.serve(app, "127.0.0.1", port)
+    worker = int(os.environ["WORKER"]) if "WORKER" in os.environ else None
+    app = build(context(home), authorise=authorise, registry=folders, lookup=lambda project, needed: {}, worker=worker)
+    edge.serve(app, "127.0.0.1", port, shared=worker is not None)
 
 
 @contextmanager

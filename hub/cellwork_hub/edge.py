@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import logging
 import re
+import socket
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -343,13 +344,13 @@ def _origin(headers: dict[str, str], principal: Principal) -> Origin:
     return msgspec.structs.replace(origin, user=principal.name)
 
 
-def serve(app: ASGIApp, host: str, port: int) -> None:
-    """Run `app` until SIGTERM or SIGINT; in-flight requests are finished first."""
+def serve(app: ASGIApp, host: str, port: int, *, shared: bool = False) -> None:
+    """Run `app` until SIGTERM or SIGINT; in-flight requests are finished first. With `shared` other processes may take the port too."""
     import uvicorn
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=host,
         port=port,
@@ -360,3 +361,13 @@ def serve(app: ASGIApp, host: str, port: int) -> None:
         lifespan="on",
         server_header=False,
     )
+    uvicorn.Server(config).run(sockets=[_shared_socket(host, port)] if shared else None)
+
+
+def _shared_socket(host: str, port: int) -> socket.socket:
+    """Return a socket on a port that several processes listen on; the kernel spreads connections over them."""
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listening.bind((host, port))
+    return listening

@@ -133,6 +133,10 @@ class Home:
         """Copies of registered model folders, by content digest; made and checked by the platform's services."""
         return self.root / "models"
 
+    def segments(self) -> Path:
+        """Where serving processes append what they answered, until the prediction log takes it over."""
+        return self.root / "predictions" / "segments"
+
     def compiled(self) -> Path:
         """Programs read out of models, by the model's digest, and the kernel built on this machine; made by the services."""
         return self.root / "compiled"

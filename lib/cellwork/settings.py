@@ -59,7 +59,10 @@ class Settings:
     )
     keep_kernel_megabytes: int = _setting(4096, "A kept kernel that holds more memory is ended.")
     keep_kernels: int = _setting(4, "How many kernels of failed runs are kept at once.")
-    inference_workers: int = _setting(1, "Processes of the inference service.")
+    inference_workers: int = _setting(1, "Processes of the inference service; 0 is one a core.")
+    caller_requests_per_second: int = _setting(
+        0, "The most predictions a second for one credential and inference process; 0 is no limit."
+    )
     dashboard_kernels: int = _setting(1, "Kernels kept warm for each dashboard.")
     culling_idle_seconds: int = _setting(0, "When an idle user server is stopped; 0 never.")
     token_cache_seconds: int = _setting(30, "How long a service trusts the hub's answer about a token.")

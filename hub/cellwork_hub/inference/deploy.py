@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,12 +20,14 @@ from cellwork.errors import CellworkError, Conflict, NotFound, Refused
 from cellwork.home import Home
 from cellwork.models.compiled import NotCompiled
 from cellwork.serving import signature
-from cellwork.serving.choose import Lookup, Routes, Served
+from cellwork.serving.choose import Routes, Served
 from cellwork.serving.endpoint import DEADLINE_SECONDS, Endpoint
 from cellwork.serving.inline import Inline
+from cellwork.serving.lane import Lane
 from cellwork.serving.log import PredictionLog
-from cellwork.serving.plan import Plan
+from cellwork.serving.plan import Lookup, Plan
 from cellwork.serving.predictor import Predictor
+from cellwork.serving.segments import Writer
 from cellwork.wire.endpoints import Deploy, Deployment
 from cellwork.wire.evaluations import Gate, VersionRef
 from cellwork_hub import records
@@ -36,6 +39,10 @@ from cellwork_hub.route import Call
 
 log = logging.getLogger("cellwork")
 
+FOLLOW_SECONDS = 0.25
+ADOPT_SECONDS = 60.0
+"""How long a version that another process deployed may take to become ready here; after that the fallback answers."""
+
 
 class Endpoints:
     """The live endpoints of this process, and the only hand that changes their routes."""
@@ -43,7 +50,8 @@ class Endpoints:
     def __init__(
         self, engine: Engine, home: Home, registry: Registry, lookup: Lookup, *, deadline: float = DEADLINE_SECONDS
     ) -> None:
-        self.table, self.log = Table(engine), PredictionLog(engine)
+        self.table, self.log = Table(engine), PredictionLog(engine, home.segments())
+        self.segments = Writer(home.segments())
         self.engine, self.home, self.registry, self.lookup, self.deadline = engine, home, registry, lookup, deadline
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="prediction-log")
         self._live: dict[str, Endpoint] = {}
@@ -54,6 +62,11 @@ class Endpoints:
         if name not in self._live:
             raise NotFound("endpoint", name, "does not exist", f"deploy one: cellwork endpoint deploy {name} VERSION")
         return self._live[name]
+
+    def lane(self, name: str) -> Lane | None:
+        """Return the quick lane of the endpoint `name`, if there is one."""
+        endpoint = self._live.get(name)
+        return endpoint.lane if endpoint else None
 
     @property
     def names(self) -> list[str]:
@@ -66,8 +79,40 @@ class Endpoints:
             previous = self._returned(entry.previous) if entry.previous else None
             self._endpoint(entry.name).routes = Routes(entry.revision, live, previous)
 
-    def _returned(self, deployed: Deployed) -> Served:
+    async def follow(self) -> None:
+        """Take over what other processes of this service change: the table says it, the new version is made ready first."""
+        while True:
+            await asyncio.sleep(FOLLOW_SECONDS)
+            try:
+                for name, revision in (await to_thread.run_sync(self.table.revisions)).items():
+                    endpoint = self._live.get(name)
+                    if endpoint is None or endpoint.routes is None or endpoint.routes.revision < revision:
+                        await self._adopt(name)
+            except Exception:  # what is served now goes on; the next look may see more
+                log.exception("changes of other processes could not be followed")
+
+    async def _adopt(self, name: str) -> None:
+        async with self._swaps[name]:
+            entry, endpoint = await to_thread.run_sync(self.table.get, name), self._endpoint(name)
+            old = endpoint.routes
+            if entry is None or (old and old.revision >= entry.revision):
+                return
+            held = {served.ref.digest: served.predictor for served in _served(old)}
+            live = self._returned(entry.live, held)
+            previous = self._returned(entry.previous, held) if entry.previous else None
+            end = asyncio.get_running_loop().time() + ADOPT_SECONDS
+            while not live.predictor.ready and asyncio.get_running_loop().time() < end:
+                await asyncio.sleep(0.02)
+            endpoint.routes = Routes(entry.revision, live, previous)
+        kept = {id(served.predictor) for served in _served(endpoint.routes)}
+        for predictor in held.values():
+            if id(predictor) not in kept:
+                self._leave(predictor, 2 * self.deadline)
+
+    def _returned(self, deployed: Deployed, held: Mapping[str, Predictor | Inline] = {}) -> Served:
         ref = deployed.record.version
+        if ref.digest in held:
+            return Served(ref, deployed.record.id, deployed.plan, held[ref.digest])
         inline = self._inline(self._copy(ref.digest), ref)
         if inline.restore():
             return Served(ref, deployed.record.id, deployed.plan, inline)
@@ -103,6 +148,7 @@ class Endpoints:
             task.cancel()
         await asyncio.gather(*self._leaving, return_exceptions=True)
         self._writer.shutdown()
+        self.segments.close()
 
     async def deploy(self, call: Call, endpoint: str, wish: Deploy) -> Entry:
         """Give `endpoint` the version of `wish`; deploying the live version again changes nothing.
@@ -203,7 +249,9 @@ class Endpoints:
 
     def _endpoint(self, name: str) -> Endpoint:
         if name not in self._live:
-            self._live[name] = Endpoint(name, self.log, self.lookup, self._writer, deadline=self.deadline)
+            self._live[name] = Endpoint(
+                name, self.log, self.lookup, self._writer, deadline=self.deadline, segments=self.segments
+            )
         return self._live[name]
 
     def _copy(self, digest: str) -> Path:

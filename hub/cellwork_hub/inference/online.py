@@ -16,6 +16,8 @@ class Lookup:
 
     def __init__(self, home: Home, url: str = "") -> None:
         self.home, self.url = home, url
+        self.quick = not url
+        """A read from the file takes microseconds: it may be made in the event loop."""
         self._stores: dict[str, OnlineStore] = {}
         self._opening = threading.Lock()
 

@@ -72,6 +72,11 @@ class Table:
             names = db.execute(text("SELECT name FROM endpoints ORDER BY name")).scalars().all()
             return [entry for name in names if (entry := _entry(db, name)) is not None]
 
+    def revisions(self) -> dict[str, int]:
+        """Return endpoint -> revision."""
+        with self.engine.connect() as db:
+            return {row.name: row.revision for row in db.execute(text("SELECT name, revision FROM endpoints"))}
+
     def deployment(self, deployment: str) -> Deployed:
         with self.engine.connect() as db:
             found = _deployed(db, deployment)

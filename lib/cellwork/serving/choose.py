@@ -9,20 +9,16 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from cellwork.serving import plan as plans
 from cellwork.serving.inline import Inline
-from cellwork.serving.plan import Filled, Key, Plan
+from cellwork.serving.plan import Filled, Lookup, Plan
 from cellwork.serving.predictor import NoAnswer, Predictor
 from cellwork.wire.endpoints import RouteKind, Row
 from cellwork.wire.evaluations import VersionRef
-from cellwork.wire.features import OnlineValue
-
-Lookup = Callable[[str, dict[str, list[Key]]], dict[str, dict[Key, OnlineValue]]]
-"""(project, view -> keys) -> view -> key -> its newest values; reads, never writes, and may block."""
 
 
 @dataclass(frozen=True)

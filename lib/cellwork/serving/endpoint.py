@@ -16,8 +16,11 @@ from cellwork import clock, ids
 from cellwork.errors import BadInput, NotFound, TooBusy, TooLarge, Unavailable
 from cellwork.serving import choose
 from cellwork.serving import plan as plans
-from cellwork.serving.choose import Lookup, Routes, Scored
+from cellwork.serving.choose import Routes, Scored
+from cellwork.serving.lane import Lane
 from cellwork.serving.log import PredictionLog
+from cellwork.serving.plan import Lookup
+from cellwork.serving.segments import Writer
 from cellwork.wire.endpoints import Answer, Output, Prediction, Request, Row
 
 DEADLINE_SECONDS = 2.0
@@ -60,12 +63,21 @@ class Endpoint:
     """Answers requests by its `routes`; who changes those replaces the whole tuple at once."""
 
     def __init__(
-        self, name: str, log: PredictionLog, lookup: Lookup, writer: Executor, *, deadline: float = DEADLINE_SECONDS
+        self,
+        name: str,
+        log: PredictionLog,
+        lookup: Lookup,
+        writer: Executor,
+        *,
+        deadline: float = DEADLINE_SECONDS,
+        segments: Writer | None = None,
     ) -> None:
         self.name, self.log, self.lookup, self.writer, self.deadline = name, log, lookup, writer, deadline
         self.routes: Routes | None = None
         self.requests = self.errors = 0
         self.latencies: deque[float] = deque(maxlen=1000)
+        self.lane = Lane(self, segments, looks_up=getattr(lookup, "quick", False)) if segments else None
+        """The quick lane; without segments there is none."""
         self._queue: deque[Pending] = deque()
         self._waiting_rows = 0
         self._turns: set[asyncio.Task[None]] = set()

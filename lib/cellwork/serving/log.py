@@ -1,17 +1,26 @@
-"""The prediction log: written before an answer is given, one transaction for all that one turn answered.
+"""The prediction log: written before an answer is given, once for all that one turn answered.
 
 A prediction is unique by (endpoint, id); the first acknowledged wins, and whoever asks again with its key gets that one.
 Survives a killed process; a power loss may take the last moment (the database's own `synchronous` setting).
+
+Requests with a key of their own go to the table at once. Plain ones go to `segments`, which costs a tenth, and are taken over into
+the table in the background and before every reading: a reader sees what was answered before it asked. Frames and the offset they
+were read up to are committed together, so each is taken over once, whoever does it and whenever it is killed.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from cellwork.errors import NotFound, Unavailable
+from cellwork.serving import segments
+from cellwork.serving.segments import Turn
 from cellwork.wire.endpoints import Prediction
 from cellwork.wire.evaluations import VersionRef
 
@@ -28,6 +37,7 @@ MIGRATION = (
     "CREATE INDEX predictions_id ON predictions (id)",
     "CREATE INDEX predictions_deployment ON predictions (deployment, seq)",
 )
+SEGMENTS_MIGRATION = ("CREATE TABLE segments (name TEXT PRIMARY KEY, position BIGINT NOT NULL)",)
 JSON = {
     "entities": dict[str, Any], "features": dict[str, Any], "feature_events": dict[str, Any],
     "feature_batches": dict[str, str], "defaults": list[str],
@@ -37,13 +47,63 @@ COLUMNS = (
     *JSON, "score", "latency_us", "caller", "observation", "batch_run", "request_id",
 )  # fmt: skip
 CHUNK = 500
+READING_ROWS = 5000
+"""Rows of one transaction when a reader waits for them; the quick lane writes on meanwhile."""
 
 
 class PredictionLog:
-    """The table `predictions` of a service's database; one process writes it."""
+    """The table `predictions` of a service's database and, with `folder`, the segments that belong to it."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, folder: Path | None = None) -> None:
+        self.engine, self.folder = engine, folder
+
+    def take_over(self) -> None:
+        """Bring all that stands in segments into the table."""
+        while self.take_some(READING_ROWS):
+            pass
+
+    def take_some(self, most: int) -> int:
+        """Bring at most about `most` predictions of the oldest segments into the table; returns how many there were."""
+        for path in segments.listing(self.folder) if self.folder else []:
+            if count := self._take_over(path, most):
+                return count
+        return 0
+
+    def _take_over(self, path: Path, most: int) -> int:
+        try:
+            finished = segments.is_finished(path)
+        except FileNotFoundError:  # another process was quicker
+            return 0
+        count = self._take_part(path, most)
+        if finished and not count:  # it was before the last part was read
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+            with self.engine.begin() as db:
+                db.exec_driver_sql(f"DELETE FROM segments WHERE name = '{path.stem}'")
+        return count
+
+    def _take_part(self, path: Path, most: int) -> int:
+        """Take over some rows in one transaction that holds the write lock from its start."""
+        with self.engine.begin() as db:
+            found = db.exec_driver_sql(f"SELECT position FROM segments WHERE name = '{path.stem}'").scalar()
+            rows, position = [], int(found or 0)
+            try:
+                for turn, behind in segments.turns(path, position):
+                    rows += _rows_of(turn)
+                    position = behind
+                    if len(rows) >= most:
+                        break
+            except FileNotFoundError:
+                return 0
+            if rows:
+                mark = "?" if db.dialect.paramstyle == "qmark" else "%s"
+                names = ", ".join(COLUMNS)
+                marks = ", ".join([mark] * len(COLUMNS))
+                db.exec_driver_sql(f"INSERT INTO predictions ({names}) VALUES ({marks}) ON CONFLICT DO NOTHING", rows)
+                db.exec_driver_sql(
+                    f"INSERT INTO segments VALUES ('{path.stem}', {position}) ON CONFLICT (name) DO UPDATE SET position = excluded.position"
+                )
+            return len(rows)
 
     def write(self, predictions: Sequence[Prediction], repeatable: Sequence[str] = ()) -> dict[str, Prediction]:
         """Append what is not there yet, in one transaction; return what the log holds under the ids `repeatable`."""
@@ -61,12 +121,14 @@ class PredictionLog:
             ) from None
 
     def find(self, endpoint: str, ids: Sequence[str]) -> dict[str, Prediction]:
+        """Return what the log holds under keys of requests; those never stand in segments."""
         with self.engine.connect() as db:
             return _find(db, endpoint, ids)
 
     def get(self, prediction: str) -> Prediction:
         from sqlalchemy import text
 
+        self.take_over()
         with self.engine.connect() as db:
             row = db.execute(text("SELECT * FROM predictions WHERE id = :id"), {"id": prediction}).mappings().first()
         if row is None:
@@ -82,6 +144,7 @@ class PredictionLog:
         """
         from sqlalchemy import text
 
+        self.take_over()
         names = ", ".join(("seq", *(name for name in COLUMNS if not (brief and name in JSON))))
         values = {"seq": max(seq, 0), "endpoint": endpoint, "deployment": deployment}
         values["limit"] = min(limit, -seq) if seq < 0 else limit
@@ -108,6 +171,32 @@ def _find(db: Connection, endpoint: str, ids: Sequence[str]) -> dict[str, Predic
     return found
 
 
+def _rows_of(turn: Turn) -> list[tuple[Any, ...]]:
+    """Return the turn's predictions in the order of COLUMNS."""
+    ref, rows = turn.version, []
+    before = (turn.revision, ref.name, ref.version, ref.digest, turn.deployment, turn.route, "")
+    for k, (name, values) in enumerate(zip(turn.ids, turn.values, strict=True)):
+        found = turn.looked_up.get(k)
+        events = {view: _moment(at) for view, at in found.events.items()} if found else {}
+        said = [
+            found.entities if found else {}, dict(zip(turn.columns, values, strict=True)), events,
+            found.batches if found else {}, turn.defaults.get(k, []),
+        ]  # fmt: skip
+        texts = [_encode(part).decode() if part else EMPTY[type(part)] for part in said]
+        rows.append(
+            (turn.endpoint, name, turn.at, turn.at, *before, *texts, turn.scores[k], turn.latencies[k], turn.callers[k], "", "", "")
+        )  # fmt: skip
+    return rows
+
+
+_encode = msgspec.json.Encoder().encode
+EMPTY: dict[type, str] = {dict: "{}", list: "[]"}
+
+
+def _moment(micros: int) -> datetime:
+    return datetime.fromtimestamp(micros / 1_000_000, UTC)
+
+
 def _row(prediction: Prediction) -> dict[str, Any]:
     row = {name: getattr(prediction, name) for name in COLUMNS if name not in ("name", "version", "digest")}
     ref = prediction.version
@@ -117,11 +206,9 @@ def _row(prediction: Prediction) -> dict[str, Any]:
 
 
 def _prediction(row: dict[str, Any]) -> Prediction:
-    from datetime import UTC, datetime
-
     ref = VersionRef(name=row.pop("name"), version=row.pop("version"), digest=row.pop("digest"))
     for name in ("at", "logged_at"):
-        row[name] = datetime.fromtimestamp(row[name] / 1_000_000, UTC)
+        row[name] = _moment(row[name])
     for name in JSON:
         row[name] = msgspec.json.decode(row.get(name) or ("[]" if name == "defaults" else "{}"))
     return msgspec.convert({**row, "version": ref}, Prediction)

@@ -7,7 +7,7 @@ store: `needs` says what has to be looked up, `fill` puts the answers in their p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -21,6 +21,10 @@ Kind = Literal["number", "text", "flag"]
 Key = tuple[Any, ...]
 """The ids of one row's entities, in the order of the names of a view's join keys."""
 Found = Mapping[str, Mapping[Key, OnlineValue]]
+Usable = dict[str, OnlineValue]
+"""View -> the value of one row's entity."""
+Lookup = Callable[[str, dict[str, list[Key]]], dict[str, dict[Key, OnlineValue]]]
+"""(project, view -> keys) -> view -> key -> its newest values; reads, never writes, and may block."""
 
 
 class Column(Struct):
@@ -158,6 +162,25 @@ def fill(plan: Plan, row: Row, found: Found, now: datetime) -> Filled:
     events = {**row.feature_events, **{view: usable[view].event for view in used}}
     batches = {**row.feature_batches, **{view: usable[view].batch for view in used if usable[view].batch}}
     return Filled(values, defaults, events, batches)
+
+
+def usable(plan: Plan, entities: Sequence[Mapping[str, Any]], lookup: Lookup, now: datetime) -> list[Usable]:
+    """Return for each row, given as its entities, what the online store holds of it now; raises BadInput for half an entity."""
+    try:
+        keys = [
+            {s.view: tuple(row[key] for key in s.join_keys) for s in plan.sources} if row else {} for row in entities
+        ]
+    except KeyError as error:
+        raise BadInput("entities", str(error), "are not complete", "send every join key") from None
+    needed = {view for row in keys for view in row}
+    found = lookup(plan.project, {view: list({row[view] for row in keys if row}) for view in needed}) if needed else {}
+    used: list[Usable] = []
+    for row in keys:
+        values = [(source, found.get(source.view, {}).get(row[source.view])) for source in plan.sources if row]
+        used.append(
+            {s.view: value for s, value in values if value is not None and _usable(s, value, now, strict=False)}
+        )
+    return used
 
 
 def _usable(source: Source, value: OnlineValue, at: datetime, *, strict: bool) -> bool:

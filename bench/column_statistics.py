@@ -1,7 +1,7 @@
 """Seconds for the statistics of 100 columns x 1M rows: our mergeable sketches beside what polars computes of them unmergeably.
 
 The peer is one `select` of null count, distinct, least, greatest, mean, standard deviation and five quantiles of each column, which
-can't be merged with another batch's. Run: python bench/statistics.py [ROWS]
+can't be merged with another batch's. Run: python bench/column_statistics.py [ROWS]
 """
 
 from __future__ import annotations

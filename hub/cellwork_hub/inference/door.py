@@ -1,0 +1,136 @@
+"""The front door of the inference service: predictions take the quick lane, all else the service behind it.
+
+A prediction is recognised by its exact path. Its caller is looked up in a cache that holds for a second, over which the rate of each
+credential is counted too. Whatever the lane hands back, and every error, is answered by the service: it gets the body again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from dataclasses import dataclass
+
+from starlette.types import Message, Receive, Scope, Send
+
+from cellwork import ids
+from cellwork.errors import CellworkError, TooBusy
+from cellwork.serving.lane import MOST_BYTES
+from cellwork.serving.shape import Door as Kind
+from cellwork_hub.edge import Service, problem_response, respond
+from cellwork_hub.inference.deploy import Endpoints
+
+PREFIX = "/services/inference"
+DOORS: dict[str, Kind] = {"/predict/": "predict", "/invocations/": "invocations"}
+CACHE_SECONDS = 1.0
+MOST_CALLERS = 10_000
+HEADERS = [
+    (b"content-type", b"application/json"), (b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"),
+]  # fmt: skip
+
+
+@dataclass(slots=True)
+class Caller:
+    """A credential that may predict, as it was a moment ago."""
+
+    until: float
+    name: str
+    requests: int = 0
+
+
+class FrontDoor:
+    def __init__(self, service: Service, endpoints: Endpoints, *, most_per_second: int = 0) -> None:
+        self.service, self.endpoints, self.most_per_second = service, endpoints, most_per_second
+        self.counts: Counter[str] = Counter()
+        self.seconds: deque[float] = deque(maxlen=2000)
+        self._paths: dict[str, tuple[str, Kind]] = {}
+        self._callers: dict[bytes, Caller] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return await self.service(scope, receive, send)
+        known = self._paths.get(scope["path"]) or self._path(scope["path"])
+        if known is None or b"%" in scope.get("raw_path", b"%"):
+            return await self.service(scope, receive, send)
+        name, kind = known
+        lane = self.endpoints.lane(name)
+        if lane is None:
+            return await self.service(scope, receive, send)
+        message = await receive()
+        body = message.get("body", b"")
+        try:
+            caller = await self._caller(scope)
+            offered = None
+            if caller is not None and not message.get("more_body", False) and len(body) <= MOST_BYTES:
+                offered = lane.offer(kind, body, caller.name)
+            reply = await offered if offered is not None else None
+        except CellworkError as error:
+            request = ids.new("req")
+            status, content, media, headers = problem_response(error, request)
+            self.service.counts["POST", f"{_route(kind)} (quick)", status] += 1
+            return await respond(send, status, content, media, {**headers, "x-request-id": request})
+        if reply is None:
+            return await self.service(scope, _again(message, receive), send)
+        content, first = reply
+        self.counts[kind] += 1
+        length = (b"content-length", str(len(content)).encode())
+        headers_ = [*HEADERS, length, (b"x-request-id", b"req_" + first.encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers_})
+        return await send({"type": "http.response.body", "body": content})
+
+    def _path(self, path: str) -> tuple[str, Kind] | None:
+        """Return endpoint and door of a path; those of endpoints that exist are remembered."""
+        below = path.removeprefix(PREFIX)
+        for start, kind in DOORS.items():
+            name = below.removeprefix(start)
+            if name != below and self.endpoints.lane(name) is not None:
+                self._paths[path] = name, kind
+                return name, kind
+        return None
+
+    async def _caller(self, scope: Scope) -> Caller | None:
+        """Return who calls, or None if the service must say why not.
+
+        Raises
+        ------
+        TooBusy
+            This credential has asked too often within the second.
+        """
+        header = next((value for key, value in scope["headers"] if key == b"authorization"), b"")
+        if not header:
+            return None
+        caller, now = self._callers.get(header), time.monotonic()
+        if caller is None or caller.until < now:
+            try:
+                principal = await self.service.authorise(scope)
+            except CellworkError:
+                return None
+            if "endpoints:predict" not in principal.scopes:
+                return None
+            if len(self._callers) >= MOST_CALLERS:
+                self._callers.clear()
+            caller = self._callers[header] = Caller(now + CACHE_SECONDS, principal.name)
+        caller.requests += 1
+        if 0 < self.most_per_second < caller.requests:
+            way_out = "ask again in a second, or ask an admin for a higher rate"
+            raise TooBusy(
+                f"caller {caller.name!r}", f"{caller.requests - 1} requests", "are the most in a second", way_out
+            )
+        return caller
+
+
+def _route(kind: Kind) -> str:
+    return f"/{kind}/{{project}}/{{name}}"
+
+
+def _again(first: Message, receive: Receive) -> Receive:
+    """Return `receive` with the message that was already taken from it."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return first
+
+    return replay

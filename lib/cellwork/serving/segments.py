@@ -1,0 +1,127 @@
+"""The prediction log's quick half: each process appends what a turn answered to a file of its own, before it answers.
+
+A frame is length, CRC-32 and the turn; it is written by one call, so it survives a killed process, and one that was torn was never
+acknowledged and ends the file. `log.PredictionLog` takes frames over into its table, each once (the table keeps how far it has
+read); a file whose writer is gone, as its freed lock says, and that was read to its end is removed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cellwork import ids
+from cellwork.errors import Unavailable
+from cellwork.wire.evaluations import VersionRef
+
+FRAME = struct.Struct("<II")
+MOST_BYTES = 64 * 1024**2
+"""A file is closed and the next begun when it has this size."""
+
+
+class Turn(msgspec.Struct, array_like=True):
+    """Predictions of one version that were answered together; the lists have one entry each, `values` in the order of `columns`."""
+
+    endpoint: str
+    revision: int
+    version: VersionRef
+    deployment: str
+    route: str
+    columns: list[str]
+    at: int
+    """Microseconds since 1970."""
+    ids: list[str]
+    values: list[tuple[Any, ...]]
+    scores: list[float]
+    callers: list[str]
+    latencies: list[int]
+    """Microseconds."""
+    looked_up: dict[int, LookedUp] = {}
+    """By place: what came from the online store, where something did."""
+    defaults: dict[int, list[str]] = {}
+    """By place: the features that had no value, where there are some."""
+
+
+class LookedUp(msgspec.Struct, array_like=True):
+    entities: dict[str, Any]
+    events: dict[str, int]
+    """View -> microseconds since 1970."""
+    batches: dict[str, str]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Turn).decode
+
+
+class Writer:
+    """Appends to files under `folder`. One thread."""
+
+    def __init__(self, folder: Path, most_bytes: int = MOST_BYTES) -> None:
+        self.folder, self.most_bytes = folder, most_bytes
+        self._file, self._size = -1, 0
+
+    def append(self, turn: Turn) -> None:
+        """Write `turn`; when this returns it survives the end of this process. Raises Unavailable if it can't be written."""
+        body = _encode(turn)
+        frame = FRAME.pack(len(body), zlib.crc32(body)) + body
+        try:
+            if self._file < 0 or self._size > self.most_bytes:
+                self._next()
+            written = os.write(self._file, frame)
+        except OSError as error:
+            raise self._failed(error.strerror or str(error)) from None
+        if written != len(frame):
+            os.ftruncate(self._file, self._size)
+            raise self._failed("the disk is full")
+        self._size += written
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _next(self) -> None:
+        self.close()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{ids.new('req').removeprefix('req_')}.log"
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_EXCL, 0o600)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._size = 0
+
+    def _failed(self, why: str) -> Unavailable:
+        return Unavailable("prediction log", "", f"can't be written ({why})", "nothing was answered; look at the disk")
+
+
+def listing(folder: Path) -> list[Path]:
+    """Return the segments, oldest first."""
+    return sorted(folder.glob("*.log"))
+
+
+def turns(path: Path, offset: int) -> Iterator[tuple[Turn, int]]:
+    """Yield each whole turn from `offset` on, with the offset behind it."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        while len(head := file.read(FRAME.size)) == FRAME.size:
+            length, sum_ = FRAME.unpack(head)
+            body = file.read(length)
+            if len(body) != length or zlib.crc32(body) != sum_:
+                return
+            offset += FRAME.size + length
+            yield _decode(body), offset
+
+
+def is_finished(path: Path) -> bool:
+    """Say whether nobody writes the segment any more."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True

@@ -1,0 +1,241 @@
+"""The quick lane: plain requests to a compiled version. It answers as the general way does, and logs before it answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+import serving_world as world
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cellwork.client import Client
+from cellwork.serving import segments
+from cellwork.serving.plan import Key
+from cellwork.serving.segments import Turn, Writer
+from cellwork.wire.endpoints import Answer, Deploy, Request, Row
+from cellwork.wire.evaluations import VersionRef
+from cellwork.wire.features import OnlineValue
+from cellwork_hub.inference.app import build
+from cellwork_hub.inference.door import FrontDoor
+
+NOW = datetime.now(UTC)
+ONLINE = {
+    "c1": OnlineValue(values={"age": 3.0}, event=NOW - timedelta(hours=1), batch="bat_1"),
+    "gap": OnlineValue(values={"age": None}, event=NOW - timedelta(hours=2)),
+    "old": OnlineValue(values={"age": 3.0}, event=NOW - timedelta(days=30), batch="bat_0"),
+}
+
+
+class Lookup:
+    quick = True
+
+    def __call__(self, project: str, needed: dict[str, list[Key]]) -> dict[str, dict[Key, OnlineValue]]:
+        return {view: {key: ONLINE[key[0]] for key in keys if key[0] in ONLINE} for view, keys in needed.items()}
+
+
+class House:
+    """A service with one endpoint of a compiled version, in this process, so that its lane can be seen."""
+
+    def __init__(self, home: Path, folders: world.Folders) -> None:
+        self.context, self.folders = world.context(home), folders
+        self.door: FrontDoor | None = None
+
+    def build(self) -> FrontDoor:
+        self.door = build(self.context, authorise=world.authorise, registry=self.folders, lookup=Lookup())
+        return self.door
+
+    @property
+    def quick(self) -> int:
+        """How many requests the quick lane answered."""
+        assert self.door is not None
+        return sum(self.door.counts.values())
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> House:
+    folder = tmp_path_factory.mktemp("models")
+    folders = world.Folders()
+    folders.add(world.save(world.estimator(1), world.FRAME, folder / "1"), 1)
+    return House(tmp_path_factory.mktemp("home"), folders)
+
+
+@pytest.fixture(scope="module")
+def client(house: House) -> Iterator[Client]:
+    with world.running(house.build, house.context.ports["inference"]) as address, world.caller(address) as client:
+        client.endpoints.deploy(world.MODEL, Deploy(version=1))
+        yield client
+
+
+def post(client: Client, path: str, body: Any, token: str = "deployer") -> httpx.Response:
+    content = body if isinstance(body, bytes) else msgspec.json.encode(body)
+    return httpx.post(
+        client.connection.url + path, content=content, headers={"authorization": f"Bearer {token}"}, trust_env=False
+    )
+
+
+FEATURES = {"visits": 3.0, "plan": "free"}
+
+
+def test_a_plain_request_takes_the_quick_lane_and_is_in_the_log(house: House, client: Client) -> None:
+    before = house.quick
+    answer = post(
+        client, f"/predict/{world.MODEL}", {"rows": [{"features": FEATURES, "entities": {"customer_id": "c1"}}]}
+    )
+    assert (answer.status_code, house.quick) == (200, before + 1)
+    said = msgspec.json.decode(answer.content, type=Answer)
+    logged = client.endpoints.prediction(said.outputs[0].id)
+    assert (logged.score, logged.version, logged.caller) == (said.outputs[0].score, said.model, "deployer")
+    assert logged.features == {**FEATURES, "customer__age": 3.0}
+    assert (logged.entities, logged.feature_batches) == ({"customer_id": "c1"}, {"customer": "bat_1"})
+    assert logged.feature_events == {"customer": ONLINE["c1"].event}
+    assert said.outputs[0].feature_age_s == pytest.approx(3600, abs=600)
+
+
+VALUES = st.fixed_dictionaries(
+    {},
+    optional={
+        "visits": st.none() | st.floats(-1e9, 1e9) | st.integers(-5, 50),
+        "plan": st.none() | st.sampled_from(["free", "paid", "vip", 'a"b', "é"]),
+        "customer__age": st.none() | st.floats(0, 99),
+    },
+)
+ROWS = st.lists(
+    st.fixed_dictionaries(
+        {"features": VALUES}, optional={"entities": st.fixed_dictionaries({"customer_id": st.sampled_from([*ONLINE, "new", 7])})}
+    ),
+    min_size=1, max_size=4,
+)  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(ROWS)
+def test_both_ways_give_the_same_answer_and_the_same_log(
+    house: House, client: Client, rows: list[dict[str, Any]]
+) -> None:
+    before = house.quick
+    quick = post(client, f"/predict/{world.MODEL}", {"rows": rows})
+    assert (quick.status_code, house.quick) == (200, before + 1), quick.text
+    general = post(client, f"/predict/{world.MODEL}", {"rows": [{**row, "observation": ""} for row in rows]})
+    assert (general.status_code, house.quick) == (200, before + 1), general.text
+    one, two = (msgspec.json.decode(answer.content, type=Answer) for answer in (quick, general))
+    assert [(o.score, o.defaults, o.repeated) for o in one.outputs] == [
+        (o.score, o.defaults, o.repeated) for o in two.outputs
+    ]
+    assert [o.feature_age_s is None for o in one.outputs] == [o.feature_age_s is None for o in two.outputs]
+    for a, b in zip(one.outputs, two.outputs, strict=True):
+        left, right = (client.endpoints.prediction(output.id) for output in (a, b))
+        for name in (
+            "features",
+            "entities",
+            "feature_events",
+            "feature_batches",
+            "defaults",
+            "score",
+            "route",
+            "version",
+        ):
+            assert getattr(left, name) == getattr(right, name), name
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"dataframe_split": {"columns": ["visits", "plan", "customer__age"], "data": [[1.0, "paid", 2.0], [None, None, None]]}},
+        {"dataframe_records": [{"visits": 1.0, "plan": "paid", "customer__age": 2.0}, {}]},
+        {"instances": [{"visits": 1.0, "plan": "paid", "customer__age": 2.0}, {"plan": None}]},
+        {"inputs": [{"customer__age": 2.0, "visits": 1.0, "plan": "paid"}, {}]},
+    ],
+)  # fmt: skip
+def test_mlflows_formats_take_the_quick_lane_and_agree(house: House, client: Client, body: dict[str, Any]) -> None:
+    rows = [Row(features={"visits": 1.0, "plan": "paid", "customer__age": 2.0}), Row(observation="o")]
+    expected = [output.score for output in client.endpoints.predict(world.MODEL, Request(rows=rows)).outputs]
+    before = house.quick
+    answer = post(client, f"/invocations/{world.MODEL}", body).json()
+    assert (answer["predictions"], len(answer["ids"]), house.quick) == (expected, 2, before + 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "said"),
+    [
+        (b"{", 400, "is not JSON"),
+        (b"\xff\xfe", 400, "is not JSON"),
+        (b'{"rows": []}', 422, "send at least one row"),
+        (b'{"rows": [{"features": {"visit": 1}}]}', 422, "did you mean 'visits'"),
+        (b'{"rows": [{"features": {"visits": "1"}}]}', 422, "is not a number"),
+        (b'{"rows": [{"features": {"visits": 1e400}}]}', 422, "range"),
+        (b'{"rows": [{"features": {"visits": NaN}}]}', 400, "is not JSON"),
+        (b'{"rows": [{"entities": {"customer": 1}}]}', 422, "did you mean 'customer_id'"),
+    ],
+)
+def test_a_wrong_request_gets_its_own_answer(client: Client, content: bytes, status: int, said: str) -> None:
+    answer = post(client, f"/predict/{world.MODEL}", content)
+    assert answer.status_code == status, answer.text
+    assert said in answer.text
+
+
+def test_without_a_right_to_predict_there_is_no_answer(client: Client) -> None:
+    body = {"rows": [{"features": FEATURES}]}
+    assert post(client, f"/predict/{world.MODEL}", body, "viewer").status_code == 403
+    assert post(client, f"/predict/{world.MODEL}", body, "nobody").status_code == 401
+    assert post(client, "/predict/shop/nothing", body).status_code == 404
+
+
+def test_a_log_that_can_not_be_written_answers_nothing_and_the_service_lives_on(
+    house: House, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert house.door is not None
+    writer = house.door.endpoints.segments
+    writer.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "folder", Path("/proc/nowhere"))
+        answer = post(client, f"/predict/{world.MODEL}", {"rows": [{"features": FEATURES}]})
+    assert (answer.status_code, "can't be written" in answer.text) == (503, True)
+    assert post(client, f"/predict/{world.MODEL}", {"rows": [{"features": FEATURES}]}).status_code == 200
+
+
+def test_a_caller_over_its_rate_is_told_so_and_the_next_second_is_a_new_one(house: House, client: Client) -> None:
+    assert house.door is not None
+    house.door.most_per_second = 20
+    try:
+        statuses = [post(client, f"/predict/{world.MODEL}", {"rows": [{}]}, "admin").status_code for _ in range(60)]
+    finally:
+        house.door.most_per_second = 0
+    assert {200, 429} >= set(statuses) >= {200}
+    assert statuses.count(200) >= 20
+
+
+def turn(*names: str) -> Turn:
+    many = len(names)
+    return Turn(
+        "shop/churn", 1, VersionRef(name="shop/churn", version=1, digest="d"), "dep_1", "live", ["visits"], 1_700_000_000_000_000,
+        list(names), [(1.0,)] * many, [0.5] * many, ["ada"] * many, [10] * many,
+    )  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 10_000))
+def test_whatever_is_left_of_a_torn_segment_its_whole_frames_are_read(
+    tmp_path_factory: pytest.TempPathFactory, left: int
+) -> None:
+    folder = tmp_path_factory.mktemp("segments")
+    writer = Writer(folder)
+    ends = [0]
+    for number in range(5):
+        writer.append(turn(f"pred_{number}a", f"pred_{number}b"))
+        ends.append(segments.listing(folder)[0].stat().st_size)
+    path = segments.listing(folder)[0]
+    assert not segments.is_finished(path)
+    writer.close()
+    assert segments.is_finished(path)
+    size = min(left, ends[-1])
+    os.truncate(path, size)
+    whole = sum(end <= size for end in ends) - 1
+    assert [offset for _, offset in segments.turns(path, 0)] == ends[1 : whole + 1]
+    assert [t.ids[0] for t, _ in segments.turns(path, ends[min(1, whole)])] == [f"pred_{k}a" for k in range(1, whole)]
