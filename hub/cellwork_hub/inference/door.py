@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 from starlette.types import Message, Receive, Scope, Send
 
-from cellwork import ids
+from cellwork import ids, scopes
 from cellwork.errors import CellworkError, TooBusy
 from cellwork.serving.lane import MOST_BYTES
 from cellwork.serving.shape import Door as Kind
+from cellwork.wire.records import Principal
 from cellwork_hub.edge import Service, problem_response, respond
 from cellwork_hub.inference.deploy import Endpoints
 
@@ -34,6 +35,8 @@ class Caller:
 
     until: float
     name: str
+    projects: frozenset[str] | None
+    """Whose endpoints it may ask; None: any project's."""
     requests: int = 0
 
 
@@ -58,7 +61,7 @@ class FrontDoor:
         message = await receive()
         body = message.get("body", b"")
         try:
-            caller = await self._caller(scope)
+            caller = await self._caller(scope, name.partition("/")[0])
             offered = None
             if caller is not None and not message.get("more_body", False) and len(body) <= MOST_BYTES:
                 offered = lane.offer(kind, body, caller.name)
@@ -66,12 +69,13 @@ class FrontDoor:
         except CellworkError as error:
             request = ids.new("req")
             status, content, media, headers = problem_response(error, request)
-            self.service.counts["POST", f"{_route(kind)} (quick)", status] += 1
+            self.service.counts["POST", _route(kind), status] += 1
             return await respond(send, status, content, media, {**headers, "x-request-id": request})
         if reply is None:
             return await self.service(scope, _again(message, receive), send)
         content, first = reply
         self.counts[kind] += 1
+        self.service.counts["POST", _route(kind), 200] += 1
         length = (b"content-length", str(len(content)).encode())
         headers_ = [*HEADERS, length, (b"x-request-id", b"req_" + first.encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers_})
@@ -87,8 +91,8 @@ class FrontDoor:
                 return name, kind
         return None
 
-    async def _caller(self, scope: Scope) -> Caller | None:
-        """Return who calls, or None if the service must say why not.
+    async def _caller(self, scope: Scope, project: str) -> Caller | None:
+        """Return who calls an endpoint of `project`, or None if the service must look closer, or say why not.
 
         Raises
         ------
@@ -101,14 +105,16 @@ class FrontDoor:
         caller, now = self._callers.get(header), time.monotonic()
         if caller is None or caller.until < now:
             try:
-                principal = await self.service.authorise(scope)
+                principal = await self.service.guard.authorise(scope)
             except CellworkError:
                 return None
             if "endpoints:predict" not in principal.scopes:
                 return None
             if len(self._callers) >= MOST_CALLERS:
                 self._callers.clear()
-            caller = self._callers[header] = Caller(now + CACHE_SECONDS, principal.name)
+            caller = self._callers[header] = Caller(now + CACHE_SECONDS, principal.name, self._projects(principal))
+        if caller.projects is not None and project not in caller.projects:
+            return None
         caller.requests += 1
         if 0 < self.most_per_second < caller.requests:
             way_out = "ask again in a second, or ask an admin for a higher rate"
@@ -117,9 +123,14 @@ class FrontDoor:
             )
         return caller
 
+    def _projects(self, principal: Principal) -> frozenset[str] | None:
+        unbound = not self.service.guard.bounded or principal.kind == "service"
+        return None if unbound else frozenset(scopes.projects(principal.groups))
+
 
 def _route(kind: Kind) -> str:
-    return f"/{kind}/{{project}}/{{name}}"
+    """Return the path under which the metrics count the door."""
+    return "/predict/{project}/{name}" if kind == "predict" else "/invocations/{project}/{name}"
 
 
 def _again(first: Message, receive: Receive) -> Receive:
