@@ -33,7 +33,17 @@ from cellwork.wire.records import Principal
 from cellwork_hub import records
 from cellwork_hub.context import Context
 from cellwork_hub.edge import Service
-from cellwork_hub.platform import batches, datasets, erasure, feature_online, features, search, statistics, store
+from cellwork_hub.platform import (
+    batches,
+    datasets,
+    erasure,
+    feature_online,
+    feature_proposals,
+    features,
+    search,
+    statistics,
+    store,
+)
 from cellwork_hub.platform.state import State
 
 DAY = datetime(2013, 6, 1, tzinfo=UTC)
@@ -44,6 +54,7 @@ MIGRATIONS = [
     feature_online.MIGRATION,
     datasets.MIGRATION,
     erasure.MIGRATION,
+    feature_proposals.MIGRATION,
 ]
 ANYONE = Principal(kind="user", name="ada", scopes=scopes.ALL)
 
@@ -65,7 +76,7 @@ def service(state: State) -> Iterator[Client]:
         "cellwork",
         [
             route
-            for router in (batches, features, statistics, feature_online, store, search, erasure)
+            for router in (batches, features, statistics, feature_online, store, search, erasure, feature_proposals)
             for route in router.routes(state)
         ],
         authorise=authorise,

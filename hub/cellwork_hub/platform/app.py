@@ -20,6 +20,7 @@ from cellwork_hub.platform import (
     erasure,
     evaluations,
     feature_online,
+    feature_proposals,
     features,
     monitors,
     outcomes,
@@ -49,6 +50,7 @@ ROUTERS = (
     drift,
     erasure,
     secrets,
+    feature_proposals,
 )
 MIGRATIONS = [records.MIGRATION, *(router.MIGRATION for router in ROUTERS)]
 """Append only: a number, once used, keeps its meaning."""

@@ -174,17 +174,23 @@ def version(state: State, project: str, view: View) -> str:
 
 
 def read(state: State, project: str, view: View, revision: int, *, sealed: bool, batch: str = "") -> pl.DataFrame:
-    frames = []
-    for hidden in (False, True) if sealed else (False,):
-        path = _table(state, project, view.name, revision, sealed=hidden)
-        if DeltaTable.is_deltatable(str(path)):
-            rows = pl.scan_delta(str(path))
-            frames.append((rows.filter(pl.col(BATCH) == batch) if batch else rows).collect())
-    if frames:
-        return pl.concat(frames)
+    frames = [scan(state, project, view, revision)]
+    if sealed:
+        frames.append(scan(state, project, view, revision, sealed=True))
+    there = [rows for rows in frames if not any(dtype == pl.Null for dtype in rows.collect_schema().values())]
+    if not there:
+        return frames[0].collect()
+    return pl.concat([(rows.filter(pl.col(BATCH) == batch) if batch else rows).collect() for rows in there])
+
+
+def scan(state: State, project: str, view: View, revision: int, *, sealed: bool = False) -> pl.LazyFrame:
+    """Return the rows of one table, open or sealed, unread; without a table none, with keys of type Null."""
+    path = _table(state, project, view.name, revision, sealed=sealed)
+    if DeltaTable.is_deltatable(str(path)):
+        return pl.scan_delta(str(path))
     keys = references.join_keys(definitions(state, project, revision)[0], view)
     times = {EVENT: pl.Datetime("us", "UTC"), CREATED: pl.Datetime("us", "UTC"), BATCH: pl.String()}
-    return pl.DataFrame(schema={**dict.fromkeys(keys, pl.Null()), **schema(view), **times})
+    return pl.LazyFrame(schema={**dict.fromkeys(keys, pl.Null()), **schema(view), **times})
 
 
 def write(state: State, run: feature_queue.Claim, rows: pl.DataFrame, *, sealed: bool) -> None:

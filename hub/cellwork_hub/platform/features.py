@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import polars as pl
@@ -17,7 +18,7 @@ from cellwork.wire.features import (
     PushRequest,
 )
 from cellwork_hub import records
-from cellwork_hub.platform import batches, feature_definitions, feature_queue, feature_tables
+from cellwork_hub.platform import batches, feature_definitions, feature_proposals, feature_queue, feature_tables
 from cellwork_hub.platform.feature_definitions import definitions
 from cellwork_hub.platform.feature_online import opened
 from cellwork_hub.platform.feature_queue import MIGRATION, Claim, enqueue
@@ -28,11 +29,15 @@ from cellwork_hub.route import Call, Route
 
 __all__ = ["MIGRATION", "Worker", "definitions", "enqueue", "prepared_rows", "push", "routes", "view_rows"]
 
+_adding = threading.Lock()
+"""Held while a distinct push looks what is there and adds the rest."""
+
 
 def push(state: State, call: Call, view_name: str, request: PushRequest) -> int:
     """Take rows for a view, past its pipeline; returns how many.
 
-    They are one delivery with a content id, in the table and online; the same delivery again changes nothing.
+    They are one delivery with a content id, in the table and online; the same delivery again changes nothing. Of a `distinct`
+    push the table takes what it does not have; online they are all offered again, as a crash may have kept them from it.
     """
     known, _ = definitions(state, request.project)
     view = references.view_of(known, view_name)
@@ -40,7 +45,7 @@ def push(state: State, call: Call, view_name: str, request: PushRequest) -> int:
     revision = feature_definitions.view_revision(state, request.project, view.name)
     rows = _pushed(request, view.name)
     delivery = ids.of_content("bat", request.project, "push", view.name, ids.frame_sha256(rows))
-    there = feature_tables.read(state, request.project, view, revision, sealed=False).schema
+    there = feature_tables.scan(state, request.project, view, revision).collect_schema()
     known_keys = [key for key in keys if key in rows.columns and there[key] != pl.Null]
     rows = rows.with_columns(
         pl.lit(delivery).alias(BATCH), *(pl.col(key).cast(there[key], strict=False) for key in known_keys)
@@ -53,7 +58,14 @@ def push(state: State, call: Call, view_name: str, request: PushRequest) -> int:
             "have no key of its type, or no time",
             "give each both",
         )
-    feature_tables.write(state, Claim("", request.project, view.name, revision, delivery), typed, sealed=False)
+    claim = Claim("", request.project, view.name, revision, delivery)
+    if request.distinct:
+        with _adding:
+            fresh = _fresh(feature_tables.scan(state, request.project, view, revision), keys, typed)
+            if fresh.height:
+                feature_tables.write(state, claim, fresh, sealed=False)
+    else:
+        feature_tables.write(state, claim, typed, sealed=False)
     if view.online:
         with opened(state, request.project) as store:
             store.write(view.name, revision, keys, typed)
@@ -66,6 +78,17 @@ def push(state: State, call: Call, view_name: str, request: PushRequest) -> int:
             db, call, "features.push", f"{request.project}/{view.name}", after={"batch": delivery, "rows": typed.height}
         )
     return typed.height
+
+
+def _fresh(there: pl.LazyFrame, keys: list[str], rows: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows that are not `there`, each once; two are the same if all but `_batch` is."""
+    same = [name for name in rows.columns if name != BATCH]
+    rows = rows.unique(same, keep="first", maintain_order=True)
+    if any(dtype == pl.Null for dtype in there.collect_schema().values()):
+        return rows
+    near = there.filter(pl.col(EVENT).is_between(rows[EVENT].min(), rows[EVENT].max()))
+    known = near.join(rows.lazy().select(keys).unique(), on=keys, how="semi").select(same).collect()
+    return rows.join(known, on=same, how="anti", nulls_equal=True, maintain_order="left")
 
 
 def _pushed(request: PushRequest, view: str) -> pl.DataFrame:
@@ -102,7 +125,7 @@ def routes(state: State) -> list[Route]:
                 f"is not the {call.path['project']!r} of the path",
                 "use one name",
             )
-        return feature_definitions.apply(state, call, call.body)
+        return feature_proposals.apply_or_propose(state, call, call.body)
 
     def get_definitions(call: Call) -> Definitions:
         return definitions(state, call.path["project"], call.number("revision", 0) or None)[0]
@@ -129,7 +152,7 @@ def routes(state: State) -> list[Route]:
         return push(state, call, call.path["view"], call.body)
 
     return [
-        Route("PUT", "/api/v1/features/{project}", put_definitions, scope="features:apply", body=Definitions, answer=Applied, doc="Apply definitions; only what changed is computed anew."),
+        Route("PUT", "/api/v1/features/{project}", put_definitions, scope="features:write", body=Definitions, answer=Applied, doc="Apply definitions, or propose them without features:apply; only what changed is computed anew."),
         Route("GET", "/api/v1/features/{project}", get_definitions, scope="features:read", answer=Definitions, doc="The definitions, newest or of a revision."),
         Route("GET", "/api/v1/features/{project}/runs", get_runs, scope="features:read", answer=list[PipelineRun], doc="Pipeline runs of the views as they are now, oldest first."),
         Route("GET", "/api/v1/features/{project}/views/{view}/rows", get_rows, scope="features:read", answer=bytes, doc="Readable feature rows, as parquet."),

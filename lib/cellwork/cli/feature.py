@@ -36,7 +36,12 @@ def apply(waits: bool, json: bool) -> None:
 
     applied = features.apply()
     if not json:
-        click.echo(f"{applied.project}: revision {applied.revision}")
+        said = (
+            f"proposed as {applied.proposal}; somebody with features:apply accepts it"
+            if applied.proposal
+            else f"revision {applied.revision}"
+        )
+        click.echo(f"{applied.project}: {said}")
         for name in applied.changed:
             click.echo(f"  new or changed: {name}")
         for name in applied.removed:
@@ -160,6 +165,67 @@ def online(features: tuple[str, ...], entities: tuple[str, ...], project: str, j
 
 
 @feature.command()
+@PROJECT
+@show.as_json
+def proposals(project: str, json: bool) -> None:
+    """List definitions that authors proposed.
+
+    Example: cellwork feature proposals
+    """
+    from cellwork import project as projects
+    from cellwork.client import connect
+
+    found = connect().features.proposals(project or projects.find().name)
+    if json:
+        show.document(found)
+        return
+    rows = [(p.id, p.state, p.by, p.at, ", ".join([*p.changed, *(f"-{name}" for name in p.removed)])) for p in found]
+    show.table(rows, ("proposal", "state", "by", "at", "changes"), empty="no proposals")
+
+
+@feature.command()
+@click.argument("proposal")
+@click.option("--reject", is_flag=True, help="Refuse it instead.")
+@PROJECT
+@show.as_json
+def accept(proposal: str, reject: bool, project: str, json: bool) -> None:
+    """Apply the definitions of PROPOSAL (or refuse them).
+
+    Example: cellwork feature accept prop_01jd3v5w2n6q8r9s0t1v2w3x4y
+    """
+    from cellwork import project as projects
+    from cellwork.client import connect
+
+    decided = connect().features.decide(project or projects.find().name, proposal, accept=not reject)
+    if json:
+        show.document(decided)
+        return
+    click.echo(f"{decided.id}: {decided.state}")
+
+
+@feature.command()
+@click.option("--write", "writes", is_flag=True, help="Write it beside cellwork.toml instead of printing it.")
+@show.as_json
+def store(writes: bool, json: bool) -> None:
+    """Print the feature_store.yaml by which Feast's own commands and clients use this project.
+
+    Example: cellwork feature store --write
+    """
+    from cellwork import files
+    from cellwork import project as projects
+    from cellwork.features import feast_store
+
+    project = projects.find()
+    content = feast_store.configuration(project.name)
+    if writes:
+        files.write(project.folder / feast_store.FILE, content)
+    if json:
+        show.document({"file": feast_store.FILE, "content": content})
+        return
+    click.echo(f"wrote {project.folder / feast_store.FILE}" if writes else content)
+
+
+@feature.command()
 @click.argument("views", nargs=-1)
 @click.option(
     "--start", default="", help="Only values true after this time (ISO 8601); default: where the last one ended."
@@ -191,6 +257,51 @@ def materialize(views: tuple[str, ...], start: str, end: str, project: str, json
         return
     rows = [(m.view, m.start or "the beginning", m.end, m.rows, m.entities, m.written) for m in done]
     show.table(rows, ("view", "after", "until", "rows", "entities", "newer than before"), empty="no view is online")
+
+
+@feature.command()
+@click.argument("topic")
+@click.option("--kafka", default="", help="Brokers of Kafka, host:port by commas.")
+@click.option("--redis", default="", help="Address of a Redis, redis://host:port/db; TOPIC is a stream of it.")
+@click.option("--view", default="", help="Push the messages to this view.")
+@click.option("--dataset", default="", help="Ingest the messages as batches of this raw data set.")
+@click.option(
+    "--group", default="cellwork", show_default=True, help="Name under which the broker remembers what was taken."
+)
+@click.option("--seconds", type=float, default=0, help="Stop after that long; default never.")
+@PROJECT
+@show.as_json
+def consume(
+    topic: str, kafka: str, redis: str, view: str, dataset: str, group: str, seconds: float, project: str, json: bool
+) -> None:
+    """Take messages of TOPIC, a JSON object each, into a view or a raw data set until stopped.
+
+    What is delivered twice counts once; a message that is no row is set aside and told.
+
+    Example: cellwork feature consume clicks --kafka localhost:9092 --view clicks
+    """
+    import time
+
+    from cellwork import project as projects
+    from cellwork.client import connect
+    from cellwork.features import brokers, streams
+
+    if bool(kafka) == bool(redis) or bool(view) == bool(dataset):
+        raise click.UsageError("name one of --kafka and --redis, and one of --view and --dataset")
+    name, client = project or projects.find().name, connect()
+    deliver = streams.to_view(client, name, view) if view else streams.to_dataset(client, name, dataset)
+    broker = brokers.Kafka(kafka, topic, group) if kafka else brokers.RedisStream(redis, topic, group)
+    end = time.monotonic() + seconds if seconds else float("inf")
+    try:
+        count = streams.consume(broker, deliver, stop=lambda: time.monotonic() > end)
+    finally:
+        broker.close()
+    if json:
+        show.document({"messages": count.messages, "rows": count.rows, "refused": count.refused})
+        return
+    click.echo(f"{count.messages} messages, {count.rows} rows taken, {len(count.refused)} set aside")
+    for why in count.refused:
+        click.echo(f"  {why}")
 
 
 def _entity(text: str) -> tuple[str, list[str | int]]:

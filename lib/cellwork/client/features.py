@@ -17,6 +17,7 @@ from cellwork.wire.features import (
     OnlineAnswer,
     OnlineRequest,
     PipelineRun,
+    Proposal,
     PushRequest,
 )
 from cellwork.wire.statistics import Description
@@ -36,6 +37,21 @@ class Features:
 
     def definitions(self, project: str, revision: int | None = None) -> Definitions:
         return self._to.call("cellwork", "GET", f"/api/v1/features/{project}", Definitions, revision=revision)
+
+    def proposals(self, project: str) -> list[Proposal]:
+        return self._to.call("cellwork", "GET", f"/api/v1/features/{project}/proposals", list[Proposal])
+
+    def decide(self, project: str, proposal: str, *, accept: bool) -> Proposal:
+        path = f"/api/v1/features/{project}/proposals/{proposal}/{'accept' if accept else 'reject'}"
+        return self._to.call("cellwork", "POST", path, Proposal)
+
+    def registry(self, project: str) -> bytes:
+        """Return Feast's registry of the project, as its protobuf."""
+        return self._to.raw("cellwork", "GET", f"/api/v1/features/{project}/registry").content
+
+    def keep_registry(self, project: str, registry: bytes) -> None:
+        """Keep Feast's registry as it moved; definitions do not change by it."""
+        self._to.raw("cellwork", "PUT", f"/api/v1/features/{project}/registry", registry, "application/x-protobuf")
 
     def runs(self, project: str, *, view: str = "", batch: str = "", state: str = "") -> Iterator[PipelineRun]:
         return self._to.listing(

@@ -35,15 +35,15 @@ def load(project: Project) -> tuple[list[RawDataset], wire.Definitions]:
     BadInput
         A file fails, defines a name twice, or names something that it does not define.
     """
-    _import_feast()
+    load_feast()
     objects = [value for path in project.definitions for value in _objects(path, project.name)]
     datasets = _named(objects, RawDataset)
     definitions = wire.Definitions(
         project=project.name,
         prepared=_named(objects, wire.Prepared),
-        entities=[_entity(entity) for entity in _feast(objects, "Entity")],
-        views=[_view(view, project) for view in _feast(objects, "FeatureView")],
-        services=[_service(service) for service in _feast(objects, "FeatureService")],
+        entities=[entity(each) for each in _feast(objects, "Entity")],
+        views=[view(each, project) for each in _feast(objects, "FeatureView")],
+        services=[service(each) for each in _feast(objects, "FeatureService")],
         observations=_named(objects, wire.Observations),
     )
     check(datasets, definitions)
@@ -51,7 +51,7 @@ def load(project: Project) -> tuple[list[RawDataset], wire.Definitions]:
     return datasets, definitions
 
 
-def _import_feast() -> None:
+def load_feast() -> None:
     """Import Feast without typeguard's rewriting of its classes, which is nearly half of the seconds it takes."""
     if "feast" in sys.modules:
         return
@@ -119,28 +119,30 @@ def _feast(objects: Iterable[Any], kind: str) -> list[Any]:
     return _named(objects, getattr(feast, kind))
 
 
-def _entity(entity: Any) -> wire.Entity:
-    return wire.Entity(name=entity.name, join_keys=[entity.join_key], description=entity.description)
+def entity(one: Any) -> wire.Entity:
+    """Return what one of Feast's entities says."""
+    return wire.Entity(name=one.name, join_keys=[one.join_key], description=one.description)
 
 
-def _view(view: Any, project: Project) -> wire.View:
+def view(one: Any, project: Project) -> wire.View:
+    """Return what one of Feast's feature views says. Raises BadInput unless its source is ours."""
     from cellwork.features.feast import PipelineSource
 
-    source = view.batch_source
+    source = one.batch_source
     if not isinstance(source, PipelineSource):
         raise BadInput(
-            f"view {view.name!r}", type(source).__name__, "is not a source of ours", "write source=PipelineSource(…)"
+            f"view {one.name!r}", type(source).__name__, "is not a source of ours", "write source=PipelineSource(…)"
         )
     return wire.View(
-        name=view.name,
-        entities=list(view.entities),
-        fields=[_field(field) for field in view.features],
+        name=one.name,
+        entities=list(one.entities),
+        fields=[_field(field) for field in one.features],
         pipeline=source.pipeline,
-        ttl=_duration(view.ttl),
-        owner=view.owner or project.owner,
-        description=view.description,
-        tags=dict(view.tags),
-        online=view.online,
+        ttl=_duration(one.ttl),
+        owner=one.owner or project.owner,
+        description=one.description,
+        tags=dict(one.tags),
+        online=one.online,
     )
 
 
@@ -163,13 +165,12 @@ def _duration(ttl: timedelta | None) -> str:
     return f"{seconds // size}{unit}" if seconds else ""
 
 
-def _service(service: Any) -> wire.FeatureService:
-    features = [name for name in service._features if isinstance(name, str)]
-    for projection in service.feature_view_projections:
+def service(one: Any) -> wire.FeatureService:
+    """Return what one of Feast's feature services says."""
+    features = [name for name in one._features if isinstance(name, str)]
+    for projection in one.feature_view_projections:
         features += [f"{projection.name}:{field.name}" for field in projection.features]
-    return wire.FeatureService(
-        name=service.name, features=features, description=service.description, owner=service.owner
-    )
+    return wire.FeatureService(name=one.name, features=features, description=one.description, owner=one.owner)
 
 
 def check(datasets: list[RawDataset], definitions: wire.Definitions) -> None:

@@ -130,6 +130,22 @@ class Applied(Struct):
     changed: list[str]
     """Names made new or changed, ``view:weather`` and so on; empty if nothing changed."""
     removed: list[str] = []
+    proposal: str = ""
+    """Id of the proposal that waits for somebody with `features:apply`; empty if it was applied at once."""
+
+
+class Proposal(Struct):
+    """Definitions that an author wants applied."""
+
+    id: str
+    project: str
+    by: str
+    at: datetime
+    state: Literal["open", "accepted", "rejected"]
+    changed: list[str] = []
+    """Against what was applied when it was made."""
+    removed: list[str] = []
+    decided_by: str = ""
 
 
 class PipelineRun(Struct):
@@ -199,3 +215,5 @@ class PushRequest(Struct):
     project: str
     rows: list[dict[str, Any]]
     origin: Origin = Origin()
+    distinct: bool = False
+    """Leave out rows that the view has already, and rows sent twice; what a stream delivers again changes nothing."""

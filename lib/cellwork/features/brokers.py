@@ -1,0 +1,134 @@
+"""Brokers of `streams`: Kafka by librdkafka, and Redis Streams. Both deliver at least once to a named group of consumers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from cellwork.errors import Unavailable
+from cellwork.features.streams import Message, moment, stream_name
+
+
+class Kafka:
+    """A topic of Kafka. Offsets are committed only by `acknowledge`, and then at once.
+
+    Parameters
+    ----------
+    servers : ``host:port`` of some brokers, by commas.
+    options : more of librdkafka's own settings.
+    """
+
+    def __init__(self, servers: str, topic: str, group: str, *, options: Mapping[str, Any] | None = None) -> None:
+        from confluent_kafka import Consumer
+
+        own = {
+            "bootstrap.servers": servers, "group.id": group, "enable.auto.commit": False, "auto.offset.reset": "earliest",
+            "error_cb": self._failed,
+        }  # fmt: skip
+        self.servers, self._down = servers, ""
+        self._consumer = Consumer({**own, **(options or {})})
+        self._consumer.subscribe([topic])
+
+    def poll(self, most: int, seconds: float) -> list[Message]:
+        from confluent_kafka import KafkaException
+
+        try:
+            found = self._consumer.consume(most, timeout=seconds)
+        except KafkaException as error:
+            raise self._unavailable(str(error)) from None
+        if not found and self._down:
+            why, self._down = self._down, ""
+            raise self._unavailable(why)
+        return [self._message(each) for each in found if each.error() is None]
+
+    def acknowledge(self, messages: Sequence[Message]) -> None:
+        if messages:
+            self._consumer.commit(message=messages[-1].token, asynchronous=False)
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def _message(self, each: Any) -> Message:
+        stream = stream_name(each.topic(), each.partition())
+        return Message(stream, each.offset(), moment(each.timestamp()[1]), each.value() or b"", each)
+
+    def _failed(self, error: Any) -> None:
+        from confluent_kafka import KafkaError
+
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:
+            self._down = error.str()
+
+    def _unavailable(self, why: str) -> Unavailable:
+        return Unavailable("Kafka", self.servers, f"does not answer ({why})", "start it, or mend --kafka")
+
+
+class RedisStream:
+    """A stream of Redis. What a killed consumer of the group left unacknowledged is given out again first.
+
+    Messages have either one field ``row`` with a JSON object, or the row's fields themselves, each a JSON value or a text.
+    """
+
+    def __init__(self, url: str, topic: str, group: str, *, consumer: str = "one") -> None:
+        import redis
+
+        self.url, self.topic, self.group, self.consumer = url, topic, group, consumer
+        self._redis = redis.Redis.from_url(url, socket_timeout=30, socket_connect_timeout=5)
+        self._stream, self._after = stream_name(topic, 0), "0"
+        self._claim = True
+        with self._answering():
+            try:
+                self._redis.xgroup_create(topic, group, id="0", mkstream=True)
+            except redis.ResponseError as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
+
+    def poll(self, most: int, seconds: float) -> list[Message]:
+        """First what was given out and not acknowledged, then what is new."""
+        with self._answering():
+            if self._claim:
+                found: Any = self._redis.xautoclaim(
+                    self.topic, self.group, self.consumer, min_idle_time=0, start_id=self._after, count=most
+                )
+                self._after = found[0]
+                self._claim = found[0] != b"0-0"
+                if found[1]:
+                    return [self._message(*each) for each in found[1]]
+            answer = self._redis.xreadgroup(
+                self.group, self.consumer, {self.topic: ">"}, count=most, block=max(1, int(seconds * 1000))
+            )
+        streams: Any = answer or []
+        return [self._message(*each) for _, messages in streams for each in messages]
+
+    def acknowledge(self, messages: Sequence[Message]) -> None:
+        with self._answering():
+            self._redis.xack(self.topic, self.group, *[message.token for message in messages])
+
+    def close(self) -> None:
+        self._redis.close()
+
+    def _message(self, token: bytes, fields: dict[bytes, bytes]) -> Message:
+        milliseconds, number = (int(part) for part in token.split(b"-"))
+        body = fields[b"row"] if set(fields) == {b"row"} else _object(fields)
+        return Message(self._stream, milliseconds * 1_000_000 + number, moment(milliseconds), body, token)
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        import redis
+
+        try:
+            yield
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            raise Unavailable("Redis", self.url, f"does not answer ({error})", "start it, or mend --redis") from None
+
+
+def _object(fields: Mapping[bytes, bytes]) -> bytes:
+    values: dict[str, Any] = {}
+    for name, text in fields.items():
+        try:
+            values[name.decode()] = msgspec.json.decode(text)
+        except msgspec.MsgspecError:
+            values[name.decode()] = text.decode(errors="replace")
+    return msgspec.json.encode(values)
