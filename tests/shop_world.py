@@ -22,6 +22,12 @@ SCHEDULES = assets.folder("scheduled")
 
 PROJECT = '[project]\nname = "{name}"\n\n[features]\npaths = ["wares.py"]\n'
 
+MONITORS = """
+monitors:
+  - {name: tardy-drift, kind: drift, endpoint: tardy, window: 30d, every: 1h}
+  - {name: wares-arrive, kind: batches, dataset: orders, window: 1d, every: 1h}
+"""
+
 DEFINITIONS = '''
 from datetime import timedelta
 
@@ -82,6 +88,7 @@ def write(folder: Path, name: str = "shop") -> Path:
     data.mkdir()
     (place / "cellwork.toml").write_text(PROJECT.format(name=name))
     (place / "wares.py").write_text(DEFINITIONS)
+    (place / "monitors.yaml").write_text(MONITORS)
     for table, frame in frames().items():
         frame.write_csv(data / f"{table}.csv", datetime_format="%Y-%m-%dT%H:%M:%SZ", null_value="NA")
     for job in ("score", "retrain"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from cellwork import errors
 from cellwork.cli import main
 from cellwork.cli import tour as tours
 
-STEPS = 8
+STEPS, FIRST_DAY = 8, datetime(2024, 5, 1, tzinfo=UTC)
 pytestmark = pytest.mark.timeout(900)  # the first test waits for the tour
 
 
@@ -88,6 +89,17 @@ def test_a_version_carries_the_notebook_and_the_cell_that_made_it(toured):
     cell = next(cell for cell in notebook["cells"] if cell["id"] == tags["cell_id"])
     assert tags["notebook"] == "03_train.ipynb"
     assert "registry.register" in "".join(cell["source"])
+
+
+def test_what_the_new_days_were_predicted_from_is_watched_column_by_column(toured):
+    trained = next(d for d in toured.client.datasets.list("shop") if d.name == "training")
+    found = toured.client.monitors.drift("shop/tardy", version=1, start=FIRST_DAY)
+    assert (found.subject, found.reference) == ("shop/tardy@1", trained.id)
+    assert {c.column for c in found.columns} == {*trained.inputs, *trained.features}
+    assert not any("is not in" in reason for c in found.columns for reason in c.reasons)
+    assert toured.client.monitors.check("shop/wares-arrive").state == "fine"
+    looked = toured.client.monitors.check("shop/tardy-drift").words
+    assert looked.endswith(f"of {len(found.columns)} columns drifted"), looked
 
 
 def test_a_second_walk_is_quick_and_does_nothing_again(toured):

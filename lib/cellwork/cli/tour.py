@@ -201,10 +201,14 @@ def execute(tour: Tour, client: Client, name: str, tell: Callable[[str], None]) 
 
 
 def schedule(tour: Tour, client: Client) -> None:
+    """Hand the schedules to the jobs service, and the project's monitors, if it has any, to the platform."""
     from cellwork.jobs import schedule as files
+    from cellwork.monitoring import definitions
 
     for path in tour.schedules:
         client.jobs.ensure(files.read(path))
+    if (watched := tour.project.folder / definitions.FILE).is_file():
+        client.monitors.apply(tour.project.name, definitions.read(watched))
 
 
 def retrain(tour: Tour, client: Client, tell: Callable[[str], None]) -> None:

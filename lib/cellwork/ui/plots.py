@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import TYPE_CHECKING
 
+from ..wire.drift import ColumnDrift, Drift
 from ..wire.outcomes import QualityPoint
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 # %% auto #0
-__all__ = ['roc', 'calibration', 'quality', 'traffic']
+__all__ = ['roc', 'calibration', 'quality', 'traffic', 'drift']
 
 # %% ../../../nbs/ui/plots.ipynb #976b152d
 def _axes(axes: Axes | None) -> Axes:
@@ -101,3 +102,30 @@ def _mean(weighted: Sequence[tuple[float, int]]) -> float:
 
 def _gap(value: float | None) -> float:
     return float("nan") if value is None else value
+
+# %% ../../../nbs/ui/plots.ipynb #drift-plot
+def drift(days: Sequence[Drift], *, most: int = 15, axes: Axes | None = None) -> Axes:
+    """Draw the PSI of each feature and day, of the `most` features that moved most; a ring marks drift."""
+    import numpy as np
+
+    axes = _axes(axes)
+    found = {(day.start.date(), c.column): c for day in days for c in day.columns}
+    dates = sorted({day.start.date() for day in days})
+    moved = {name: max(c.psi or 0.0 for (_, n), c in found.items() if n == name) for _, name in found}
+    names = sorted(moved, key=lambda name: -moved[name])[:most]
+    psi = np.array([[_gap(found[d, n].psi) if (d, n) in found else np.nan for d in dates] for n in names])
+    if not psi.size:
+        return axes
+    image = axes.imshow(psi, aspect="auto", vmin=0, vmax=0.5, cmap="YlOrRd")
+    rings = [(x, y) for y, n in enumerate(names) for x, d in enumerate(dates) if _drifted(found.get((d, n)))]
+    axes.scatter([x for x, _ in rings], [y for _, y in rings], s=18, facecolors="none", edgecolors="0.2")
+    axes.set_yticks(range(len(names)), names)
+    step = max(1, len(dates) // 12)
+    axes.set_xticks(range(0, len(dates), step), [d.isoformat() for d in dates[::step]], rotation=60, ha="right")
+    axes.figure.colorbar(image, ax=axes, label="PSI (0.1: moved, 0.25: much)")
+    axes.set(xlabel="day (UTC)")
+    return axes
+
+
+def _drifted(column: ColumnDrift | None) -> bool:
+    return column is not None and column.verdict == "drift"
