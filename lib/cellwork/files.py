@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cellwork.errors import Conflict, Refused
+from cellwork.errors import Conflict, Refused, Unavailable
 
 
 def write(path: Path, data: bytes | str, *, mode: int = 0o644, sync: bool = True) -> None:
@@ -38,6 +38,22 @@ def read_secret(path: Path) -> str:
     if mode & 0o077:
         raise Refused("secret file", path, f"is open to others (mode {mode:o})", f"run: chmod 600 {path}")
     return path.read_text().strip()
+
+
+FULL = ("No space left on device", "database or disk is full", "Disk quota exceeded")
+"""What the libraries that write for us say when the disk is full; each has an exception of its own."""
+
+
+@contextmanager
+def room(folder: Path) -> Iterator[None]:
+    """Turn what is raised when the disk of `folder` is full into Unavailable; all else passes."""
+    try:
+        yield
+    except Exception as error:
+        if not any(words in str(error) for words in FULL):
+            raise
+        way_out = "free some space, then send it again: nothing of it was published"
+        raise Unavailable("disk", folder, "is full", way_out) from error
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import stat
 import subprocess
@@ -19,6 +20,7 @@ import httpx
 import polars as pl
 import pytest
 from click.testing import CliRunner
+from need import need
 from raw_platform import call, serving, state_in
 from sqlalchemy import text
 
@@ -26,7 +28,7 @@ from cellwork import client as clients
 from cellwork import data
 from cellwork.cli import main
 from cellwork.client import Client
-from cellwork.errors import BadInput, CellworkError, Conflict, NotFound, Refused
+from cellwork.errors import BadInput, CellworkError, Conflict, NotFound, Refused, Unavailable
 from cellwork.wire.batches import RawDataset, Seal
 from cellwork_hub import records
 from cellwork_hub.platform import batches
@@ -259,6 +261,7 @@ NURSERY = """
 import json, os, signal, sys
 from pathlib import Path
 import polars as pl
+from need import need
 from raw_platform import call, state_in
 from cellwork_hub.platform import batches
 
@@ -344,6 +347,34 @@ def october(state: State) -> State:
     batches.declare(state, call(), "demo", NOVEMBER)
     batches.ingest(state, call(), "demo", "flights", "2013-10", DELIVERY)
     return state
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of its own, of 4 MB."""
+    need(os.geteuid() == 0 and bool(shutil.which("mount")), "the right to mount")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True)
+    need(made.returncode == 0, "the right to mount")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_is_named_and_what_did_not_fit_is_taken_when_there_is_room(small_disk: Path) -> None:
+    state, rng = state_in(small_disk, [batches]), random.Random(7)
+    small = pl.DataFrame({"x": [rng.random() for _ in range(1000)]})
+    large = pl.DataFrame({"x": [rng.random() for _ in range(150_000)]})
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(2_500_000))
+    batches.ingest(state, call(), "demo", "draws", "small", small)
+    with pytest.raises(Unavailable, match=r"disk.*is full; free some space"):
+        batches.ingest(state, call(), "demo", "draws", "large", large)
+    assert [batch.partition for batch in batches.current(state, "demo", "draws")] == ["small"]
+    assert batches.raw_rows(state, "demo", "draws").height == 1000
+    ballast.unlink()
+    assert batches.ingest(state, call(), "demo", "draws", "large", large).new
+    assert batches.raw_rows(state, "demo", "draws").height == 151_000
 
 
 @pytest.mark.parametrize("point", POINTS)

@@ -91,11 +91,12 @@ def ingest(
             return Ingested(batch=there[0], new=False)
         if not received.passed:
             raise _hold(state, call, project, declared, partition, received, frame)
-        _write(state, project, dataset, received)
-        with state.engine.begin() as db:
-            batch = _record(db, call, project, declared, partition, received, waived)
-            for follow in state.on_batch:
-                follow(db, state, batch)
+        with files.room(state.home.root):
+            _write(state, project, dataset, received)
+            with state.engine.begin() as db:
+                batch = _record(db, call, project, declared, partition, received, waived)
+                for follow in state.on_batch:
+                    follow(db, state, batch)
         for old in aside.listing(state.home.held(project, dataset)):
             if old.partition == partition:
                 aside.drop(state.home.held(project, dataset), old.id)
