@@ -6,9 +6,11 @@ and columns; two equal days are two.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -110,15 +112,34 @@ def receive(
     BadInput
         The delivery as a whole can't be taken; nothing of it is kept.
     """
-    import polars as pl
-
-    from cellwork.data import sketches
 
     dataset = f"data set '{project}/{declared.name}'"
     if frame.height == 0:
         raise BadInput(f"batch of {dataset}", partition, "has no rows", "send it when there is data")
     rows = schema.conform(schema.canonical(frame), pinned, dataset)
-    batch = ids.of_content("bat", f"{project}/{declared.name}", partition, schema.content_sha256(rows))
+    with ThreadPoolExecutor(1) as beside:  # the content's hash and the sketches are most of the work
+        content = beside.submit(schema.content_sha256, rows)
+        made = _divided(rows, project, declared, partition, at=at, before=before, waived=waived)
+    batch = ids.of_content("bat", f"{project}/{declared.name}", partition, content.result())
+    return dataclasses.replace(made, batch=batch)
+
+
+def _divided(
+    rows: pl.DataFrame,
+    project: str,
+    declared: RawDataset,
+    partition: str,
+    *,
+    at: datetime | None,
+    before: Sequence[int],
+    waived: bool,
+) -> Delivery:
+    """Return the delivery of the canonical `rows`, without its id."""
+    import polars as pl
+
+    from cellwork.data import sketches
+
+    dataset = f"data set '{project}/{declared.name}'"
     numbered = rows.with_columns(_row=pl.int_range(pl.len(), dtype=pl.Int64))
     kept, rejected = quarantine.divide(numbered, declared.key)
     if not kept.height:
@@ -136,7 +157,7 @@ def receive(
     if not waived and declared.checks:
         kept, rejected = judged.kept, pl.concat([rejected, judged.failed])
     sketch = sketches.of(kept.drop("_row"))
-    return Delivery(batch, schema.columns(rows), sketch, judged.outcomes, passed, kept, rejected, sealing, values)
+    return Delivery("", schema.columns(rows), sketch, judged.outcomes, passed, kept, rejected, sealing, values)
 
 
 def _seal(
