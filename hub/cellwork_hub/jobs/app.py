@@ -14,7 +14,7 @@ from cellwork_hub import records
 from cellwork_hub.auth import HubTokens
 from cellwork_hub.context import Context
 from cellwork_hub.edge import Service
-from cellwork_hub.jobs import channels, checkpoints, claims, definitions, follow, reopen, runs, store
+from cellwork_hub.jobs import backfill, channels, checkpoints, claims, definitions, follow, reopen, runs, store
 from cellwork_hub.jobs.fires import Ticker
 from cellwork_hub.jobs.notices import Sender
 from cellwork_hub.jobs.store import Events, State
@@ -22,7 +22,7 @@ from cellwork_hub.jobs.tokens import HubRunTokens
 from cellwork_hub.preparation import one_user
 from cellwork_hub.route import Route
 
-MIGRATIONS = [records.MIGRATION, store.MIGRATION, store.KEPT, store.FOLLOWED, store.POLICIES]
+MIGRATIONS = [records.MIGRATION, store.MIGRATION, store.KEPT, store.FOLLOWED, store.POLICIES, store.LANES]
 """Append only: a number, once used, keeps its meaning."""
 
 
@@ -93,4 +93,5 @@ def routes(state: State) -> list[Route]:
         *channels.routes(state),
         *checkpoints.routes(state),
         *follow.routes(state),
+        *backfill.routes(state),
     ]

@@ -31,8 +31,9 @@ TOKEN_MARGIN_SECONDS = 300
 HUB_AWAY = timedelta(seconds=2)
 
 OLDEST = (
-    "SELECT r.* FROM runs r LEFT JOIN jobs j ON j.id = r.job_id WHERE r.state = 'queued' AND r.held = 0 AND r.not_before <= :now AND (j.id IS NULL OR "
-    "(SELECT count(*) FROM runs x WHERE x.job_id = r.job_id AND x.lease_until IS NOT NULL) < j.concurrency) ORDER BY r.priority DESC, r.seq LIMIT 1"
+    "SELECT r.* FROM runs r LEFT JOIN jobs j ON j.id = r.job_id WHERE r.state = 'queued' AND r.held = 0 AND r.not_before <= :now AND ("
+    "(r.lane <> '' AND (SELECT count(*) FROM runs x WHERE x.lane = r.lane AND x.lease_until IS NOT NULL) < r.lane_most) OR (r.lane = '' AND (j.id IS NULL OR "
+    "(SELECT count(*) FROM runs x WHERE x.job_id = r.job_id AND x.lane = '' AND x.lease_until IS NOT NULL) < j.concurrency))) ORDER BY r.priority DESC, r.seq LIMIT 1"
 )
 HELD = "SELECT * FROM runs WHERE id = :run AND state = 'queued' AND held = 1"
 CLAIMED = "UPDATE runs SET state = 'running', fence = fence + 1, lease_until = :until, held = 0, first_cell = 1 WHERE id = :id AND state = 'queued'"

@@ -30,7 +30,7 @@ def queue(db: Connection, row: Mapping[str, Any]) -> str:
     """Insert a queued run with the fields of `row` and return its id."""
     full = {
         "id": ids.new("run"), "job_id": "", "job": "", "due": None, "state": "queued", "created": store.now(), "retries_left": 0,
-        "lost": 0, "not_before": 0, "fence": 0, "lease_until": None, "token_id": "", "first_cell": 1, "held": 0, "policy": "{}", "ended": None, **row,
+        "lost": 0, "not_before": 0, "fence": 0, "lease_until": None, "token_id": "", "first_cell": 1, "held": 0, "policy": "{}", "ended": None, "lane": "", "lane_most": 0, **row,
     }  # fmt: skip
     policy = msgspec.json.decode(full["policy"], type=Policy)
     wait = policy.deadline_seconds * 1_000_000
@@ -86,10 +86,10 @@ def start(state: State, call: Call) -> Run:
     return run
 
 
-def last_success(db: Connection, job: str) -> datetime | None:
-    """Return when the last run of `job` that succeeded was due (or was asked for), None before the first."""
-    query = "SELECT max(coalesce(due, created)) AS at FROM runs WHERE job = :job AND state = 'succeeded'"
-    at = store.select(db, query, job=job)[0]["at"]
+def last_success(db: Connection, job: str, before: int = 2**62) -> datetime | None:
+    """Return when the last run of `job` that succeeded, of those due `before` a time, was due (or was asked for); None if there is none."""
+    query = "SELECT max(coalesce(due, created)) AS at FROM runs WHERE job = :job AND state = 'succeeded' AND coalesce(due, created) < :before"
+    at = store.select(db, query, job=job, before=before)[0]["at"]
     return records.moment(at) if at else None
 
 

@@ -60,6 +60,12 @@ POLICIES = (
     "CREATE TABLE notices (seq {serial}, run TEXT NOT NULL, state TEXT NOT NULL, told {json} NOT NULL, tries INTEGER NOT NULL, next_try BIGINT NOT NULL, sent BIGINT, error TEXT NOT NULL)",
     "CREATE INDEX notices_waiting ON notices (next_try) WHERE sent IS NULL",
 )
+LANES = (
+    "ALTER TABLE runs ADD COLUMN lane TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE runs ADD COLUMN lane_most INTEGER NOT NULL DEFAULT 0",
+    "CREATE INDEX runs_lane ON runs (lane) WHERE lane <> ''",
+    "CREATE INDEX runs_due ON runs (job_id, due, seq)",
+)
 
 NOT_FOR_RUNS = frozenset({"events:write", "runs:execute", "admin"})
 MOST_TIMEOUT = 7 * 86_400

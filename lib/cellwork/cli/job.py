@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cellwork import project
-from cellwork.cli import show
+from cellwork.cli import backfill, show
 from cellwork.cli.follow import seconds, with_progress
 from cellwork.cli.run import gather, takes_parameters
 
@@ -23,6 +23,10 @@ def job() -> None:
 
     Example: cellwork job apply scheduled/
     """
+
+
+for _command in (backfill.backfill, backfill.grid):
+    job.add_command(_command)
 
 
 def full_name(name: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cellwork import errors, project
-from cellwork.cli import reopen, show
+from cellwork.cli import compare, reopen, show
 from cellwork.cli.follow import Line, seconds, with_progress
 from cellwork.runs import parameters
 
@@ -38,7 +38,7 @@ def run() -> None:
     """
 
 
-for _command in (reopen.open_, reopen.resume, reopen.release):
+for _command in (reopen.open_, reopen.resume, reopen.release, compare.diff, compare.check):
     run.add_command(_command)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import time
 from collections.abc import Callable, Iterator
 
@@ -10,6 +11,8 @@ import msgspec
 from cellwork import errors
 from cellwork.client.base import Connection
 from cellwork.wire.jobs import (
+    Backfill,
+    BackfillRequest,
     Checkpoint,
     Claim,
     ClaimRequest,
@@ -42,6 +45,13 @@ class Jobs:
 
     def pause(self, job: str, *, paused: bool = True) -> Job:
         return self._to.call("jobs", "POST", f"/api/v1/jobs/{job}/{'pause' if paused else 'resume'}", Job)
+
+    def backfill(self, job: str, request: BackfillRequest) -> Backfill:
+        return self._to.call("jobs", "POST", f"/api/v1/jobs/{job}/backfill", Backfill, request)
+
+    def grid(self, job: str, first: str, last: str) -> builtins.list[Run]:
+        """Return the newest run of `job` for each time due from `first` up to `last` (ISO 8601), in order; there may be none."""
+        return self._to.call("jobs", "GET", f"/api/v1/jobs/{job}/grid", builtins.list[Run], first=first, last=last)
 
     def remove(self, job: str) -> None:
         self._to.raw("jobs", "DELETE", f"/api/v1/jobs/{job}")

@@ -6,6 +6,8 @@ can be started ahead of its run (`prepare` then hands the run's variables over);
 
 from __future__ import annotations
 
+import ast
+import json
 import os
 import signal
 import time
@@ -20,6 +22,10 @@ ALLOWED = frozenset({
     "LD_LIBRARY_PATH", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "XDG_CACHE_HOME", "MPLBACKEND", "JUPYTER_PATH", "CUDA_VISIBLE_DEVICES",
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
 })  # fmt: skip
+VERSIONS = (
+    "__import__('json').dumps({n: m.__version__ for n, m in sorted(__import__('sys').modules.items()) "
+    "if '.' not in n and n[0] != '_' and isinstance(getattr(m, '__version__', None), str)})"
+)
 ALLOWED_PREFIXES = ("LC_", "OMP_", "OPENBLAS_", "MKL_", "NUMEXPR_", "POLARS_", "DASK_")
 
 
@@ -130,6 +136,15 @@ class Kernel:
     def alive(self) -> bool:
         process = self.manager.provisioner.process if self.manager.provisioner else None
         return process is not None and process.poll() is None
+
+    def packages(self) -> dict[str, str]:
+        """Return the versions of what the kernel has imported, as the modules say; nothing if it does not answer at once."""
+        asked = self.client.execute("", silent=True, store_history=False, user_expressions={"v": VERSIONS})
+        try:
+            told = self._ask(asked, 5)["user_expressions"]["v"]["data"]["text/plain"]
+            return dict(json.loads(ast.literal_eval(told)))
+        except (RuntimeError, KeyError, ValueError, SyntaxError):
+            return {}
 
     def give_in(self, seconds: float) -> bool:
         """Interrupt what the kernel computes; return whether it answers again within `seconds`."""

@@ -154,6 +154,8 @@ def run_cells(
     deadline = time.monotonic() + timeout
     try:
         Client(manager, kernel, deadline=deadline, cell_timeout=cell_timeout, spare=spare, checkpoints=checkpoints).execute()  # fmt: skip
+        if kernel.alive():
+            manager.nb.metadata["cellwork"] = {"packages": kernel.packages()}
     finally:
         manager.notebook_complete()
 

@@ -110,6 +110,25 @@ class RunRequest(Struct):
     origin: Origin = Origin()
 
 
+class BackfillRequest(Struct):
+    """Run a job for every time from `first` up to `last` at which it was, or would have been, due; at most `parallel` at once.
+
+    A time whose newest run succeeded, or is under way, is left alone, so that asking twice changes nothing.
+    """
+
+    first: datetime
+    last: datetime
+    parallel: int = 1
+    again: bool = False
+    """Also the times that have succeeded."""
+
+
+class Backfill(Struct):
+    queued: list[str]
+    """The runs that were queued, in order of their times."""
+    left_alone: int = 0
+
+
 class Attempt(Struct):
     n: int
     fence: int
