@@ -201,6 +201,39 @@ def _notebook(source: str) -> dict[str, object]:
     return {"cells": [cell], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
 
 
+def test_the_training_panel_searches_in_the_kernel_shows_the_leaderboard_and_keeps_what_is_done(page, platform):
+    """What a press did is read from a file that the kernel writes, not from the page."""
+    folder = workspace(platform) / "train"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    source = """import pathlib, numpy, pandas
+from cellwork.ui.train import TrainingPanel
+
+X = pandas.DataFrame(numpy.random.default_rng(0).normal(size=(400, 3)), columns=list("abc"))
+panel = TrainingPanel(X, (X.a > 0).astype(int), budget=600, name="pressed")
+found = panel.live and panel.live.wait(60)
+pathlib.Path("state.txt").write_text(f"{panel.live.state} {found.leaderboard.height}" if found else "none")
+panel"""
+    (folder / "train.ipynb").write_text(json.dumps(_notebook(source)))
+    open_notebook(page, platform, "train/train.ipynb")
+    run_all(page, page.locator("button:has-text('Start'):not([disabled])").count)
+    assert (folder / "state.txt").read_text() == "none"
+    page.click("button:has-text('Start')")
+    page.wait_for_selector(".cellwork-leaderboard tbody tr >> nth=1", timeout=3 * SLOW)
+    page.wait_for_selector("svg[aria-label*='best so far']")
+    assert page.locator(".cellwork-leaderboard th:text-is('roc_auc')").count()
+    page.click("button:has-text('Cancel')")
+    page.wait_for_selector("text=candidates of", timeout=SLOW)
+
+    (folder / "state.txt").unlink()
+    run_all(page, (folder / "state.txt").exists)  # made again, the panel shows the search that ended
+    state, rows = (folder / "state.txt").read_text().split()
+    assert state == "cancelled"
+    assert int(rows) >= 2
+    page.wait_for_selector("button:has-text('Start'):not([disabled])")
+    page.wait_for_selector("text=cancelled;")
+
+
 def test_the_dashboard_shows_the_endpoint_and_nothing_leaves_for_elsewhere(page, platform, client, toured):
     """Voila's template names style sheets of a public host; the page's own policy stops them before they are asked for."""
     model, left = toured.tour.endpoint, []

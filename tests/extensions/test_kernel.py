@@ -32,7 +32,7 @@ class Kernel:
         texts: list[str] = []
         while True:
             try:
-                message = self.client.get_iopub_msg(timeout=60)
+                message = self.client.get_iopub_msg(timeout=120)
             except Empty:
                 raise AssertionError("the kernel did not answer within 60 s") from None
             if message["parent_header"].get("msg_id") != request:
@@ -106,6 +106,23 @@ def test_why_without_an_id_shows_its_usage_and_with_one_the_error_in_one_line(ke
     text = kernel.run("%why pred_00000000000000000000000000")
     assert "start it with: cellwork up" in text
     assert "Traceback" not in text
+
+
+def test_train_runs_its_cell_and_finds_a_model_of_what_is_there_then(kernel):
+    body = (
+        "import numpy as np, pandas as pd\nfrom sklearn.linear_model import LogisticRegression\n"
+        "X = pd.DataFrame(np.random.default_rng(0).normal(size=(300, 2)), columns=['a', 'b'])\ny = (X.a > 0).astype(int)\n"
+        "model, grid = LogisticRegression(), {'C': [0.01, 1.0]}"
+    )
+    text = kernel.run(
+        f"%%train X y --budget 10m --pipeline model --candidates grid --as best_one\n{body}", cell_id="train-me"
+    )
+    assert "candidate 2 of 2: roc_auc" in text
+    assert "best roc_auc" in text
+    assert kernel.run("print(best_one.leaderboard.height)") == "2\n"
+    assert "did you mean 'model'" in kernel.run("%%train modle y --budget 1m\npass")
+    assert "needs --pipeline and --candidates together" in kernel.run("%%train X y --pipeline model\npass")
+    assert "ZeroDivisionError" in kernel.run("%%train X y\n1 / 0")
 
 
 def test_loading_twice_registers_one_hook_and_unloading_takes_it_away(kernel):

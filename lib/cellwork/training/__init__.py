@@ -10,6 +10,21 @@ from cellwork.training.automl import Best, best
 from cellwork.training.candidates import Step
 from cellwork.training.cluster import Cluster, Tls, cluster
 from cellwork.training.fit import fit
+from cellwork.training.live import Live, start
 from cellwork.training.search import Search, search
 
-__all__ = ["Best", "Cluster", "Search", "Step", "Tls", "best", "catalogue", "cluster", "fit", "rows", "search"]
+__all__ = [
+    "Best",
+    "Cluster",
+    "Live",
+    "Search",
+    "Step",
+    "Tls",
+    "best",
+    "catalogue",
+    "cluster",
+    "fit",
+    "rows",
+    "search",
+    "start",
+]
