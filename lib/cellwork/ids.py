@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32
 PAIRS = [a + b for a in ALPHABET for b in ALPHABET]
 CONTENT_KINDS = frozenset({"bat", "fset", "ds", "env", "tf"})
-TIME_KINDS = frozenset({"run", "pred", "evt", "alr", "dep", "eval", "fire", "job", "prun", "prop", "req", "ers"})
+TIME_KINDS = frozenset(
+    {"run", "pred", "evt", "alr", "dep", "eval", "fire", "job", "prun", "prop", "join", "req", "ers"}
+)
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 USER = re.compile(r"(?=.{1,32}\Z)[a-z][a-z0-9]*(-[a-z0-9]+)*")
 NO_USERS = frozenset(

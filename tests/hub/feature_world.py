@@ -37,6 +37,7 @@ from cellwork_hub.platform import (
     batches,
     datasets,
     erasure,
+    feature_history,
     feature_online,
     feature_proposals,
     features,
@@ -76,7 +77,17 @@ def service(state: State) -> Iterator[Client]:
         "cellwork",
         [
             route
-            for router in (batches, features, statistics, feature_online, store, search, erasure, feature_proposals)
+            for router in (
+                batches,
+                features,
+                statistics,
+                feature_online,
+                store,
+                search,
+                erasure,
+                feature_proposals,
+                feature_history,
+            )
             for route in router.routes(state)
         ],
         authorise=authorise,

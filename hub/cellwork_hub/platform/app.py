@@ -19,6 +19,7 @@ from cellwork_hub.platform import (
     drift,
     erasure,
     evaluations,
+    feature_history,
     feature_online,
     feature_proposals,
     features,
@@ -51,6 +52,7 @@ ROUTERS = (
     erasure,
     secrets,
     feature_proposals,
+    feature_history,
 )
 MIGRATIONS = [records.MIGRATION, *(router.MIGRATION for router in ROUTERS)]
 """Append only: a number, once used, keeps its meaning."""

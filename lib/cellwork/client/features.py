@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from cellwork import errors
 from cellwork.client.base import Connection
 from cellwork.wire.features import (
     Applied,
     Definitions,
+    HistoryStatus,
     Materialized,
     MaterializeRequest,
     OnlineAnswer,
@@ -120,3 +123,35 @@ class Features:
 
     def materialize(self, request: MaterializeRequest) -> list[Materialized]:
         return self._to.call("cellwork", "POST", "/api/v1/online/materialize", list[Materialized], request)
+
+    def start_join(
+        self,
+        project: str,
+        rows: bytes,
+        *,
+        features: list[str],
+        at: str,
+        arrival: bool,
+        late: bool,
+        memory_mb: int | None,
+    ) -> HistoryStatus:
+        """Ask for a point-in-time join of `rows` (parquet)."""
+        asked = {"features": ",".join(features), "at": at, "arrival": str(arrival).lower(), "late": str(late).lower()}
+        kind = "application/vnd.apache.parquet"
+        answer = self._to.raw(
+            "cellwork", "POST", f"/api/v1/history/{project}", rows, kind, **asked, memory_mb=memory_mb
+        )
+        return msgspec.json.decode(answer.content, type=HistoryStatus)
+
+    def join_status(self, project: str, join: str) -> HistoryStatus:
+        return self._to.call("cellwork", "GET", f"/api/v1/history/{project}/{join}", HistoryStatus)
+
+    def join_rows(self, project: str, join: str) -> pl.DataFrame:
+        import polars as pl
+
+        return pl.read_parquet(
+            io.BytesIO(self._to.raw("cellwork", "GET", f"/api/v1/history/{project}/{join}/data").content)
+        )
+
+    def cancel_join(self, project: str, join: str) -> HistoryStatus:
+        return self._to.call("cellwork", "DELETE", f"/api/v1/history/{project}/{join}", HistoryStatus)

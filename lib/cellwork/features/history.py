@@ -96,6 +96,14 @@ def join(
     return joined, coverage
 
 
+def check(observations: pl.DataFrame, *, at: str, views: Sequence[JoinView]) -> None:
+    """Raise BadInput for what `join` of the same would refuse; joins nothing."""
+    require_time("observations", observations, at)
+    questions = _Questions(observations.head(0), at)
+    for view in views:
+        questions.of(view)
+
+
 def late(observations: pl.DataFrame, *, at: str, views: Sequence[JoinView]) -> list[Late]:
     """Return, per view, how many observations a join that ignores arrival would have given a value that came too late."""
     import polars as pl

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from cellwork.wire import Struct
+from cellwork.wire.datasets import Coverage, Estimate, Late
 from cellwork.wire.origin import Origin
 
 
@@ -217,3 +218,19 @@ class PushRequest(Struct):
     origin: Origin = Origin()
     distinct: bool = False
     """Leave out rows that the view has already, and rows sent twice; what a stream delivers again changes nothing."""
+
+
+class HistoryStatus(Struct):
+    """How far a point-in-time join of somebody's own rows is."""
+
+    id: str
+    state: Literal["running", "done", "failed", "cancelled"]
+    estimate: Estimate
+    done: int = 0
+    steps: int = 0
+    view: str = ""
+    """The view that is being joined."""
+    coverage: list[Coverage] = []
+    late: list[Late] = []
+    seconds: float = 0.0
+    error: str = ""

@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from feast.data_format import DeltaFormat
 from feast.errors import SavedDatasetLocationAlreadyExists
 from feast.infra.offline_stores.file_source import FileSource, SavedDatasetFileStorage
 from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
@@ -82,8 +83,8 @@ class Retrieval(RetrievalJob):  # type: ignore[misc]
         if Path(path).exists() and not allow_overwrite:
             raise SavedDatasetLocationAlreadyExists(location=uri)
         table = self.to_arrow()
-        if path.endswith(".parquet"):
+        if not isinstance(storage.file_options.file_format, DeltaFormat):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(table, path)
+            (pq.write_table if path.endswith(".parquet") else pq.write_to_dataset)(table, path)
         else:
             pl.from_arrow(table).write_delta(path, mode="overwrite" if allow_overwrite else "error")  # type: ignore[union-attr]
