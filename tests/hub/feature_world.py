@@ -44,6 +44,7 @@ from cellwork_hub.platform import (
     search,
     statistics,
     store,
+    transformers,
 )
 from cellwork_hub.platform.state import State
 
@@ -55,6 +56,7 @@ MIGRATIONS = [
     feature_online.MIGRATION,
     datasets.MIGRATION,
     erasure.MIGRATION,
+    transformers.MIGRATION,
     feature_proposals.MIGRATION,
 ]
 ANYONE = Principal(kind="user", name="ada", scopes=scopes.ALL)
@@ -87,6 +89,7 @@ def service(state: State) -> Iterator[Client]:
                 erasure,
                 feature_proposals,
                 feature_history,
+                transformers,
             )
             for route in router.routes(state)
         ],

@@ -30,6 +30,7 @@ from cellwork_hub.platform import (
     splits,
     statistics,
     store,
+    transformers,
     users,
 )
 from cellwork_hub.platform.state import State
@@ -53,6 +54,7 @@ ROUTERS = (
     secrets,
     feature_proposals,
     feature_history,
+    transformers,
 )
 MIGRATIONS = [records.MIGRATION, *(router.MIGRATION for router in ROUTERS)]
 """Append only: a number, once used, keeps its meaning."""

@@ -24,6 +24,7 @@ from cellwork.wire.features import (
     PushRequest,
 )
 from cellwork.wire.statistics import Description
+from cellwork.wire.transformers import Transformer
 
 if TYPE_CHECKING:
     import polars as pl
@@ -155,3 +156,12 @@ class Features:
 
     def cancel_join(self, project: str, join: str) -> HistoryStatus:
         return self._to.call("cellwork", "DELETE", f"/api/v1/history/{project}/{join}", HistoryStatus)
+
+    def keep_transformer(self, project: str, transformer: Transformer) -> Transformer:
+        return self._to.call("cellwork", "PUT", f"/api/v1/transformers/{project}", Transformer, transformer)
+
+    def transformers(self, project: str) -> list[Transformer]:
+        return self._to.call("cellwork", "GET", f"/api/v1/transformers/{project}", list[Transformer])
+
+    def transformer(self, project: str, transformer: str) -> Transformer:
+        return self._to.call("cellwork", "GET", f"/api/v1/transformers/{project}/{transformer}", Transformer)
