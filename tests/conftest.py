@@ -18,6 +18,9 @@ from team_world import Team
 from cellwork import training
 from cellwork.cli import tour as tours
 from cellwork.client import Client
+from cellwork.home import Home
+from cellwork_hub.containers import images
+from cellwork_hub.containers.engine import connect
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +67,13 @@ def workers() -> Iterator[training.Cluster]:
     """Two Dask workers of this machine; tests that kill workers open their own."""
     with training.cluster(workers=2) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def cpu_image(engine: engines.Engine, tmp_path_factory: pytest.TempPathFactory) -> images.Image:
+    """Our image `cpu`, made from this checkout; what it installs comes from the engine's build cache after the first time."""
+    using, home = connect(engine.address), Home(tmp_path_factory.mktemp("images"))
+    return images.build(using, home, "cpu", base=engine.base(), secrets=engine.secrets(), network="host")
 
 
 @pytest.fixture(scope="session")

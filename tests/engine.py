@@ -8,6 +8,7 @@ sessions at the same time have an engine each.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
@@ -25,10 +26,12 @@ from need import need
 SLOTS = 8
 START_SECONDS, STOP_SECONDS = 30, 30
 RELEASE = "bookworm"
-BASE = f"cellwork-test/debian:{RELEASE}"
-PACKAGES = "python3,python3-venv,ca-certificates"
+PACKAGES = "python3,python3-venv,ca-certificates,libgomp1"
+MADE = f"{RELEASE}-{hashlib.sha256(PACKAGES.encode()).hexdigest()[:8]}"
+BASE = f"cellwork-test/debian:{MADE}"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 PIP = Path("/etc/pip.conf")
+SECRET_MARK = "this line of a build secret may be in no layer"
 CLEANED = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale", "var/log", "tmp")
 
 
@@ -44,13 +47,13 @@ class Engine:
         """Return the name of the base image; it is made once a slot."""
         if not self.client.images.list(name=BASE):
             with base_tarball(self.cache).open("rb") as tarball:
-                self.client.api.import_image_from_data(tarball, repository=BASE.split(":")[0], tag=RELEASE)
+                self.client.api.import_image_from_data(tarball, repository=BASE.split(":")[0], tag=MADE)
         return BASE
 
     def secrets(self) -> dict[str, Path]:
         """What a build needs to reach the package index from this machine; it may end up in no layer."""
         found = {"cacert": CERTIFICATES, "pipconf": PIP}
-        return {name: path for name, path in found.items() if path.is_file()}
+        return {name: _marked(path, self.cache / name) for name, path in found.items()}
 
     def left(self) -> list[str]:
         """Return the names of all containers there are."""
@@ -59,6 +62,13 @@ class Engine:
 
 def cache_folder() -> Path:
     return Path(os.environ.get("CELLWORK_TEST_CACHE") or platformdirs.user_cache_path("cellwork-tests")) / "engine"
+
+
+def _marked(path: Path, copy: Path) -> Path:
+    """Return a copy of `path` (of nothing, if it is not there) that carries a comment by which a layer can be searched for it."""
+    text = path.read_text() if path.is_file() else ""
+    copy.write_text(f"# {SECRET_MARK}\n{text}")
+    return copy
 
 
 @contextmanager
@@ -150,7 +160,7 @@ def _sweep(client: Any) -> None:
 
 def base_tarball(cache: Path) -> Path:
     """Return a small Debian with Python as a tarball; made by debootstrap once a machine, because no registry can be reached."""
-    path = cache / f"{RELEASE}.tar"
+    path = cache / f"{MADE}.tar"
     with (cache / "base.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():

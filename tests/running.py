@@ -7,8 +7,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +27,8 @@ class Platform:
 
     home: Path
     url: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Variables of its start beyond those of every test."""
 
     @property
     def user(self) -> str:
@@ -39,7 +41,7 @@ class Platform:
     @property
     def environ(self) -> dict[str, str]:
         """The environment of a command that shall see this platform."""
-        return environment(self.home)
+        return environment(self.home, **self.settings)
 
     @property
     def ports(self) -> dict[str, int]:
@@ -94,7 +96,7 @@ class Platform:
         return Server(self.url, self.user, self.user_token(f"access:servers!user={self.user}"))
 
     def command(self, *words: str, timeout: float = START_SECONDS) -> subprocess.CompletedProcess[str]:
-        return command(self.home, *words, timeout=timeout)
+        return command(self.home, *words, timeout=timeout, **self.settings)
 
     def status(self, name: str) -> dict[str, Any]:
         services = json.loads(self.command("status", "--json").stdout)["services"]
@@ -172,6 +174,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
         "CELLWORK_HOME": str(home),
         "CELLWORK_PORT": "0",
         "CELLWORK_USER": "ada",
+        "CELLWORK_CONTAINER_ENGINE": "none",
         "CELLWORK_TOKEN_CACHE_SECONDS": "2",
         **more,
     }

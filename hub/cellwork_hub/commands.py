@@ -19,6 +19,7 @@ from cellwork.errors import Conflict, Unavailable
 from cellwork.settings import Settings
 from cellwork_hub import doctor as checks
 from cellwork_hub import preparation, processes, supervisor
+from cellwork_hub.containers import way
 from cellwork_hub.units import environment, reachable
 
 STOP_SECONDS = 90.0
@@ -146,6 +147,7 @@ def _say_where(chosen: Settings, board: supervisor.Board) -> None:
         click.echo(f"  user      {preparation.one_user(chosen)}")
         click.echo(f"  password  in {chosen.folder.secret('password')} (show it: cellwork user password)")
     click.echo(f"  {TRUST[chosen.trust]}")
+    click.echo(f"  user servers: {way.known(chosen.folder).text}")
 
 
 def _stay(chosen: Settings) -> None:
@@ -189,6 +191,7 @@ def stop(chosen: Settings) -> bool:
                 os.kill(board.pid, signal.SIGKILL)
                 break
             time.sleep(0.05)
+    way.end_all(home)
     found = bool(board.instance and processes.end_instance(board.instance, 10.0)) or found
     home.pids().unlink(missing_ok=True)
     return found
@@ -210,6 +213,7 @@ def status(json: bool) -> None:
                 "address": address(chosen, board.port) if board else "",
                 "home": str(chosen.home),
                 "trust": TRUST[chosen.trust],
+                "user_servers": way.known(chosen.folder).text,
                 "services": supervisor.with_memory(board) if board else [],
             }
         )
@@ -232,6 +236,7 @@ def _print_status(chosen: Settings, board: supervisor.Board) -> None:
     )
     click.echo(f"{address(chosen, board.port)}  {sum(s.rss_mb for s in rows):.0f} MB in all  home {chosen.home}")
     click.echo(TRUST[chosen.trust])
+    click.echo(f"user servers: {way.known(chosen.folder).text}")
 
 
 @click.command()

@@ -15,6 +15,7 @@ from cellwork.errors import CellworkError, Refused, Unavailable
 from cellwork.settings import Settings
 from cellwork.wire import Struct
 from cellwork_hub import preparation, supervisor
+from cellwork_hub.containers import way
 from cellwork_hub.units import program
 
 EXTRAS = {
@@ -77,7 +78,17 @@ def can_start_team(chosen: Settings) -> None:
 
 def examine(chosen: Settings) -> list[Check]:
     """Return every check; `missing` forbids something the platform promises, `optional` narrows it."""
-    return [_python(), *_extras(), _proxy(), _home(chosen), _port(chosen), _memory(), _disk(chosen), *_programs()]
+    return [
+        _python(),
+        *_extras(),
+        _proxy(),
+        _home(chosen),
+        _port(chosen),
+        _memory(),
+        _disk(chosen),
+        _servers(chosen),
+        *_programs(),
+    ]
 
 
 def _python() -> Check:
@@ -153,12 +164,24 @@ def _disk(chosen: Settings) -> Check:
     )
 
 
+def _servers(chosen: Settings) -> Check:
+    """How user servers would run if the platform started now."""
+    try:
+        found = way.look(chosen)
+    except CellworkError as error:
+        return Check(name="user servers", verdict="missing", found=str(error), way_out=error.way_out)
+    if found.kind == "containers":
+        return Check(name="user servers", verdict="ok", found=found.text)
+    verdict: Literal["optional", "missing"] = "missing" if found.kind == "none" else "optional"
+    way_out = "for limits and isolation: start Docker or Podman, then cellwork image build cpu"
+    return Check(name="user servers", verdict=verdict, found=found.text, way_out=way_out)
+
+
 def _programs() -> list[Check]:
     """What only some tests or ways of running need."""
     wanted = {
         "chromium": (("chromium", "chromium-browser", "google-chrome"), "browser tests are skipped without it"),
         "redis": (("redis-server",), "the Redis online store is tested only with it"),
-        "container engine": (("docker", "podman"), "user servers run as local processes without it"),
     }
     rows = []
     for name, (programs, text) in wanted.items():

@@ -118,13 +118,17 @@ def one_user(settings: Settings) -> str:
     return account[:32] or "jovyan"
 
 
-def write_proxy(settings: Settings, chosen: dict[str, int]) -> None:
-    """Write traefik's static configuration; its routes are the hub's to write, fresh with each start of the platform."""
+def write_proxy(settings: Settings, chosen: dict[str, int], inside: str = "") -> None:
+    """Write traefik's static configuration; its routes are the hub's to write, fresh with each start of the platform.
+
+    `inside` is this machine's address in the containers' network, where there is one: the same door, for user servers.
+    """
     home = settings.folder
     rules = home.proxy() / "rules.toml"
     rules.parent.mkdir(mode=0o700, exist_ok=True)
     files.write(rules, "", mode=0o600)
     public = f"{settings.host}:{chosen['public']}"
+    second = own_door(settings, inside)
     text = f"""
 [global]
 checkNewVersion = false
@@ -134,16 +138,8 @@ level = "WARN"
 [api]
 [ping]
 entryPoint = "auth_api"
-[entryPoints.http]
-address = "{public}"
-[entryPoints.http.transport.respondingTimeouts]
-readTimeout = "600s"
-[entryPoints.http.http]
-aliasHeadersStrategy = "delete"
-[entryPoints.http.http.encodedCharacters]
-allowEncodedSlash = false
-allowEncodedBackSlash = false
-allowEncodedNullCharacter = false
+{_door("http", public)}
+{_door("containers", f"{second}:{chosen['public']}") if second else ""}
 [entryPoints.auth_api]
 address = "127.0.0.1:{chosen["proxy-api"]}"
 [entryPoints.auth_api.http]
@@ -153,3 +149,24 @@ filename = "{rules}"
 watch = true
 """
     files.write(home.proxy() / "traefik.toml", text, mode=0o600)
+
+
+def own_door(settings: Settings, inside: str) -> str:
+    """Return `inside`, this machine's address in the containers' network, unless the public door stands there anyway."""
+    return "" if settings.host in ("", "0.0.0.0", "::") else inside
+
+
+def _door(name: str, address: str) -> str:
+    """Return an entry point of traefik at which paths that a service could read in two ways are refused."""
+    return f"""
+[entryPoints.{name}]
+address = "{address}"
+[entryPoints.{name}.transport.respondingTimeouts]
+readTimeout = "600s"
+[entryPoints.{name}.http]
+aliasHeadersStrategy = "delete"
+[entryPoints.{name}.http.encodedCharacters]
+allowEncodedSlash = false
+allowEncodedBackSlash = false
+allowEncodedNullCharacter = false
+"""

@@ -28,6 +28,7 @@ from cellwork.settings import Settings
 from cellwork.wire import Struct
 from cellwork.wire.records import ServiceStatus
 from cellwork_hub import preparation, processes
+from cellwork_hub.containers import way
 from cellwork_hub.units import Unit, environment, platform_units
 
 log = logging.getLogger("cellwork")
@@ -213,6 +214,7 @@ class Supervisor:
             self.end([child for name, child in self.children.items() if self.depth(name) == depth])
             if depth == self.depth("hub"):
                 processes.end_instance(self.instance, 10.0, unit="")
+                way.end_all(self.home)
         processes.end_instance(self.instance, 10.0)
         self.tell()
         log.info("everything has stopped")
@@ -320,7 +322,9 @@ def supervise(chosen: Settings) -> int:
 def _prepared(chosen: Settings) -> Supervisor:
     preparation.make_secrets(chosen.folder)
     ports = preparation.ports(chosen)
-    preparation.write_proxy(chosen, ports)
+    servers = way.decide(chosen)
+    log.info("user servers: %s", servers.text)
+    preparation.write_proxy(chosen, ports, servers.door)
     environ = environment(chosen, processes.new_instance())
     return Supervisor(
         chosen.folder, platform_units(chosen, ports), environ, port=ports["public"], ready_seconds=chosen.ready_seconds
@@ -329,6 +333,8 @@ def _prepared(chosen: Settings) -> Supervisor:
 
 def end_leftovers(home: Home) -> None:
     """End what a killed supervisor left behind."""
+    if count := way.end_all(home):
+        log.warning("removed %d containers that an earlier start left behind", count)
     board = read_board(home)
     if board and (count := processes.end_instance(board.instance, 10.0)):
         log.warning("ended %d processes that an earlier start left behind", count)

@@ -12,6 +12,7 @@ from pathlib import Path
 from cellwork.errors import NotFound, Unavailable
 from cellwork.settings import Settings
 from cellwork_hub import processes
+from cellwork_hub.containers import way
 from cellwork_hub.context import SERVICES
 
 MODULES = {"cellwork": "cellwork_hub.platform"} | {
@@ -57,9 +58,12 @@ def platform_units(settings: Settings, ports: Mapping[str, int]) -> list[Unit]:
     units.append(Unit("hub", hub, routes, after=("proxy",), port=ports["hub"]))
     dashboards = (sys.executable, "-m", "cellwork_hub.voila")
     units.append(Unit("voila", dashboards, (f"http://127.0.0.1:{ports['dashboards']}/health/ready",), after=("hub",)))
-    if settings.trust != "team":  # there, a run as a process of this account would read the platform's folder
-        runner = (sys.executable, "-m", "cellwork_hub.jobs.runners.process")
-        units.append(Unit("runner", runner, after=("hub",)))
+    contained = way.known(settings.folder).kind == "containers"
+    if (
+        contained or settings.trust != "team"
+    ):  # there, a run as a process of this account would read the platform's folder
+        runner = f"cellwork_hub.jobs.runners.{'container' if contained else 'process'}"
+        units.append(Unit("runner", (sys.executable, "-m", runner), after=("hub",)))
     return units
 
 

@@ -1,4 +1,4 @@
-"""Where nbs/, scheduled/ and images/ are: in the checkout when there is one, else in the installed package."""
+"""Where nbs/, scheduled/, images/ and constraints.txt are: in the checkout when there is one, else in the installed package."""
 
 from __future__ import annotations
 
@@ -14,3 +14,12 @@ def folder(name: str) -> Path:
         if candidate.is_dir():
             return candidate
     raise NotFound("asset folder", name, "is neither in the package nor in a checkout", "install cellwork again")
+
+
+def file(name: str) -> Path:
+    """Return the file `name` ('constraints.txt')."""
+    package = Path(__file__).resolve().parent
+    for candidate in (package / "_assets" / name, package.parents[1] / name):
+        if candidate.is_file():
+            return candidate
+    raise NotFound("asset file", name, "is neither in the package nor in a checkout", "install cellwork again")

@@ -70,6 +70,14 @@ class Home:
     def pids(self) -> Path:
         return self.run / "pids.json"
 
+    def servers(self) -> Path:
+        """How user servers run, as the last start decided."""
+        return self.run / "servers.json"
+
+    def profiles(self) -> Path:
+        """The menu of user servers; the built-in one holds if there is none."""
+        return self.root / "profiles.toml"
+
     def lock(self) -> Path:
         return self.run / "up.lock"
 
@@ -146,6 +154,12 @@ class Home:
         if not re.fullmatch(r"[0-9a-f]{64}", sha256):
             raise BadInput("content hash", sha256[:80], "is not SHA-256 in hex", "ask the jobs service for the run")
         return self.root / "runs" / "sources" / sha256[:2] / sha256
+
+    def image(self, digest: str) -> Path:
+        """What is known of a container image: its record by digest, kept after the image is gone."""
+        if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+            raise BadInput("image digest", digest[:80], "is not sha256: and 64 hex digits", "look: cellwork image list")
+        return self.root / "images" / f"{digest.removeprefix('sha256:')}.json"
 
     def attempt(self, run: str, number: int) -> Path:
         return self.root / "runs" / ids.check(run, "run") / str(int(number))

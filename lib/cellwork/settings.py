@@ -49,7 +49,12 @@ class Settings:
     port: int = _setting(8000, "The one public port; 0 takes a free one.")
     user: str = _setting("", "The name of the one user in `personal` trust; empty takes the account's name.")
     workspace: Path | None = _setting(None, "The folder Lab opens; default: `work` under home.")
+    container_engine: str = _setting(
+        "",
+        "The address of a Docker or Podman engine for user servers; empty takes the first that answers, `none` local processes.",
+    )
     ready_seconds: int = _setting(90, "How long a service may take to become ready.")
+    server_ready_seconds: int = _setting(60, "How long a user's server in a container may take to answer.")
     runners: int = _setting(2, "How many notebook runs execute at once.")
     run_timeout_seconds: int = _setting(3600, "When a notebook run is stopped, unless its job says otherwise.")
     mail_server: str = _setting("", "host:port of the mail server that tells of ended runs; empty sends no mail.")

@@ -1,4 +1,4 @@
-"""User servers of `personal` trust: processes of the account that runs the platform, in the user's workspace.
+"""User servers: containers where an engine answers (see `containers`), else, in `personal` trust only, processes of the account that runs the platform, in the user's workspace.
 
 The server's own hub token is what its notebooks call the services with; CELLWORK_HOME is not theirs to know.
 """
@@ -19,6 +19,7 @@ from cellwork.settings import Settings
 from cellwork.wire import PREFIX
 from cellwork_hub import processes
 from cellwork_hub.config.no_servers import refuse_servers
+from cellwork_hub.containers import way
 from cellwork_hub.units import reachable
 
 ARGUMENTS = (
@@ -61,6 +62,12 @@ class AccountSpawner(LocalProcessSpawner):  # type: ignore[misc]
 
 
 def set_spawner(c: Any, settings: Settings, ports: dict[str, int]) -> None:
+    chosen = way.known(settings.folder)
+    if chosen.kind == "containers":
+        from cellwork_hub.config.containers import set_containers
+
+        set_containers(c, settings, ports, chosen)
+        return
     if settings.trust == "team":
         refuse_servers(c)
         return

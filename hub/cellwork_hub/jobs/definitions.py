@@ -28,6 +28,7 @@ CHANGES = (
     "parameters",
     "schedule",
     "timeout_seconds",
+    "image_digest",
     "retries",
     "concurrency",
     "policy",
@@ -64,7 +65,7 @@ def ensure(state: State, call: Call, request: JobRequest) -> Job:
         "files": store.json({path: store.keep(state.home, content) for path, content in sorted(request.files.items())}),
         "parameters": store.json(request.parameters), "schedule": store.json(request.schedule),
         "timeout_seconds": request.timeout_seconds, "retries": request.retries, "concurrency": request.concurrency,
-        "policy": store.json(request.policy),
+        "policy": store.json(request.policy), "image_digest": call.origin.image_digest,
     }  # fmt: skip
     with state.engine.begin() as db:
         found = store.one(db, "SELECT * FROM jobs WHERE project = :p AND name = :n", p=request.project, n=request.name)

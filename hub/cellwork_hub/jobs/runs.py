@@ -30,7 +30,7 @@ def queue(db: Connection, row: Mapping[str, Any]) -> str:
     """Insert a queued run with the fields of `row` and return its id."""
     full = {
         "id": ids.new("run"), "job_id": "", "job": "", "due": None, "state": "queued", "created": store.now(), "retries_left": 0,
-        "lost": 0, "not_before": 0, "fence": 0, "lease_until": None, "token_id": "", "first_cell": 1, "held": 0, "policy": "{}", "ended": None, "lane": "", "lane_most": 0, **row,
+        "lost": 0, "not_before": 0, "fence": 0, "lease_until": None, "token_id": "", "first_cell": 1, "held": 0, "policy": "{}", "ended": None, "lane": "", "lane_most": 0, "image_digest": "", **row,
     }  # fmt: skip
     policy = msgspec.json.decode(full["policy"], type=Policy)
     wait = policy.deadline_seconds * 1_000_000
@@ -49,7 +49,16 @@ def of_job(job: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that a run takes from its job."""
     taken = {
         key: job[key]
-        for key in ("project", "notebook", "notebook_sha256", "files", "timeout_seconds", "scopes", "policy")
+        for key in (
+            "project",
+            "notebook",
+            "notebook_sha256",
+            "files",
+            "timeout_seconds",
+            "scopes",
+            "policy",
+            "image_digest",
+        )
     }
     return taken | {
         "job_id": job["id"],
@@ -64,6 +73,8 @@ def start(state: State, call: Call) -> Run:
     request: RunRequest = call.body
     who, granted = store.owner(state, call.principal)
     mine = {"principal": who, "scopes": store.json(sorted(granted)), "cause": "manual"}
+    if not request.job:
+        mine["image_digest"] = request.origin.image_digest or call.origin.image_digest
     if bool(request.job) == bool(request.content):
         raise BadInput(
             "run",

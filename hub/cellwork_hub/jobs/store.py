@@ -66,6 +66,11 @@ LANES = (
     "CREATE INDEX runs_lane ON runs (lane) WHERE lane <> ''",
     "CREATE INDEX runs_due ON runs (job_id, due, seq)",
 )
+IMAGES = (
+    "ALTER TABLE jobs ADD COLUMN image_digest TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE runs ADD COLUMN image_digest TEXT NOT NULL DEFAULT ''",
+)
+"""The container image that a job or a run was made in, and in which it executes."""
 
 NOT_FOR_RUNS = frozenset({"events:write", "runs:execute", "admin"})
 MOST_TIMEOUT = 7 * 86_400
@@ -204,6 +209,7 @@ def as_job(row: Mapping[str, Any]) -> Job:
         id=row["id"], project=row["project"], name=row["name"], notebook=row["notebook"], notebook_sha256=row["notebook_sha256"],
         parameters=msgspec.json.decode(row["parameters"]), schedule=plan, timeout_seconds=row["timeout_seconds"], retries=row["retries"],
         concurrency=row["concurrency"], policy=msgspec.json.decode(row["policy"], type=Policy), paused=bool(row["paused"]), owner=row["owner"], revision=row["revision"], next_due=moment(due) if due else None,
+        image_digest=row["image_digest"],
     )  # fmt: skip
 
 
@@ -220,7 +226,7 @@ def as_run(db: Connection, row: Mapping[str, Any]) -> Run:
     return Run(
         id=row["id"], project=row["project"], notebook=row["notebook"], notebook_sha256=row["notebook_sha256"], parameters=msgspec.json.decode(row["parameters"]),
         principal=row["principal"], state=row["state"], created=moment(row["created"]), job=row["job"], due=moment(row["due"]) if row["due"] else None,
-        cause=row["cause"], attempts=attempts, kept=as_kept(held) if held else None,
+        cause=row["cause"], attempts=attempts, kept=as_kept(held) if held else None, image_digest=row["image_digest"],
     )  # fmt: skip
 
 

@@ -51,8 +51,11 @@ class Kernel:
         name: str = "python3",
         cwd: Path | None = None,
         timeout: float = 60,
+        command: list[str] | None = None,
     ) -> Kernel:
         """Start the kernel `name`, with its sockets in `folder` (private, a short path), and wait until it answers.
+
+        `command` takes the place of the one that is installed under `name`; it gets ``-f`` and the connection file.
 
         Raises
         ------
@@ -63,6 +66,10 @@ class Kernel:
         from jupyter_core.utils import run_sync
 
         manager = _manager(folder, name)
+        if command:
+            from jupyter_client.kernelspec import KernelSpec
+
+            manager._kernel_spec = KernelSpec(argv=[*command, "-f", "{connection_file}"], language="python")
         options = ["--HistoryManager.hist_file=:memory:"]
         try:
             run_sync(manager.start_kernel)(env=dict(environment), cwd=str(cwd or folder), extra_arguments=options)

@@ -75,6 +75,8 @@ class Job(Struct):
     owner: str = ""
     revision: int = 1
     next_due: datetime | None = None
+    image_digest: str = ""
+    """The container image it was scheduled from, in which its runs execute."""
 
 
 class JobRequest(Struct):
@@ -169,6 +171,8 @@ class Run(Struct):
     """``schedule``, ``event <id>`` or ``manual``."""
     attempts: list[Attempt] = []
     kept: Kept | None = None
+    image_digest: str = ""
+    """The container image it executes in: where it was started or scheduled from; empty is the runner's own."""
 
 
 class ClaimRequest(Struct):

@@ -42,12 +42,17 @@ FORK = multiprocessing.get_context("fork")
 
 def main() -> None:
     """Run slots until SIGTERM or SIGINT."""
+    prepare()
+    platform, slots = _platform()
+    Runner(platform, slots).run()
+
+
+def prepare() -> None:
+    """Do what comes before the first slot: logging, and the imports that every run needs."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for chatty in ("httpx", "papermill", "traitlets"):
         logging.getLogger(chatty).setLevel(logging.CRITICAL)
-    platform, slots = _platform()
     _preload()
-    Runner(platform, slots).run()
 
 
 def _platform() -> tuple[Platform, int]:

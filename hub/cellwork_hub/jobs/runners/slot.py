@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from cellwork import clock
 from cellwork.client import Client
@@ -55,6 +55,17 @@ class Platform:
     url: str
     token: str
     runner: str
+    containers: Containers | None = None
+    """Where kernels live that are not processes of this account."""
+
+
+class Containers(Protocol):
+    """How a kernel in a container is started, and where the platform is from there."""
+
+    @property
+    def url(self) -> str: ...
+
+    def command(self, digest: str, work: Path) -> list[str]: ...
 
 
 Tell = Callable[[int | str], None]
@@ -74,18 +85,24 @@ def serve_one(platform: Platform, tell: Tell) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     jobs = Client(platform.url, platform.token, timeout=60).jobs
     with _folder() as folder, contextlib.ExitStack() as at_end:
-        kernel = _kernel(folder / "k1", tell)
+        kernel = _kernel(folder / "k1", tell, platform.containers)
         at_end.callback(lambda: kernel.stop())
         claim = _claim(jobs, platform.runner)
-        if not kernel.alive():
+        if not kernel.alive() or (platform.containers and claim.run.image_digest):
             kernel.stop()
-            kernel = _kernel(folder / "k2", tell)
+            try:
+                kernel = _kernel(folder / "k2", tell, platform.containers, claim.run.image_digest)
+            except CellworkError as error:
+                log.warning("run %s: %s", claim.run.id, error)
+                jobs.report(claim.run.id, Progress(fence=claim.fence, state="failed", error=str(error)))
+                return
         attempt = Attempt(jobs, claim, kernel, folder)
-        attempt.execute(platform.url)
+        url = platform.containers.url if platform.containers else platform.url
+        attempt.execute(url)
         with contextlib.ExitStack() as open_way:
             while attempt.kept and (next_one := _hold(platform, jobs, attempt, tell, open_way)):
                 attempt = Attempt(jobs, next_one, kernel, folder)
-                attempt.execute(platform.url)
+                attempt.execute(url)
         kernel.stop(gently=0 if attempt.word else EXIT_SECONDS)
 
 
@@ -108,10 +125,12 @@ def _folder() -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _kernel(folder: Path, tell: Tell) -> Kernel:
+def _kernel(folder: Path, tell: Tell, containers: Containers | None = None, digest: str = "") -> Kernel:
+    """Start a kernel with its sockets in `folder`; of `containers`, in one of the image `digest`."""
     folder.mkdir()
     environment = {**allowed(os.environ), **{key: os.environ[key] for key in PASSED_ON if key in os.environ}}
-    kernel = Kernel.start(folder, {**environment, "IPYTHONDIR": str(folder / "ipython")})
+    command = containers.command(digest, folder.parent / "work") if containers else None
+    kernel = Kernel.start(folder, {**environment, "IPYTHONDIR": str(folder / "ipython")}, command=command)
     tell(kernel.pid)
     return kernel
 

@@ -1,0 +1,132 @@
+"""The container engine: which one answers, and why none does. Nothing is started, pulled or changed here.
+
+The setting `container_engine` names it: an address, `none` for local processes whatever answers, or empty for the first of
+the usual sockets that answers. An address that was named must answer; one that was only guessed may be missing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cellwork.errors import CellworkError, Refused, Unavailable
+
+if TYPE_CHECKING:
+    import docker
+
+NONE = "none"
+PING_SECONDS = 3
+SOCKETS = ("/var/run/docker.sock", "/run/docker.sock", "/run/podman/podman.sock")
+OWNER = "cellwork.home"
+"""The label by which everything of ours in an engine is known: the platform's home it belongs to."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine that answered."""
+
+    address: str
+    version: str
+    cpus: float
+    memory: int
+    """Bytes."""
+    gpus: bool
+    """Whether it can hand a GPU to a container, as far as it says."""
+
+    def client(self, timeout: float = 60) -> docker.DockerClient:
+        import docker
+
+        return docker.DockerClient(base_url=self.address, timeout=timeout)
+
+    @property
+    def text(self) -> str:
+        return f"{self.version} at {self.address} ({self.cpus:g} cores, {self.memory / 2**30:.0f} GB)"
+
+
+def find(setting: str, environ: Mapping[str, str] = os.environ) -> tuple[Engine | None, str]:
+    """Return the engine to use, or None and a sentence that says why there is none.
+
+    Raises
+    ------
+    Refused, Unavailable
+        `setting` names an engine that may not be used, or that does not answer.
+    """
+    if setting == NONE:
+        return None, "containers are switched off (setting container_engine is 'none')"
+    if setting:
+        return connect(setting), ""
+    reasons = []
+    for address in _usual(environ):
+        try:
+            return connect(address), ""
+        except CellworkError as error:
+            reasons.append(str(error))
+    return None, "; ".join(reasons) or "no container engine was found (no Docker or Podman socket)"
+
+
+def _usual(environ: Mapping[str, str]) -> Iterator[str]:
+    if environ.get("DOCKER_HOST"):
+        yield environ["DOCKER_HOST"]
+    runtime = environ.get("XDG_RUNTIME_DIR", "")
+    own = (f"{runtime}/docker.sock", f"{runtime}/podman/podman.sock") if runtime else ()
+    there = {str(Path(path).resolve()): path for path in (*SOCKETS, *own) if Path(path).exists()}
+    yield from (f"unix://{path}" for path in there.values())
+
+
+def connect(address: str) -> Engine:
+    """Return the engine at `address`; raises Refused (no permission) or Unavailable (no answer in seconds)."""
+    try:
+        import docker
+    except ModuleNotFoundError:
+        raise Unavailable(
+            "extra", "containers", "is not installed (no module docker)", "run: pip install 'cellwork[containers]'"
+        ) from None
+    try:
+        client = docker.DockerClient(base_url=address, timeout=PING_SECONDS)
+        told: Mapping[str, Any] = client.info()
+        client.close()
+    except (docker.errors.DockerException, OSError) as error:
+        raise _reason(address, error) from None
+    name = "Podman" if "podman" in str(told.get("BuildahVersion", "") or address) else "Docker"
+    gpus = "nvidia" in told.get("Runtimes", {}) or (bool(told.get("CDISpecDirs")) and Path("/dev/nvidiactl").exists())
+    return Engine(address, f"{name} {told['ServerVersion']}", float(told["NCPU"]), int(told["MemTotal"]), gpus)
+
+
+def _reason(address: str, error: Exception) -> CellworkError:
+    """Return the error that names the cause, out of the chain that libraries wrap around it."""
+    text = str(error)
+    if "PermissionError" in text or "Permission denied" in text:
+        return Refused(
+            "container engine", address, "may not be used by this account (permission denied)",
+            "add the account to the group that owns the socket (usually: usermod -aG docker NAME), then log in again",
+        )  # fmt: skip
+    causes = {
+        "FileNotFoundError": "there is no such socket",
+        "No such file": "there is no such socket",
+        "ConnectionRefused": "nobody listens there",
+        "Connection refused": "nobody listens there",
+        "timed out": f"does not answer in {PING_SECONDS} s",
+    }
+    verdict = next((said for sign, said in causes.items() if sign in text), f"does not answer ({text[:200]})")
+    return Unavailable(
+        "container engine", address, verdict, "start it, or use local processes: CELLWORK_CONTAINER_ENGINE=none"
+    )
+
+
+def remove_all(engine: Engine, home: str) -> int:
+    """Remove every container that belongs to the platform at `home`; volumes and networks stay. Return how many there were."""
+    import docker
+
+    client = engine.client()
+    found = client.containers.list(all=True, filters={"label": f"{OWNER}={home}"}, ignore_removed=True)
+    for container in found:
+        try:
+            container.remove(force=True)
+        except docker.errors.APIError as error:  # gone, or being removed by whoever started it
+            if error.status_code not in (404, 409):
+                raise
+    client.close()
+    return len(found)
