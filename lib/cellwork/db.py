@@ -1,8 +1,8 @@
 """Open SQLite or PostgreSQL the one way: WAL, busy timeout, numbered migrations.
 
-One process owns each database; only it calls `open_database`. `engine.begin()` is for what writes: on SQLite it takes the write
-lock before its first statement, so that what it reads is still true when it writes. `engine.connect()` is for what only
-reads: it sees one moment and neither waits for a writer nor keeps one waiting.
+One process owns each database; only it calls `open_database`. `engine.begin()` is for what writes: it takes the write lock
+before its first statement (on PostgreSQL an advisory one), so that what it reads is still true when it writes. `engine.connect()`
+is for what only reads: it sees one moment and neither waits for a writer nor keeps one waiting.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ Migration = Sequence[str]
 """Statements of one step; `{serial}`, `{json}` and `{blob}` in them become the dialect's own words."""
 
 WRITES = "cellwork_writes"
+WRITE_LOCK = 7_238_801
+"""PostgreSQL's advisory lock of who writes; each service has a database of its own, and locks belong to a database."""
+ONE_MOMENT = "REPEATABLE READ"
 WORDS = {
     "sqlite": {"serial": "INTEGER PRIMARY KEY AUTOINCREMENT", "json": "TEXT", "blob": "BLOB"},
     "postgresql": {"serial": "BIGSERIAL PRIMARY KEY", "json": "TEXT", "blob": "BYTEA"},
@@ -38,11 +41,12 @@ def open_database(url: str, migrations: Sequence[Migration]) -> Engine:
     """
     import sqlalchemy as sa
 
-    engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
-    if engine.dialect.name == "sqlite":
+    lite = url.startswith("sqlite")
+    engine = sa.create_engine(url) if lite else sa.create_engine(url, pool_pre_ping=True, isolation_level=ONE_MOMENT)
+    if lite:
         sa.event.listen(engine, "connect", _prepare_sqlite)
-        sa.event.listen(engine, "begin", _begin_sqlite)
-        engine.begin = _writing(engine)  # type: ignore[method-assign, assignment]
+    sa.event.listen(engine, "begin", _begin_sqlite if lite else _begin_postgresql)
+    engine.begin = _writing(engine)  # type: ignore[method-assign, assignment]
     try:
         with engine.begin() as connection:
             _migrate(connection, migrations)
@@ -66,12 +70,20 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
+def _begin_postgresql(connection: Connection) -> None:
+    if connection.get_execution_options().get(WRITES, False):
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITE_LOCK})")
+
+
 def _writing(engine: Engine) -> Callable[[], AbstractContextManager[Connection]]:
-    """Return `engine.begin` as SQLAlchemy has it, and the mark by which `_begin_sqlite` knows it from `engine.connect`."""
+    """Return `engine.begin` as SQLAlchemy has it, and the mark by which the two listeners know it from `engine.connect`."""
+    options: dict[str, Any] = {WRITES: True}
+    if engine.dialect.name == "postgresql":
+        options["isolation_level"] = "READ COMMITTED"  # what it sees begins after the lock, not before
 
     @contextmanager
     def begin() -> Iterator[Connection]:
-        with engine.connect() as connection, connection.execution_options(**{WRITES: True}).begin():
+        with engine.connect() as connection, connection.execution_options(**options).begin():
             yield connection
 
     return begin

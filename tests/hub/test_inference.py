@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -133,6 +134,14 @@ def together(calls: list[Callable[[], object]]) -> list[object]:
     for thread in threads:
         thread.join(90)
     return results
+
+
+def test_a_deployment_that_is_asked_for_again_while_it_is_made_is_one(client: Client) -> None:
+    """A client whose time was up asks again: both answers tell of the one change, neither of a conflict."""
+    wish = Deploy(version=2, model=world.MODEL)
+    with ThreadPoolExecutor(2) as pool, Client(client.connection.url, "deployer", timeout=240) as patient:
+        both = list(pool.map(lambda _: patient.endpoints.deploy("shop/twice", wish), range(2)))
+    assert [(routes.revision, routes.live.version) for routes in both] == [(1, 2), (1, 2)]
 
 
 def test_an_endpoint_answers_by_entity_id_and_each_answer_is_in_the_log(client: Client, steady: str) -> None:

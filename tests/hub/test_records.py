@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import postgres_server
 import pytest
 from sqlalchemy import Engine, text
 
@@ -12,9 +14,12 @@ from cellwork_hub import records
 from cellwork_hub.edge import Call
 
 
-@pytest.fixture
-def engine(tmp_path: Path) -> Engine:
-    return db.open_database(f"sqlite:///{tmp_path}/x.sqlite", [records.MIGRATION])
+@pytest.fixture(params=["sqlite", "postgresql"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    url = f"sqlite:///{tmp_path}/x.sqlite" if request.param == "sqlite" else postgres_server.database()
+    engine = db.open_database(url, [records.MIGRATION])
+    yield engine
+    engine.dispose()
 
 
 def call() -> Call:

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import postgres_server
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, exc, text
 
 from cellwork import db
 from cellwork.errors import Conflict, Unavailable
@@ -14,8 +15,7 @@ FIRST = ("CREATE TABLE a (seq {serial}, x TEXT)",)
 SECOND = ("ALTER TABLE a ADD COLUMN y TEXT", "INSERT INTO a (x, y) VALUES ('1', '2')")
 
 
-def test_migrations_run_in_order_and_each_once(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/x.sqlite"
+def test_migrations_run_in_order_and_each_once(url: str) -> None:
     db.open_database(url, [FIRST]).dispose()
     for _ in range(2):
         engine = db.open_database(url, [FIRST, SECOND])
@@ -24,9 +24,8 @@ def test_migrations_run_in_order_and_each_once(tmp_path: Path) -> None:
         engine.dispose()
 
 
-def test_a_failed_migration_leaves_nothing_of_itself(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/x.sqlite"
-    with pytest.raises(Unavailable):
+def test_a_failed_migration_leaves_nothing_of_itself(url: str) -> None:
+    with pytest.raises((Unavailable, exc.ProgrammingError)):
         db.open_database(url, [FIRST, ("CREATE TABLE b (x TEXT)", "INSERT INTO missing VALUES (1)")])
     engine = db.open_database(url, [FIRST, ("CREATE TABLE b (x TEXT)",)])
     with engine.connect() as connection:
@@ -34,8 +33,7 @@ def test_a_failed_migration_leaves_nothing_of_itself(tmp_path: Path) -> None:
     engine.dispose()
 
 
-def test_a_database_of_a_newer_version_is_not_touched(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/x.sqlite"
+def test_a_database_of_a_newer_version_is_not_touched(url: str) -> None:
     db.open_database(url, [FIRST, SECOND]).dispose()
     with pytest.raises(Conflict, match="update cellwork"):
         db.open_database(url, [FIRST])
@@ -46,9 +44,14 @@ def test_a_database_that_cannot_be_opened_is_unavailable(tmp_path: Path) -> None
         db.open_database(f"sqlite:///{tmp_path}/no/such/folder/x.sqlite", [FIRST])
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/x.sqlite" if request.param == "sqlite" else postgres_server.database()
+
+
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = db.open_database(f"sqlite:///{tmp_path}/x.sqlite", [FIRST])
+def engine(url: str) -> Iterator[Engine]:
+    engine = db.open_database(url, [FIRST])
     yield engine
     engine.dispose()
 

@@ -183,8 +183,11 @@ class Endpoints:
         )  # fmt: skip
         try:
             return await self._swap(call, seen, Deployed(record, plan), predictor, "endpoint.deploy", wish.reason)
-        except BaseException:
+        except BaseException as error:
             self._leave(predictor, 0)
+            now = await to_thread.run_sync(self.table.get, endpoint) if isinstance(error, Conflict) else None
+            if now and now.live.record.version == ref:  # the same wish, sent again while this one was prepared
+                return now
             raise
 
     async def rollback(self, call: Call, endpoint: str, reason: str) -> Entry:
