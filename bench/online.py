@@ -23,7 +23,8 @@ from typing import Any
 
 import polars as pl
 
-from cellwork.features.online import entity_keys, open_store
+from cellwork.features.online import open_store
+from cellwork.features.online_store import entity_keys
 
 FEATURES = [f"f{number:02}" for number in range(20)]
 NOW = datetime(2013, 11, 1, tzinfo=UTC)
