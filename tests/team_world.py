@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,15 +87,15 @@ class Team(Platform):
 
 
 @contextmanager
-def running(home: Path, **environ: str) -> Iterator[Team]:
-    """Yield a team on a free port; at the end it is stopped, and nothing of it is left."""
+def running(home: Path, people: Iterable[str] = tuple(EVERYBODY), **environ: str) -> Iterator[Team]:
+    """Yield a team of `people` on a free port; at the end it is stopped, and nothing of it is left."""
     started = command(home, "up", **TRUST, **environ)
     try:
         assert started.returncode == 0, started.stdout + started.stderr + logs(home)
         line = next(line for line in started.stdout.splitlines() if line.startswith("Cellwork runs at"))
         team = Team(home, line.split()[-1])
-        for name, role in EVERYBODY.items():
-            team.people[name] = team.invite(name, role)
+        for name in people:
+            team.people[name] = team.invite(name, EVERYBODY[name])
         yield team
         instance = board(home)["instance"]
     finally:
