@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellwork.data import schema, statistics
+from cellwork.data import schema, sketches, statistics
 
 
 def one(values: list[Any], dtype: Any = None) -> Any:
@@ -45,3 +45,13 @@ def test_each_type_has_the_statistics_that_make_sense_for_it(values: list[Any], 
 def test_columns_come_in_their_order_and_odd_names_do_no_harm() -> None:
     found = statistics.of(pl.DataFrame({"min:x": [1], "x": [2], "nulls:x": ["a"]}))
     assert [(c.name, c.min) for c in found] == [("min:x", 1.0), ("x", 2.0), ("nulls:x", "a")]
+
+
+def test_distinct_numbers_are_exact_as_long_as_every_value_is_kept() -> None:
+    found = statistics.of(pl.DataFrame({"x": [float(k % 1500) for k in range(6000)]}))[0]
+    assert (found.distinct, found.exact) == (1500, True)
+    halves = [sketches.of(pl.DataFrame({"x": range(start, start + 1200)})) for start in (0, 300)]
+    merged = statistics.said(sketches.merge(halves))[0]
+    assert (merged.distinct, merged.exact) == (1500, True)
+    many = statistics.said(sketches.merge([sketches.of(pl.DataFrame({"x": range(k, k + 9000)})) for k in (0, 9000)]))[0]
+    assert (many.distinct, many.exact) == (pytest.approx(18_000, rel=0.12), False)

@@ -43,11 +43,16 @@ def describe(name: str, view: bool, batch_id: str, as_of: str, project: str | No
     if found.newest:
         click.echo(f"newest batch {show.text(found.newest)}")
     rows = [
-        (c.name, c.kind, c.nulls, c.distinct if c.exact else f"~{show.text(c.distinct)}", c.min, c.max, c.mean, c.deviation,
-         c.quantiles[2] if c.quantiles else None, ", ".join(f"{f.text} ({f.rows:,})" for f in c.frequent[:3]))
+        (c.name, c.kind, c.nulls, c.distinct if c.exact else f"~{show.text(c.distinct)}", *(_short(value) for value in (c.min, c.max, c.mean, c.deviation)),
+         _short(c.quantiles[2] if c.quantiles else None), ", ".join(f"{f.text} ({f.rows:,})" for f in c.frequent[:3]))
         for c in found.columns
     ]  # fmt: skip
     show.table(rows, ("column", "kind", "nulls", "distinct", "min", "max", "mean", "deviation", "median", "frequent"))
+
+
+def _short(value: str | float | None) -> str | None:
+    """Return a number with six digits, whole ones without a point; texts cut."""
+    return value[:32] if isinstance(value, str) else None if value is None else f"{value:,.6g}"
 
 
 @data.command()

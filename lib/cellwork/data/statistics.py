@@ -34,14 +34,15 @@ def said(sketch: Sketch, *, dates: Sequence[str] = ()) -> list[ColumnStatistics]
 
 def _column(name: str, column: Column, day: bool) -> ColumnStatistics:
     time, number = column.kind == "time", column.kind == "number"
+    distinct, exact = _distinct(column)
     found = ColumnStatistics(
         name=name,
         kind=column.kind,
         nulls=column.nulls,
         nan=column.nan,
         infinite=column.infinite,
-        distinct=column.distinct.count,
-        exact=column.distinct.exact,
+        distinct=distinct,
+        exact=exact,
         mean=None if time else _finite(column.mean),
         deviation=None if time else _finite(column.deviation),
     )
@@ -54,6 +55,13 @@ def _column(name: str, column: Column, day: bool) -> ColumnStatistics:
     if column.kind != "bool":
         found.min, found.max = (_plain(value, time, day) for value in (column.least, column.greatest))
     return found
+
+
+def _distinct(column: Column) -> tuple[int, bool]:
+    """Return how many distinct values there are, and whether that is exact: ranks that kept every value know it too."""
+    if column.ranks and column.ranks.exact and abs(column.ranks.values).max() < 2**53:
+        return len(column.ranks.values), True
+    return column.distinct.count, column.distinct.exact
 
 
 def _finite(value: float | None) -> float | None:
