@@ -162,7 +162,7 @@ def running(build: Callable[[], Service], port: int) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(120)
         assert not thread.is_alive(), "the service did not stop"
 
 
@@ -172,7 +172,7 @@ def call() -> Call:
 
 
 def caller(address: str, role: str = "deployer") -> Client:
-    return Client(address, role, timeout=60)
+    return Client(address, role, timeout=240)
 
 
 if __name__ == "__main__":

@@ -180,7 +180,8 @@ def _status(endpoints: Endpoints, entry: Entry) -> EndpointStatus:
     taken = sorted(endpoint.latencies)
     return EndpointStatus(
         routes=entry.wire(), ready=predictor.ready, predictor=predictor.how or f"{predictor.name} {predictor.message}",
-        requests=endpoint.requests, errors=endpoint.errors, columns=[column.name for column in entry.live.plan.columns],
+        requests=endpoint.requests, errors=endpoint.errors, columns=entry.live.plan.names,
+        breaker=endpoint.breaker(endpoint.current().live).reason,
         p50_ms=round(taken[len(taken) // 2] * 1e3, 3) if taken else None,
         p99_ms=round(taken[min(len(taken) - 1, int(len(taken) * 0.99))] * 1e3, 3) if taken else None,
     )  # fmt: skip

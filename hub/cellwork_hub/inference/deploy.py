@@ -253,9 +253,28 @@ class Endpoints:
     def _endpoint(self, name: str) -> Endpoint:
         if name not in self._live:
             self._live[name] = Endpoint(
-                name, self.log, self.lookup, self._writer, deadline=self.deadline, segments=self.segments
+                name,
+                self.log,
+                self.lookup,
+                self._writer,
+                deadline=self.deadline,
+                segments=self.segments,
+                broken=self._broken,
             )
         return self._live[name]
+
+    def _broken(self, endpoint: str, served: Served, reason: str) -> None:
+        """Say in an event and in the log that a version was taken out; from the event loop, so written on the side."""
+        log.warning("endpoint %s: %s is taken out, it %s", endpoint, _text(served.ref), reason)
+
+        def write() -> None:
+            with self.engine.begin() as db:
+                records.event(
+                    db, "endpoint.breaker_opened", ids.split_name(endpoint)[0], endpoint,
+                    version=_text(served.ref), deployment=served.deployment, reason=reason,
+                )  # fmt: skip
+
+        self._writer.submit(write)
 
     def _copy(self, digest: str) -> Path:
         return self.home.models() / digest

@@ -143,7 +143,7 @@ def _facts(status: EndpointStatus) -> list[tuple[str, Any]]:
     return [
         ("endpoint", routes.endpoint), ("revision", routes.revision),
         ("live", f"{routes.live.name}@{routes.live.version}, digest {routes.live.digest[:12]}"),
-        ("previous", _number(routes.previous)), ("ready", status.ready), ("computed by", status.predictor),
+        ("previous", _number(routes.previous)), ("ready", status.ready), ("breaker", (status.breaker and f"open: it {status.breaker}") or "closed"), ("computed by", status.predictor),
         ("looked up", ", ".join(routes.service) or "nothing"), ("columns", ", ".join(status.columns)),
         ("requests", status.requests), ("errors", status.errors), ("p50 ms", status.p50_ms), ("p99 ms", status.p99_ms),
     ]  # fmt: skip

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cellwork.serving import plan as plans
+from cellwork.serving.breaker import Breaker
 from cellwork.serving.inline import Inline
 from cellwork.serving.plan import Filled, Lookup, Plan
 from cellwork.serving.predictor import NoAnswer, Predictor
@@ -50,17 +51,33 @@ class Scored:
 
 
 async def score(
-    routes: Routes, requests: Sequence[Sequence[Row]], lookup: Lookup, now: datetime, *, seconds: float, fallback: float
+    routes: Routes,
+    requests: Sequence[Sequence[Row]],
+    lookup: Lookup,
+    now: datetime,
+    *,
+    seconds: float,
+    fallback: float,
+    breaker: Breaker,
 ) -> list[Scored | NoAnswer]:
-    """Return what each request got: `seconds` for the live version, then `fallback` seconds for the previous one."""
+    """Return what each request got: `seconds` for the live version, then `fallback` seconds for the previous one.
+
+    While `breaker` is open the previous version is asked at once.
+    """
+    if routes.previous is not None and not breaker.allows():
+        reason = f"is taken out for some seconds, it {breaker.reason}"
+        return await _by(routes.previous, "fallback", reason, requests, lookup, now, fallback)
     results = await _by(routes.live, "live", "", requests, lookup, now, seconds)
     reasons = {k: result.verdict for k, result in enumerate(results) if isinstance(result, NoAnswer)}
+    if len(reasons) < len(results):
+        breaker.succeeded()
     if reasons and routes.previous is not None:
         reason = next(iter(reasons.values()))
         again = await _by(routes.previous, "fallback", reason, [requests[k] for k in reasons], lookup, now, fallback)
         for k, result in zip(reasons, again, strict=True):
             if isinstance(result, Scored):
                 results[k] = result
+                breaker.failed(reason)
     return results
 
 

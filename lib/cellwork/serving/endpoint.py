@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,7 +17,8 @@ from cellwork import clock, ids
 from cellwork.errors import BadInput, NotFound, TooBusy, TooLarge, Unavailable
 from cellwork.serving import choose
 from cellwork.serving import plan as plans
-from cellwork.serving.choose import Routes, Scored
+from cellwork.serving.breaker import Breaker
+from cellwork.serving.choose import Routes, Scored, Served
 from cellwork.serving.lane import Lane
 from cellwork.serving.log import PredictionLog
 from cellwork.serving.plan import Lookup
@@ -71,10 +73,13 @@ class Endpoint:
         *,
         deadline: float = DEADLINE_SECONDS,
         segments: Writer | None = None,
+        broken: Callable[[str, Served, str], None] = lambda endpoint, served, reason: None,
     ) -> None:
+        """`broken` is told when a live version is taken out: the endpoint's name, the version, and why."""
         self.name, self.log, self.lookup, self.writer, self.deadline = name, log, lookup, writer, deadline
         self.routes: Routes | None = None
         self.requests = self.errors = 0
+        self._broken, self._breakers = broken, dict[str, Breaker]()
         self.latencies: deque[float] = deque(maxlen=1000)
         self.lane = Lane(self, segments, looks_up=getattr(lookup, "quick", False)) if segments else None
         """The quick lane; without segments there is none."""
@@ -122,6 +127,12 @@ class Endpoint:
             way_out = f"deploy one: cellwork endpoint deploy {self.name} VERSION"
             raise NotFound("endpoint", self.name, "has no version", way_out)
         return self.routes
+
+    def breaker(self, live: Served) -> Breaker:
+        """Return the breaker of the live deployment; those of earlier ones are forgotten."""
+        if live.deployment not in self._breakers:
+            self._breakers = {live.deployment: Breaker(lambda reason: self._broken(self.name, live, reason))}
+        return self._breakers[live.deployment]
 
     def _id(self, request: Request, row: Row, number: int) -> str:
         if row.key:
@@ -173,8 +184,9 @@ class Endpoint:
         waited = time.perf_counter() - min(pending.began for pending in asked)
         rows = [[row for _, row in pending.fresh()] for pending in asked]
         results = await choose.score(
-            routes, rows, self.lookup, now, seconds=self.deadline - waited, fallback=self.deadline
-        )
+            routes, rows, self.lookup, now, seconds=self.deadline - waited, fallback=self.deadline,
+            breaker=self.breaker(routes.live),
+        )  # fmt: skip
         for pending, result in zip(asked, results, strict=True):
             if not isinstance(result, Scored):
                 pending.fail(result)

@@ -45,6 +45,8 @@ class EndpointStatus(Struct):
     p99_ms: float | None = None
     columns: list[str] = []
     """What the live version takes, in its order."""
+    breaker: str = ""
+    """Why the live version is taken out and the previous one answers; empty while it serves."""
 
 
 class Deployment(Struct):
