@@ -103,7 +103,7 @@ class World:
         self.thread.join(20)
 
 
-def wait_ready(url: str, seconds: float = 30) -> None:
+def wait_ready(url: str, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
@@ -121,13 +121,14 @@ def start_service(home: Path, port: int) -> subprocess.Popen[bytes]:
     return process
 
 
-def start_runner(url: str, slots: int, log: Path) -> subprocess.Popen[bytes]:
+def start_runner(url: str, slots: int, log: Path, warm: str = "") -> subprocess.Popen[bytes]:
     """Start a runner as on a machine of its own: it knows the address and its token, nothing of a home."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith("CELLWORK_")}
     environ |= {
         "CELLWORK_URL": url,
         "CELLWORK_RUNNER_TOKEN": "runner-token",
         "CELLWORK_RUNNERS": str(slots),
+        "CELLWORK_WARM_IMPORTS": warm,
         "SECRET_OF_THE_MACHINE": "not for notebooks",
     }
     with log.open("ab") as output:
