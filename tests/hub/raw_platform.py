@@ -26,7 +26,7 @@ from cellwork_hub.platform.state import State
 from cellwork_hub.route import Call
 
 TOKENS = {
-    "author": frozenset({"data:read", "data:write", "features:read", "features:apply"}),
+    "author": frozenset({"data:read", "data:write", "features:read", "features:write", "features:apply"}),
     "reader": frozenset({"data:read"}),
 }
 
