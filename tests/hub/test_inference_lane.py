@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -159,6 +160,45 @@ def test_mlflows_formats_take_the_quick_lane_and_agree(house: House, client: Cli
     before = house.quick
     answer = post(client, f"/invocations/{world.MODEL}", body).json()
     assert (answer["predictions"], len(answer["ids"]), house.quick) == (expected, 2, before + 1)
+
+
+def test_the_open_inference_protocol_gives_the_same_scores_as_json_and_in_binary(client: Client) -> None:
+    rows = [Row(features={"visits": 1.0, "plan": "paid", "customer__age": 2.0}), Row(features={"plan": "é"})]
+    expected = [output.score for output in client.endpoints.predict(world.MODEL, Request(rows=rows)).outputs]
+    model = world.MODEL.replace("/", ".")
+    tensors = [
+        {"name": "visits", "shape": [2], "datatype": "FP64", "data": [1.0, None]},
+        {"name": "plan", "shape": [2, 1], "datatype": "BYTES", "data": [["paid"], ["é"]]},
+        {"name": "customer__age", "shape": [2], "datatype": "FP32", "data": [2.0, None]},
+    ]
+    said = post(client, f"/v2/models/{model}/infer", {"inputs": tensors, "id": "mine"}).json()
+    assert (said["id"], said["model_name"], said["outputs"][0]["data"]) == ("mine", model, expected)
+    assert client.endpoints.prediction(said["outputs"][1]["data"][0]).score == expected[0]
+    texts = b"".join(len(text).to_bytes(4, "little") + text for text in (b"paid", "é".encode()))
+    parts = [struct.pack("<2d", 1.0, float("nan")), texts, struct.pack("<2f", 2.0, float("nan"))]
+    for tensor, part in zip(tensors, parts, strict=True):
+        del tensor["data"]
+        tensor["parameters"] = {"binary_data_size": len(part)}
+    head = msgspec.json.encode({"inputs": tensors})
+    headers = {"authorization": "Bearer deployer", "inference-header-content-length": str(len(head))}
+    url = f"{client.connection.url}/v2/models/{model}/infer"
+    binary = httpx.post(url, content=head + b"".join(parts), headers=headers, trust_env=False)
+    assert binary.json()["outputs"][0]["data"] == expected
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ([{"name": "visit", "shape": [1], "datatype": "FP64", "data": [1.0]}], "did you mean 'visits'"),
+        ([{"name": "visits", "shape": [2], "datatype": "FP64", "data": [1.0]}], "is not the shape of 1 values"),
+        ([{"name": "visits", "shape": [1], "datatype": "FP65", "data": [1.0]}], "did you mean 'FP64'"),
+        ([{"name": "visits", "shape": [], "datatype": "FP64"}], "is not the shape"),
+        ([], "send at least one row"),
+    ],
+)
+def test_a_wrong_tensor_is_refused_with_its_fault(client: Client, tensors: list[dict[str, Any]], message: str) -> None:
+    answer = post(client, f"/v2/models/{world.MODEL.replace('/', '.')}/infer", {"inputs": tensors})
+    assert (answer.status_code, message in answer.text) == (422, True), answer.text
 
 
 @pytest.mark.parametrize(

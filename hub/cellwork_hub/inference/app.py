@@ -22,7 +22,7 @@ from cellwork_hub import records
 from cellwork_hub.auth import HubTokens
 from cellwork_hub.context import Context
 from cellwork_hub.edge import Service
-from cellwork_hub.inference import invocations, online, table
+from cellwork_hub.inference import invocations, online, open_inference, table
 from cellwork_hub.inference.deploy import Endpoints
 from cellwork_hub.inference.door import FrontDoor
 from cellwork_hub.inference.registry import PlatformRegistry, Registry
@@ -107,7 +107,7 @@ async def _take_over(door: FrontDoor) -> None:
 
 
 def routes(endpoints: Endpoints) -> list[Route]:
-    return [*_management(endpoints), *_predictions(endpoints)]
+    return [*_management(endpoints), *_predictions(endpoints), *open_inference.routes(endpoints)]
 
 
 def _name(call: Call) -> str:
