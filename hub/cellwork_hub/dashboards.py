@@ -195,7 +195,7 @@ def _text(headers: list[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
 def build(context: Context) -> ASGIApp:
     login = Login.of(context, "dashboards")
     proxy = Proxy(context.voila_socket(), login.prefix)
-    return Gate(proxy, login, judge, ready=proxy.ready)
+    return Gate(proxy, login, judge, ready=proxy.ready, on_behalf=True)
 
 
 if __name__ == "__main__":

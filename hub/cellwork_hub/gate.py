@@ -15,12 +15,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cellwork import errors, ids
 from cellwork.wire.records import Principal
 from cellwork_hub.edge import canonical_path, problem_response, respond
-from cellwork_hub.guard import no_credential
+from cellwork_hub.guard import no_credential, watched
 from cellwork_hub.login import Login
 
 log = logging.getLogger("cellwork")
 
-NEVER_HANDED_ON = (b"authorization", b"cookie", b"x-forwarded-user", b"proxy-authorization")
+VIEWER_HEADER = "x-cellwork-token"
+"""Where an app that acts for its callers finds the token of each; what a caller sends under that name never arrives."""
+NEVER_HANDED_ON = (b"authorization", b"cookie", b"x-forwarded-user", b"proxy-authorization", VIEWER_HEADER.encode())
 
 
 class Asked:
@@ -71,7 +73,10 @@ class Gate:
         *,
         ready: Callable[[], Awaitable[bool]] | None = None,
         dialect: Dialect | None = None,
+        on_behalf: bool = False,
     ) -> None:
+        """With `on_behalf` the app gets the caller's token, a browser's being one that only reads."""
+        self.on_behalf = on_behalf
         self.app, self.login, self.rules, self.ready, self.dialect = app, login, rules, ready, dialect
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,7 +115,22 @@ class Gate:
             raise no_credential(scope)
         asked = Asked(scope, path, receive)
         await self.rules(principal, asked)
-        await self.app(_handed_on(scope, asked), asked.replay, send)
+        handed = _handed_on(scope, asked)
+        if self.on_behalf:
+            token = self.login.token_of(scope).encode("latin-1")
+            handed = {**handed, "headers": [*handed["headers"], (VIEWER_HEADER.encode(), token)]}
+        serving = self.app(handed, asked.replay, send)
+        if scope["type"] == "websocket":
+            await watched(serving, lambda: self._still(scope, asked))
+        else:
+            await serving
+
+    async def _still(self, scope: Scope, asked: Asked) -> None:
+        """Raise what a socket that is open would be refused with now."""
+        principal = await self.login(scope)
+        if principal.kind == "nobody" or self.rules is None:
+            raise no_credential(scope)
+        await self.rules(principal, asked)
 
     async def _health(self, path: str, send: Send) -> None:
         if path == "/health/ready" and self.ready and not await self.ready():

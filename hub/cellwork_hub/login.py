@@ -76,6 +76,10 @@ class Login:
             self._check_origin(scope)
         return principal
 
+    def token_of(self, scope: Scope) -> str:
+        """Return the token that a request carries, in a header or in our cookie; empty if there is none."""
+        return bearer(scope) or self._open(_cookies(scope).get(self.cookie, ""), None)
+
     def _check_origin(self, scope: Scope) -> None:
         """Refuse what changes something, and every websocket, unless the browser says that a page of ours asks."""
         if scope["type"] == "http" and scope["method"] in SAFE_METHODS:

@@ -24,6 +24,7 @@ from cellwork import assets
 from cellwork.wire import PREFIX
 from cellwork_hub import processes
 from cellwork_hub.context import Context
+from cellwork_hub.gate import VIEWER_HEADER
 
 IDLE_SECONDS = 300
 KERNEL_ID = r"(?P<kernel_id>\w+-\w+-\w+-\w+-\w+)"
@@ -72,6 +73,7 @@ def configuration(kernels: int) -> Config:
         "@jupyter-widgets/jupyterlab-manager",
         "@voila-dashboards/widgets-manager8",
     ]
+    c.VoilaConfiguration.http_header_envs = [VIEWER_HEADER]  # a page acts as whoever opened it, never as the platform
     c.VoilaConfiguration.preheat_kernel = kernels > 0
     c.VoilaConfiguration.default_pool_size = kernels
     c.MappingKernelManager.cull_idle_timeout = IDLE_SECONDS
@@ -87,7 +89,7 @@ def main(folder: str = "") -> None:
         name for name in os.environ if name.startswith("CELLWORK_") and name not in (processes.MARKER, processes.UNIT)
     ]:
         del os.environ[name]
-    os.environ |= {"CELLWORK_URL": context.public_url, "CELLWORK_TOKEN": context.token("dashboards")}
+    os.environ["CELLWORK_URL"] = context.public_url
     dashboards = Path(folder) if folder else assets.folder("nbs") / "dashboards"
     OwnVoila.launch_instance([str(dashboards)], config=configuration(context.settings.dashboard_kernels))
 

@@ -42,6 +42,7 @@ IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 def address() -> tuple[str, str]:
     """Return (url, token) for this process; see `cellwork.client.connect`."""
     url, token = os.environ.get("CELLWORK_URL", ""), os.environ.get("CELLWORK_TOKEN", "")
+    token = os.environ.get("HTTP_X_CELLWORK_TOKEN", token)  # in a dashboard: of whoever opened the page
     if url and token:
         return url.rstrip("/"), token
     home = settings.load()[0].folder
