@@ -128,17 +128,11 @@ def test_memory_over_the_limit_ends_the_kernel_and_not_the_server(contained: Con
     assert len(contained.containers()) == 1
 
 
-def test_cores_are_limited(contained: Contained, server: Server, kernel: str) -> None:
+def test_memory_swap_cores_and_processes_are_limited_as_the_profile_says(contained: Contained, server: Server) -> None:
     [container] = contained.containers()
     limits = container.attrs["HostConfig"]
-    assert (limits["Memory"], limits["MemorySwap"], limits["CpuQuota"], limits["PidsLimit"]) == (
-        700 * 2**20,
-        700 * 2**20,
-        80_000,
-        1024,
-    )
-    code = "import time, resource\nw = time.monotonic()\nwhile time.monotonic() - w < 2: pass\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_utime < 100)"
-    assert server.execute(kernel, code).strip() == "True"
+    said = (limits["Memory"], limits["MemorySwap"], limits["CpuQuota"], limits["PidsLimit"])
+    assert said == (700 * 2**20, 700 * 2**20, 80_000, 1024)
 
 
 def test_a_killed_hub_and_a_killed_proxy_keep_server_and_kernel(
