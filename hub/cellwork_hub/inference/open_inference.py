@@ -46,15 +46,19 @@ def routes(endpoints: Endpoints) -> list[Route]:
         project, _, name = call.path["model"].partition(".")
         return endpoints.get("/".join(ids.split_name(f"{project}/{name}")))
 
+    def own(call: Call) -> Endpoint:
+        call.enter(call.path["model"].partition(".")[0])
+        return endpoint(call)
+
     def server(call: Call) -> dict[str, Any]:
         return {"name": "cellwork", "version": __version__, "extensions": ["binary_tensor_data"]}
 
     def model(call: Call) -> dict[str, Any]:
-        live = endpoint(call).current().live
+        live = own(call).current().live
         return describe(call.path["model"], live.ref.version, live.plan)
 
     def ready(call: Call) -> dict[str, Any]:
-        if not endpoint(call).current().live.predictor.ready:
+        if not own(call).current().live.predictor.ready:
             raise Unavailable("endpoint", call.path["model"], "is not ready yet", "ask again in a second")
         return {"ready": True}
 
@@ -66,8 +70,8 @@ def routes(endpoints: Endpoints) -> list[Route]:
     kind, one = dict[str, Any], "/v2/models/{model}"
     return [
         Route("GET", "/v2", server, "endpoints:read", None, kind, "Open Inference: this server.", within="platform"),
-        Route("GET", one, model, "endpoints:read", None, kind, "Open Inference: a model's tensors.", within="platform"),
-        Route("GET", one + "/ready", ready, "endpoints:read", None, kind, "Open Inference: whether a model answers.", within="platform"),
+        Route("GET", one, model, "endpoints:read", None, kind, "Open Inference: a model's tensors."),
+        Route("GET", one + "/ready", ready, "endpoints:read", None, kind, "Open Inference: whether a model answers."),
         Route("POST", one + "/infer", infer, "endpoints:predict", bytes, kind, "Open Inference: score rows.", within="platform"),
     ]  # fmt: skip
 
