@@ -143,7 +143,7 @@ def test_doctor_names_every_check_and_fails_only_on_what_is_needed(platform: Pla
         "disk",
         "chromium",
         "redis",
-        "container engine",
+        "user servers",
     } == set(checks)
     assert healthy.returncode == int(any(check["verdict"] == "missing" for check in checks.values()))
     (tmp_path / "file").write_text("")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cellwork.errors import Refused
 from cellwork.runs import checkpoints, engine, resume
 from cellwork.runs.kernel import Kernel, allowed
 from cellwork.wire.jobs import Checkpoint
@@ -158,13 +161,12 @@ def test_a_run_saves_at_the_tagged_cell_and_another_kernel_goes_on_below_it(tmp_
             kernel.stop()
 
 
-def test_an_archive_never_writes_outside_its_folder(tmp_path: Path) -> None:
-    import io
-    import tarfile
-
-    stream = io.BytesIO()
+@pytest.mark.parametrize(("name", "kind"), [("../evil", tarfile.REGTYPE), ("evil", tarfile.SYMTYPE)])
+def test_an_archive_never_writes_outside_its_folder(tmp_path: Path, name: str, kind: bytes) -> None:
+    stream, member = io.BytesIO(), tarfile.TarInfo(name)
+    member.type, member.linkname = kind, "/etc/passwd"
     with tarfile.open(fileobj=stream, mode="w") as archive:
-        archive.addfile(tarfile.TarInfo("../evil"))
-    with pytest.raises(tarfile.FilterError):
+        archive.addfile(member)
+    with pytest.raises(Refused, match="is no file of its own"):
         checkpoints.unpack(stream.getvalue(), tmp_path / "in", tmp_path / "work")
-    assert not (tmp_path / "evil").exists()
+    assert not list(tmp_path.rglob("evil"))

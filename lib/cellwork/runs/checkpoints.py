@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from cellwork.errors import CellworkError
+from cellwork.errors import CellworkError, Refused
 from cellwork.runs import resume
 from cellwork.runs.checkpoint import Saved
 from cellwork.runs.kernel import Kernel
@@ -124,9 +124,19 @@ class Checkpoints:
 
 
 def unpack(data: bytes, folder: Path, work: Path) -> dict[str, Any]:
-    """Lay the archive `data` out in `folder` and its files in `work`; returns the page as it stood."""
+    """Lay the archive `data` out in `folder` and its files in `work`; returns the page as it stood.
+
+    Raises
+    ------
+    Refused
+        A member is neither file nor folder, or would be written elsewhere.
+    """
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        archive.extractall(folder, filter="data")
+        for member in archive:  # `filter="data"` came with Python 3.11.4
+            inside = (folder / member.name).resolve().is_relative_to(folder.resolve())
+            if not inside or not (member.isfile() or member.isdir()):
+                raise Refused("checkpoint", member.name, "is no file of its own", "run from the first cell")
+            archive.extract(member, folder, set_attrs=False)
     if (folder / "files").is_dir():
         shutil.copytree(folder / "files", work, dirs_exist_ok=True)
     page: dict[str, Any] = msgspec.json.decode((folder / "page.ipynb").read_bytes())
