@@ -261,7 +261,6 @@ NURSERY = """
 import json, os, signal, sys
 from pathlib import Path
 import polars as pl
-from need import need
 from raw_platform import call, state_in
 from cellwork_hub.platform import batches
 
