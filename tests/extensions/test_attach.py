@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import queue
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,6 +68,16 @@ class Lab:
         self.client = self.manager.client()
         self.client.start_channels()
         self.client.wait_for_ready(timeout=30)
+        self._subscribed()
+
+    def _subscribed(self) -> None:
+        """Wait until what the kernel publishes arrives: a subscription that is made too late misses it without a word."""
+        for _ in range(20):
+            self.client.kernel_info()
+            with contextlib.suppress(queue.Empty):
+                self.client.get_iopub_msg(timeout=1)
+                return
+        raise AssertionError("nothing that the kernel publishes arrives")
 
     def run(self, code: str, timeout: float = 30) -> str:
         """Return what `code` printed, its value or its error."""
