@@ -68,12 +68,20 @@ def trained(shop: World, version: int = 1) -> None:
     with shop.state.engine.begin() as db:
         values = {"id": DATASET, "record": msgspec.json.encode(dataset).decode()}
         db.execute(
-            text("INSERT INTO datasets (id, project, name, record) VALUES (:id, 'shop', 'train', :record)"), values
+            text(
+                "INSERT INTO datasets (id, project, name, record) VALUES (:id, 'shop', 'train', :record) ON CONFLICT DO NOTHING"
+            ),
+            values,
         )
         records.edge(db, f"{ENDPOINT}@{version}", "trained_on", DATASET)
-        values = {"n": ENDPOINT, "v": version, "record": msgspec.json.encode(evaluation).decode()}
+        values = {
+            "n": ENDPOINT,
+            "v": version,
+            "record": msgspec.json.encode(evaluation).decode(),
+            "id": f"eval_{version}",
+        }
         db.execute(
-            text("INSERT INTO evaluations (id, name, version, digest, holdout, champion, record) VALUES ('eval_1', :n, :v, '', 'may', '', :record)"),
+            text("INSERT INTO evaluations (id, name, version, digest, holdout, champion, record) VALUES (:id, :n, :v, '', 'may', '', :record)"),
             values,
         )  # fmt: skip
 
@@ -104,6 +112,18 @@ def test_predictions_like_the_training_data_do_not_drift_and_others_do(shop: Wor
     assert amount.reasons[0].startswith("distributed otherwise, PSI")
     first = client.monitors.drift(ENDPOINT, end=DAY + 12 * HOUR)
     assert (first.rows, {c.verdict for c in first.columns}) == (600, {"stable"})
+
+
+def test_a_version_with_too_few_predictions_leaves_the_word_to_the_one_before(shop: World, client: Client) -> None:
+    trained(shop, version=2)
+    predict(shop, rows(600, seed=2))
+    predict(shop, rows(3, seed=3), hour=1, version=2)
+    assert client.monitors.drift(ENDPOINT).subject == f"{ENDPOINT}@1"
+    assert client.monitors.drift(ENDPOINT, version=2).rows == 3
+    assert [day.subject for day in client.monitors.drift_by_day(ENDPOINT)] == [f"{ENDPOINT}@1"]
+    predict(shop, rows(700, seed=4), hour=2, version=2)
+    assert client.monitors.drift(ENDPOINT).subject == f"{ENDPOINT}@2"
+    assert [day.subject for day in client.monitors.drift_by_day(ENDPOINT)] == [f"{ENDPOINT}@2"]
 
 
 def test_hours_are_what_one_sketch_of_their_rows_would_be_in_whatever_pages_they_came(

@@ -54,34 +54,44 @@ def of(
     state: State, endpoint: str, version: int = 0, *, window: timedelta = WEEK,
     start: datetime | None = None, end: datetime | None = None, rules: DriftRules | None = None,
 ) -> Drift:  # fmt: skip
-    """Return the drift of `version` (0: the one that answered last) between `start` and `end`.
+    """Return the drift of `version` between `start` and `end`.
 
-    Without `end`: up to the newest hour with a prediction of it. Without `start`: `window` before the end.
+    Version 0 is the one that answered last, or, while that has too few predictions for a verdict, the one before it. Without
+    `end`: up to the newest hour with a prediction of it. Without `start`: `window` before the end.
 
     Raises
     ------
     NotFound
         The endpoint has no prediction of it, none in the window, or its version's training dataset is not known.
     """
-    model, number, _, last = _answered(state, endpoint, version)
-    end = end or moment(last + serving_hours.HOUR)
-    start = start or end - window
-    hours = serving_hours.between(state, endpoint, model, number, start, end)
+    rules = rules or DriftRules()
+    windows = []
+    for model, number, _, last in reversed(_answered(state, endpoint, version)):
+        until = end or moment(last + serving_hours.HOUR)
+        since = start or until - window
+        hours = [sketch for _, sketch in serving_hours.between(state, endpoint, model, number, since, until)]
+        windows.append((model, number, since, until, hours))
+        if sum(sketch.rows for sketch in hours) >= rules.least_rows:
+            break
+    model, number, since, until, hours = max(windows, key=lambda w: sum(sketch.rows for sketch in w[-1]))
     if not hours:
-        newest = f"the newest prediction is of {moment(last):%Y-%m-%d %H}:00 UTC"
-        raise NotFound(
-            f"predictions of {endpoint} by version {number}", f"{start:%F %T} to {end:%F %T}", "are none", newest
-        )
-    trained = training(state, model, number)
-    found = serving_hours.merged([sketch for _, sketch in hours])
-    return _compared(
-        f"{endpoint}@{number}", trained, reference(state, trained), found, start, end, rules or DriftRules()
-    )
+        asked = f"{since:%F %T} to {until:%F %T}"
+        raise NotFound(f"predictions of {endpoint}@{number}", asked, "are none", "see: cellwork monitor drift --days")
+    trained, found = training(state, model, number), serving_hours.merged(hours)
+    return _compared(f"{endpoint}@{number}", trained, reference(state, trained), found, since, until, rules)
 
 
 def days(state: State, endpoint: str, version: int = 0) -> list[Drift]:
-    """Return the drift of each day (UTC) with predictions, oldest first."""
-    model, number, first, last = _answered(state, endpoint, version)
+    """Return the drift of each day (UTC) with predictions, oldest first; version 0 is that day's with the most predictions."""
+    found: dict[datetime, Drift] = {}
+    for model, number, first, last in _answered(state, endpoint, version):
+        for day in _days_of(state, endpoint, model, number, first, last):
+            if day.start not in found or day.rows > found[day.start].rows:
+                found[day.start] = day
+    return [found[start] for start in sorted(found)]
+
+
+def _days_of(state: State, endpoint: str, model: str, number: int, first: int, last: int) -> list[Drift]:
     trained = training(state, model, number)
     expected, rules = reference(state, trained), DriftRules()
     parts: dict[int, list[Sketch]] = {}
@@ -92,11 +102,12 @@ def days(state: State, endpoint: str, version: int = 0) -> list[Drift]:
             f"{endpoint}@{number}", trained, expected, serving_hours.merged(each),
             moment(day), moment(day + DAY), rules,
         )
-        for day, each in sorted(parts.items())
+        for day, each in parts.items()
     ]  # fmt: skip
 
 
-def _answered(state: State, endpoint: str, version: int) -> tuple[str, int, int, int]:
+def _answered(state: State, endpoint: str, version: int) -> list[tuple[str, int, int, int]]:
+    """Return (model, version, first hour, last hour) of `version`, or for 0 of all that answered, the newest last."""
     known = serving_hours.versions(state, endpoint)
     if not known:
         raise NotFound("endpoint", endpoint, "has no prediction yet", "look at: cellwork endpoint list")
@@ -104,7 +115,7 @@ def _answered(state: State, endpoint: str, version: int) -> tuple[str, int, int,
     if not chosen:
         numbers = ", ".join(str(each[1]) for each in known)
         raise NotFound(f"version of endpoint {endpoint}", version, "never answered", f"those that did: {numbers}")
-    return chosen[-1]
+    return chosen
 
 
 def training(state: State, model: str, version: int) -> Dataset:
