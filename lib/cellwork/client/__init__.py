@@ -38,6 +38,10 @@ class Client:
         self.projects = Projects(self.connection)
         self.search = Search(self.connection)
 
+    @property
+    def closed(self) -> bool:
+        return self.connection.http.is_closed
+
     def close(self) -> None:
         self.connection.close()
 
@@ -62,6 +66,6 @@ def connect() -> Client:
     from cellwork.client.base import address
 
     key = address()
-    if key not in _shared:
+    if key not in _shared or _shared[key].closed:
         _shared[key] = Client(*key)
     return _shared[key]
