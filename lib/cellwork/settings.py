@@ -56,6 +56,10 @@ class Settings:
     ready_seconds: int = _setting(90, "How long a service may take to become ready.")
     server_ready_seconds: int = _setting(60, "How long a user's server in a container may take to answer.")
     runners: int = _setting(2, "How many notebook runs execute at once.")
+    warm_imports: str = _setting(
+        "",
+        "Modules, by comma, that kernels of runs are forked with (`numpy,pandas,sklearn.ensemble`); empty starts each kernel fresh.",
+    )
     run_timeout_seconds: int = _setting(3600, "When a notebook run is stopped, unless its job says otherwise.")
     mail_server: str = _setting("", "host:port of the mail server that tells of ended runs; empty sends no mail.")
     mail_from: str = _setting("cellwork@localhost", "The sender of such mails.")

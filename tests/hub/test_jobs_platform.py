@@ -104,3 +104,21 @@ def test_a_new_batch_runs_the_job_that_waits_for_it_once(platform: Platform) -> 
     time.sleep(2)
     assert len(list(client.jobs.runs(job="shop/on-visits"))) == 1, "the same batch again is no new event"
     client.jobs.remove("shop/on-visits")
+
+
+def test_a_secret_reaches_the_run_by_name_and_nobody_sees_its_value(platform: Platform) -> None:
+    """Set from the command line, read in the notebook with the run's own token, hidden in what it prints."""
+    value = "pass phrase/of the warehouse"
+    program = [str(Path(sys.executable).parent / "cellwork"), "secret", "set", "shop/warehouse"]
+    answer = subprocess.run(program, env=platform.environ, input=value, capture_output=True, text=True, timeout=60)
+    assert answer.returncode == 0, answer.stderr
+    source = "from cellwork.secrets import secret\nvalue = secret('warehouse')\nprint('it is', value, len(value))"
+    cell = {"cell_type": "code", "id": "c1", "metadata": {}, "outputs": [], "execution_count": None, "source": source}
+    content = json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [cell]})
+    jobs = platform.client().jobs
+    run = jobs.wait(jobs.start(RunRequest(project="shop", notebook="n.ipynb", content=content)).id, timeout=120)
+    assert run.state == "succeeded", run.attempts
+    assert printed(jobs.notebook(run.id)) == f"it is [secret:warehouse] {len(value)}\n"
+    rows = platform.client().records.audit(limit=10_000)
+    assert [row.subject for row in rows if row.action == "secret.read"] == ["shop/warehouse"]
+    assert value not in str(rows)

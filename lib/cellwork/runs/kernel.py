@@ -11,11 +11,15 @@ import json
 import os
 import signal
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cellwork.errors import Unavailable
+
+if TYPE_CHECKING:
+    from cellwork.runs.zygote import Zygote
 
 ALLOWED = frozenset({
     "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TERM", "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH",
@@ -52,10 +56,12 @@ class Kernel:
         cwd: Path | None = None,
         timeout: float = 60,
         command: list[str] | None = None,
+        zygote: Zygote | None = None,
     ) -> Kernel:
         """Start the kernel `name`, with its sockets in `folder` (private, a short path), and wait until it answers.
 
         `command` takes the place of the one that is installed under `name`; it gets ``-f`` and the connection file.
+        With a `zygote`, and no `command`, it is forked from there; if that fails it is started fresh.
 
         Raises
         ------
@@ -65,7 +71,7 @@ class Kernel:
         from jupyter_client.kernelspec import NoSuchKernel
         from jupyter_core.utils import run_sync
 
-        manager = _manager(folder, name)
+        manager = _manager(folder, name, zygote if name == "python3" and not command else None)
         if command:
             from jupyter_client.kernelspec import KernelSpec
 
@@ -192,7 +198,7 @@ def _signal(group: int, number: signal.Signals) -> None:
         return
 
 
-def _manager(folder: Path, name: str) -> Any:
+def _manager(folder: Path, name: str, zygote: Zygote | None = None) -> Any:
     """Return a manager over ipc: no port that another kernel could take first, no door for other accounts."""
     from jupyter_client.asynchronous.client import AsyncKernelClient
     from jupyter_client.manager import AsyncKernelManager
@@ -219,4 +225,27 @@ def _manager(folder: Path, name: str) -> Any:
 
     manager = AsyncKernelManager(kernel_name=name, transport="ipc", connection_file=str(folder / "kernel.json"))
     manager.client_factory = CellClient
+    if zygote and zygote.alive():
+        manager.kernel_id = manager.kernel_id or uuid.uuid4().hex
+        manager.provisioner = _forking(zygote)(
+            kernel_id=manager.kernel_id, kernel_spec=manager.kernel_spec, parent=manager
+        )
     return manager
+
+
+def _forking(zygote: Zygote) -> Any:
+    """Return a provisioner that asks `zygote` for the kernel's process."""
+    from jupyter_client.provisioning.local_provisioner import LocalProvisioner
+
+    class Provisioner(LocalProvisioner):  # type: ignore[misc]
+        async def launch_kernel(self, cmd: list[str], **options: Any) -> Any:
+            asked = {"argv": cmd[cmd.index("-f") :], "env": options.get("env") or {}, "cwd": options.get("cwd") or "."}
+            try:
+                self.process = zygote.fork(asked)
+            except (OSError, ValueError):
+                return await super().launch_kernel(cmd, **options)
+            self.pid = self.pgid = self.process.pid
+            self.cwd = options.get("cwd")
+            return self.connection_info
+
+    return Provisioner

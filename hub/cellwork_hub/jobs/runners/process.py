@@ -17,14 +17,19 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from types import FrameType
 
+from cellwork.runs.kernel import allowed
+from cellwork.runs.zygote import Zygote
 from cellwork_hub.context import Context
-from cellwork_hub.jobs.runners.slot import KEEPING, Platform, serve_one
+from cellwork_hub.jobs.runners.slot import KEEPING, PASSED_ON, Platform, serve_one
 
 log = logging.getLogger("cellwork.runner")
 
@@ -42,9 +47,10 @@ FORK = multiprocessing.get_context("fork")
 
 def main() -> None:
     """Run slots until SIGTERM or SIGINT."""
-    prepare()
-    platform, slots = _platform()
-    Runner(platform, slots).run()
+    platform, slots, modules = _platform()
+    with _zygote(modules) as zygote:
+        prepare()
+        Runner(replace(platform, zygote=zygote), slots).run()
 
 
 def prepare() -> None:
@@ -55,17 +61,33 @@ def prepare() -> None:
     _preload()
 
 
-def _platform() -> tuple[Platform, int]:
-    """Return where the platform is, and how many runs to execute at once."""
+@contextlib.contextmanager
+def _zygote(modules: str) -> Iterator[Zygote | None]:
+    """Start what kernels are forked from, if there is something to import; it gets none of the runner's variables but the harmless."""
+    named = [name.strip() for name in modules.split(",") if name.strip()]
+    with tempfile.TemporaryDirectory(prefix="cw-") as folder:
+        environment = {**allowed(os.environ), **{key: os.environ[key] for key in PASSED_ON if key in os.environ}}
+        zygote = Zygote.start(Path(folder), named, environment) if named else None
+        if named and zygote is None:
+            log.warning("kernels are started fresh: a fork with %s can't compute here", modules)
+        try:
+            yield zygote
+        finally:
+            if zygote:
+                zygote.stop()
+
+
+def _platform() -> tuple[Platform, int, str]:
+    """Return where the platform is, how many runs to execute at once, and what their kernels are forked with."""
     name = f"{socket.gethostname()}-{os.getpid()}"
     token = os.environ.pop("CELLWORK_RUNNER_TOKEN", "")
     if token:
         _prctl(SET_DUMPABLE, 0)  # a notebook of the same account can't read the token from /proc
-        return Platform(os.environ["CELLWORK_URL"].rstrip("/"), token, name), int(
-            os.environ.get("CELLWORK_RUNNERS", "2")
-        )
+        slots, modules = int(os.environ.get("CELLWORK_RUNNERS", "2")), os.environ.get("CELLWORK_WARM_IMPORTS", "")
+        return Platform(os.environ["CELLWORK_URL"].rstrip("/"), token, name), slots, modules
     context = Context.load()
-    return Platform(context.public_url, context.token("runner"), name), context.settings.runners
+    chosen = context.settings
+    return Platform(context.public_url, context.token("runner"), name), chosen.runners, chosen.warm_imports
 
 
 def _preload() -> None:

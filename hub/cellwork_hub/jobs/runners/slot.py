@@ -28,6 +28,7 @@ from cellwork.client.jobs import Jobs
 from cellwork.errors import BadInput, CellworkError, Conflict, NotFound, Unavailable
 from cellwork.runs import checkpoints, engine, parameters, resume
 from cellwork.runs.kernel import Kernel, allowed
+from cellwork.runs.zygote import Zygote
 from cellwork.secrets import Masker
 from cellwork.wire import PREFIX
 from cellwork.wire.jobs import Checkpoint, Claim, Progress, RunState
@@ -57,6 +58,8 @@ class Platform:
     runner: str
     containers: Containers | None = None
     """Where kernels live that are not processes of this account."""
+    zygote: Zygote | None = None
+    """What kernels are forked from; without it they are started fresh."""
 
 
 class Containers(Protocol):
@@ -85,13 +88,13 @@ def serve_one(platform: Platform, tell: Tell) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     jobs = Client(platform.url, platform.token, timeout=60).jobs
     with _folder() as folder, contextlib.ExitStack() as at_end:
-        kernel = _kernel(folder / "k1", tell, platform.containers)
+        kernel = _kernel(folder / "k1", tell, platform)
         at_end.callback(lambda: kernel.stop())
         claim = _claim(jobs, platform.runner)
         if not kernel.alive() or (platform.containers and claim.run.image_digest):
             kernel.stop()
             try:
-                kernel = _kernel(folder / "k2", tell, platform.containers, claim.run.image_digest)
+                kernel = _kernel(folder / "k2", tell, platform, claim.run.image_digest)
             except CellworkError as error:
                 log.warning("run %s: %s", claim.run.id, error)
                 jobs.report(claim.run.id, Progress(fence=claim.fence, state="failed", error=str(error)))
@@ -125,12 +128,13 @@ def _folder() -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _kernel(folder: Path, tell: Tell, containers: Containers | None = None, digest: str = "") -> Kernel:
-    """Start a kernel with its sockets in `folder`; of `containers`, in one of the image `digest`."""
+def _kernel(folder: Path, tell: Tell, platform: Platform, digest: str = "") -> Kernel:
+    """Start a kernel with its sockets in `folder`: in a container of the image `digest`, forked from a zygote, or fresh."""
     folder.mkdir()
     environment = {**allowed(os.environ), **{key: os.environ[key] for key in PASSED_ON if key in os.environ}}
-    command = containers.command(digest, folder.parent / "work") if containers else None
-    kernel = Kernel.start(folder, {**environment, "IPYTHONDIR": str(folder / "ipython")}, command=command)
+    command = platform.containers.command(digest, folder.parent / "work") if platform.containers else None
+    environment |= {"IPYTHONDIR": str(folder / "ipython")}
+    kernel = Kernel.start(folder, environment, command=command, zygote=platform.zygote)
     tell(kernel.pid)
     return kernel
 
