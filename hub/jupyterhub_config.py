@@ -6,6 +6,7 @@ The supervisor runs it with CELLWORK_HOME and every setting in the environment.
 from cellwork_hub.config.culling import set_culling
 from cellwork_hub.config.hub import set_hub
 from cellwork_hub.config.proxy import set_proxy
+from cellwork_hub.config.revocation import set_revocation
 from cellwork_hub.config.roles import set_roles
 from cellwork_hub.config.services import set_services
 from cellwork_hub.config.spawner import set_spawner
@@ -22,3 +23,4 @@ set_roles(c, context.settings, context.ports)
 set_services(c, context.settings, context.ports)
 set_spawner(c, context.settings, context.ports)
 set_culling(c, context.settings, context.ports)
+set_revocation(c, context.settings, context.ports)

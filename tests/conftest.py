@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 
+import crew_world
 import engine as engines
 import pytest
 import shop_world
@@ -74,6 +75,15 @@ def cpu_image(engine: engines.Engine, tmp_path_factory: pytest.TempPathFactory) 
     """Our image `cpu`, made from this checkout; what it installs comes from the engine's build cache after the first time."""
     using, home = connect(engine.address), Home(tmp_path_factory.mktemp("images"))
     return images.build(using, home, "cpu", base=engine.base(), secrets=engine.secrets(), network="host")
+
+
+@pytest.fixture(scope="session")
+def crew(
+    engine: engines.Engine, cpu_image: images.Image, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[crew_world.Crew]:
+    """The whole platform in `team` trust with two people, each with a server in a container."""
+    with crew_world.running(tmp_path_factory.mktemp("crew") / "home", engine) as crew:
+        yield crew
 
 
 @pytest.fixture(scope="session")

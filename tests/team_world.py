@@ -54,9 +54,6 @@ class Person:
 class Team(Platform):
     people: dict[str, Person] = field(default_factory=dict)
 
-    def command(self, *words: str, timeout: float = 180) -> Any:
-        return command(self.home, *words, timeout=timeout, **TRUST)
-
     def form(self, browser: httpx.Client, page: str) -> dict[str, str]:
         """Open a page of the hub and return the hidden field of its form."""
         browser.headers["accept"] = "text/html"
@@ -93,7 +90,7 @@ def running(home: Path, people: Iterable[str] = tuple(EVERYBODY), **environ: str
     try:
         assert started.returncode == 0, started.stdout + started.stderr + logs(home)
         line = next(line for line in started.stdout.splitlines() if line.startswith("Cellwork runs at"))
-        team = Team(home, line.split()[-1])
+        team = Team(home, line.split()[-1], TRUST)
         for name in people:
             team.people[name] = team.invite(name, EVERYBODY[name])
         yield team

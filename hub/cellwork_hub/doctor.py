@@ -35,6 +35,7 @@ EXTRAS = {
 }
 MOST_CACHE_SECONDS = 45
 """With the hub's own refresh it keeps what was revoked alive for less than a minute."""
+EVERY_ADDRESS = ("0.0.0.0", "::")
 MEMORY_GB, DISK_GB = 2.5, 2.0
 TESTED = ((3, 11), (3, 12), (3, 13))
 
@@ -171,10 +172,24 @@ def _servers(chosen: Settings) -> Check:
     except CellworkError as error:
         return Check(name="user servers", verdict="missing", found=str(error), way_out=error.way_out)
     if found.kind == "containers":
-        return Check(name="user servers", verdict="ok", found=found.text)
+        others = ", ".join(sorted(_open_to_containers()))
+        if not others or not found.closed:
+            return Check(name="user servers", verdict="ok", found=found.text)
+        way_out = "let them listen at one address, or close them to the containers' network in the firewall"
+        return Check(name="user servers", verdict="optional", found=f"{found.text} but what listens at every address of this machine: {others}", way_out=way_out)  # fmt: skip
     verdict: Literal["optional", "missing"] = "missing" if found.kind == "none" else "optional"
     way_out = "for limits and isolation: start Docker or Podman, then cellwork image build cpu"
     return Check(name="user servers", verdict=verdict, found=found.text, way_out=way_out)
+
+
+def _open_to_containers() -> set[str]:
+    """Return program and port of what listens at every address of this machine, the containers' network's too."""
+    try:
+        found = psutil.net_connections("tcp")
+    except psutil.AccessDenied:
+        return {"what only an admin of it sees"}
+    listening = [c for c in found if c.status == psutil.CONN_LISTEN and c.laddr.ip in EVERY_ADDRESS]
+    return {f"{preparation.holder(c.laddr.port)} at port {c.laddr.port}" for c in listening}
 
 
 def _programs() -> list[Check]:

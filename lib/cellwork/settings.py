@@ -16,6 +16,7 @@ from cellwork.errors import BadInput, near_miss
 from cellwork.home import Home
 
 Trust = Literal["personal", "team"]
+ServerNetwork = Literal["auto", "closed", "open"]
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -52,6 +53,10 @@ class Settings:
     container_engine: str = _setting(
         "",
         "The address of a Docker or Podman engine for user servers; empty takes the first that answers, `none` local processes.",
+    )
+    server_network: ServerNetwork = _setting(
+        "auto",
+        "What user servers and runs in containers reach: `closed` the platform alone, `open` all that this machine reaches; `auto` is closed in `team` trust.",
     )
     ready_seconds: int = _setting(90, "How long a service may take to become ready.")
     server_ready_seconds: int = _setting(60, "How long a user's server in a container may take to answer.")

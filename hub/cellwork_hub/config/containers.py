@@ -29,6 +29,7 @@ from cellwork.home import Home
 from cellwork.settings import Settings
 from cellwork.wire import PREFIX
 from cellwork_hub import profiles
+from cellwork_hub.config.team import lost
 from cellwork_hub.containers import engine, images, way
 from cellwork_hub.containers.reasons import explain, last_words
 from cellwork_hub.profiles import Profile
@@ -38,6 +39,10 @@ TABLES = "/srv/cellwork"
 PROCESSES = 1024
 AT_ONCE = 2
 QUEUE_SECONDS = 600
+LOOK_SECONDS = 15
+"""How often the hub looks at most whether a server still runs, and still may."""
+NO_NAMES = ["timeout:1", "attempts:1"]
+"""In a closed network no name of the world outside is found, and that is said at once."""
 NO_COMMAND = (126, 127)
 PROJECT = "project:"
 """How the hub's groups name a project's members."""
@@ -65,6 +70,7 @@ class ContainerSpawner(DockerSpawner):  # type: ignore[misc]
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.steps: list[tuple[int, str]] = []
+        self.mounted: list[str] = []
 
     @default("name_template")  # type: ignore[untyped-decorator]
     def _own_name(self) -> str:
@@ -165,7 +171,13 @@ class ContainerSpawner(DockerSpawner):  # type: ignore[misc]
         self.image = image.digest
         self.mem_limit = profile.memory_bytes
         self.cpu_limit = min(profile.cores, self.machine_cores) if self.machine_cores else profile.cores
-        self.extra_host_config = {**HARDENED, "memswap_limit": profile.memory_bytes, "device_requests": _gpus(profile)}
+        self.extra_host_config = {
+            **HARDENED,
+            "memswap_limit": profile.memory_bytes,
+            "device_requests": _gpus(profile),
+            "dns_opt": NO_NAMES if self.use_internal_ip else [],
+        }
+        self.mounted = sorted(self.projects or ())
         self.read_only_volumes = tables(Home(Path(self.home)), self.projects)
         self.environment = {**self.environment, "CELLWORK_IMAGE_DIGEST": image.digest, "CELLWORK_ENV": image.env, "CELLWORK_PROFILE": profile.name}  # fmt: skip
 
@@ -180,6 +192,8 @@ class ContainerSpawner(DockerSpawner):  # type: ignore[misc]
             where = await super().start()
         except RuntimeError:  # it has no port, because it has ended already
             raise await self._ended(profile) from None
+        if not where[0]:  # nor an address
+            raise await self._ended(profile)
         return where
 
     async def _see_gpu(self, profile: Profile) -> None:
@@ -230,6 +244,22 @@ class ContainerSpawner(DockerSpawner):  # type: ignore[misc]
                 self.log.warning("container %s stays: %s", self.object_id, error)
             self.object_id = ""
 
+    # its life
+
+    def get_state(self) -> dict[str, Any]:
+        return {**super().get_state(), "mounted": self.mounted}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        self.mounted = state.get("mounted", [])
+
+    async def poll_and_notify(self) -> Any:
+        """Look whether the server runs, as the hub does from time to time; one whose owner lost what it was started with is stopped."""
+        if why := await lost(self.authenticator, self.user.name, self.mounted):
+            self.log.warning("server %s of %s is stopped: %s", self.name, self.user.name, why)
+            await self.stop(now=True)
+        return await super().poll_and_notify()
+
     # the story
 
     def say(self, percent: int, text: str) -> None:
@@ -278,11 +308,12 @@ def set_containers(c: Any, settings: Settings, ports: dict[str, int], chosen: wa
     c.Spawner.start_timeout = settings.server_ready_seconds + QUEUE_SECONDS
     c.Spawner.http_timeout = 30
     c.Spawner.environment = environment(url)
+    c.Spawner.poll_interval = min(LOOK_SECONDS, settings.token_cache_seconds)
     c.Spawner.pre_spawn_hook = hand_over_token
     c.Spawner.apply_user_options = options_are_read_at_the_start
     c.DockerSpawner.client_kwargs = {"base_url": chosen.engine}
     c.DockerSpawner.network_name = chosen.network
-    c.DockerSpawner.use_internal_ip = False
+    c.DockerSpawner.use_internal_ip = chosen.closed
     c.DockerSpawner.host_ip = "127.0.0.1"
     c.DockerSpawner.remove = True
     c.DockerSpawner.pull_policy = "skip"  # the image is there when the container is made

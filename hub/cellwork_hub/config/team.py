@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,7 +22,7 @@ from jupyterhub.handlers.base import BaseHandler
 from tornado.web import HTTPError
 from traitlets import Unicode
 
-from cellwork import errors, ids
+from cellwork import errors, ids, scopes
 from cellwork.client.base import problem
 from cellwork.wire import PREFIX
 from cellwork.wire.users import Credential, External, Redeem, Standing
@@ -118,6 +119,20 @@ class Known(Authenticator):  # type: ignore[misc]
             return await self.let_in(handler, await self.accounts.arrive(external))
         except errors.CellworkError as error:
             raise said(error) from None
+
+
+async def lost(authenticator: Any, name: str, mounted: Collection[str]) -> str:
+    """Return why a server of `name` with the tables of the projects `mounted` may not go on; empty if it may, or nobody knows."""
+    if not isinstance(authenticator, Known):
+        return ""
+    try:
+        standing = await authenticator.accounts.standing(name)
+    except errors.CellworkError:
+        return ""
+    if not standing.active:
+        return "its owner was removed"
+    gone = sorted(set(mounted) - scopes.projects(standing.groups))
+    return f"its owner is no member any more of {', '.join(gone)}" if gone else ""
 
 
 def model(standing: Standing) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 It is decided once, when the platform starts, and written down; whatever starts later (a hub after a crash) goes by that. The
 network of the containers belongs to one home: its members can't reach each other, and the platform has one door in it, the
-public proxy, on the network's own address of this machine.
+public proxy, on the network's own address of this machine. A closed network has no way out of this machine; the hub then reaches
+a server at its address in there, because the engine publishes no port of it.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Way(Struct):
     door: str = ""
     cores: float = 0
     gpus: bool = False
+    closed: bool = False
 
 
 def decide(settings: Settings) -> Way:
@@ -76,9 +78,11 @@ def look(settings: Settings) -> Way:
         return _without(
             settings, f"{found.version} answers, but there is no image yet (cellwork image build {first.image})"
         )
+    closed = settings.server_network == "closed" or (settings.server_network == "auto" and settings.trust == "team")
+    reach = "they reach the platform and nothing else" if closed else "they reach what this machine reaches"
     return Way(
-        kind="containers", text=f"containers, {found.text}", engine=found.address, network=network_name(settings.folder),
-        cores=found.cpus, gpus=found.gpus,
+        kind="containers", text=f"containers, {found.text}; {reach}", engine=found.address,
+        network=network_name(settings.folder, closed=closed), cores=found.cpus, gpus=found.gpus, closed=closed,
     )  # fmt: skip
 
 
@@ -92,7 +96,7 @@ def _decide(settings: Settings) -> Way:
     way = look(settings)
     if way.kind != "containers":
         return way
-    door = ensure_network(engines.connect(way.engine), settings.folder)
+    door = ensure_network(engines.connect(way.engine), settings.folder, closed=way.closed)
     if not _is_ours(door):
         why = f"the containers' network has its gateway {door} on another machine"
         return _without(settings, why)
@@ -108,16 +112,16 @@ def prefix(home: Home) -> str:
     return f"cellwork-{hashlib.sha256(label(home).encode()).hexdigest()[:8]}"
 
 
-def network_name(home: Home) -> str:
-    return prefix(home)
+def network_name(home: Home, *, closed: bool = False) -> str:
+    return f"{prefix(home)}-closed" if closed else prefix(home)
 
 
-def ensure_network(engine: Engine, home: Home) -> str:
+def ensure_network(engine: Engine, home: Home, *, closed: bool = False) -> str:
     """Make the network of this home's containers, if it is not there; return this machine's address in it."""
     import docker
 
     client = engine.client()
-    name = network_name(home)
+    name = network_name(home, closed=closed)
     try:
         network = client.networks.get(name)
     except docker.errors.NotFound:
@@ -125,6 +129,7 @@ def ensure_network(engine: Engine, home: Home) -> str:
             name,
             driver="bridge",
             check_duplicate=True,
+            internal=closed,
             labels={OWNER: label(home)},
             options={"com.docker.network.bridge.enable_icc": "false"},
         )
