@@ -30,7 +30,9 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.log = PredictionLog(
-            db.open_database(f"sqlite:///{folder}/inference.sqlite", [records.MIGRATION, log.MIGRATION])
+            db.open_database(
+                f"sqlite:///{folder}/inference.sqlite", [records.MIGRATION, log.MIGRATION, log.ROUTES_MIGRATION]
+            )
         )
         engine = db.open_database(f"sqlite:///{folder}/platform.sqlite", MIGRATIONS)
         context = world.context(folder / "home")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -12,11 +13,12 @@ from typing import Any
 from starlette.types import Scope
 
 from cellwork import db, ids
+from cellwork.errors import BadInput
 from cellwork.serving import log
 from cellwork.serving.endpoint import DEADLINE_SECONDS
 from cellwork.serving.plan import Lookup
 from cellwork.wire import Struct
-from cellwork.wire.endpoints import Answer, Deploy, Deployment, EndpointStatus, Prediction, Request, RouteTable
+from cellwork.wire.endpoints import Answer, ArmWish, Deploy, Deployment, EndpointStatus, Prediction, Request, RouteTable
 from cellwork.wire.records import Principal
 from cellwork_hub import records
 from cellwork_hub.auth import HubTokens
@@ -31,7 +33,14 @@ from cellwork_hub.route import Call, Route
 
 logger = logging.getLogger("cellwork")
 
-MIGRATIONS = [records.MIGRATION, table.MIGRATION, log.MIGRATION, log.SEGMENTS_MIGRATION]
+MIGRATIONS = [
+    records.MIGRATION,
+    table.MIGRATION,
+    log.MIGRATION,
+    log.SEGMENTS_MIGRATION,
+    table.ROUTES_MIGRATION,
+    log.ROUTES_MIGRATION,
+]
 """Append only: a number, once used, keeps its meaning."""
 TAKE_OVER_SECONDS = 1.0
 TAKE_OVER_ROWS = 500
@@ -114,6 +123,13 @@ def _name(call: Call) -> str:
     return "/".join(ids.split_name(f"{call.path['project']}/{call.path['name']}"))
 
 
+def _version(call: Call) -> int:
+    text = call.path["version"]
+    if not re.fullmatch(r"[1-9]\d{0,8}", text):
+        raise BadInput("version", text, "is not a version's number", "write digits only")
+    return int(text)
+
+
 def _management(endpoints: Endpoints) -> list[Route]:
     async def deploy(call: Call) -> RouteTable:
         wish: Deploy = call.body
@@ -121,6 +137,18 @@ def _management(endpoints: Endpoints) -> list[Route]:
 
     async def rollback(call: Call) -> RouteTable:
         return (await endpoints.rollback(call, _name(call), call.body.reason)).wire()
+
+    async def put_arm(call: Call) -> RouteTable:
+        wish: ArmWish = call.body
+        return (await endpoints.put_arm(call, _name(call), _version(call), wish)).wire()
+
+    async def remove_arm(call: Call) -> RouteTable:
+        seen = call.number("revision", -1)
+        entry = await endpoints.remove_arm(
+            call, _name(call), _version(call), model=call.query.get("model", ""), reason=call.query.get("reason", ""),
+            revision=seen if seen >= 0 else None,
+        )  # fmt: skip
+        return entry.wire()
 
     def listing(call: Call) -> list[EndpointStatus]:
         call.may_enter("")
@@ -138,6 +166,8 @@ def _management(endpoints: Endpoints) -> list[Route]:
     return [
         Route("PUT", one, deploy, "endpoints:write", Deploy, RouteTable, "Give the endpoint a version that passes the gate and the sanity test."),
         Route("POST", one + "/rollback", rollback, "endpoints:write", Reason, RouteTable, "Serve the previous version again."),
+        Route("PUT", one + "/arms/{version}", put_arm, "endpoints:write", ArmWish, RouteTable, "Put a version beside the live one: canary, shadow or pinned."),
+        Route("DELETE", one + "/arms/{version}", remove_arm, "endpoints:write", None, RouteTable, "Take a version from beside the live one."),
         Route("GET", "/api/v1/endpoints", listing, "endpoints:read", None, list[EndpointStatus], "All endpoints."),
         Route("GET", one, show, "endpoints:read", None, EndpointStatus, "One endpoint."),
         Route("GET", "/api/v1/deployments/{deployment}", deployment, "endpoints:read", None, Deployment, "A deployment as it was made."),

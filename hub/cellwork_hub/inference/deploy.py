@@ -1,6 +1,9 @@
-"""How an endpoint gets its version: gate, copy by digest, predictor, sanity test, warm, then one compare-and-swap.
+"""How routes change: the version is made ready, then one compare-and-swap of the table, then this process takes the table over.
 
-Until the swap the old version serves; after it the old one stays at hand as `previous`. Nothing here moves an alias.
+Until the swap the old table serves; after it the old live version stays at hand as `previous`. Nothing here moves an alias.
+Order of writes: copy of the files, predictor ready here, the table's transaction (routes, deployment, audit, event, lineage), the
+routes of this process; other processes see the new revision and make their own predictors ready before they follow. A process that
+ends in between comes back with what the table says.
 """
 
 from __future__ import annotations
@@ -8,31 +11,26 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from anyio import to_thread
 from sqlalchemy import Engine
 
 from cellwork import clock, ids
-from cellwork.errors import CellworkError, Conflict, NotFound, Refused
+from cellwork.errors import BadInput, CellworkError, Conflict, NotFound, Refused
 from cellwork.home import Home
-from cellwork.models.compiled import NotCompiled
-from cellwork.serving import signature
-from cellwork.serving.choose import Routes, Served
+from cellwork.serving.choose import Beside, Routes, Served
 from cellwork.serving.endpoint import DEADLINE_SECONDS, Endpoint
-from cellwork.serving.inline import Inline
 from cellwork.serving.lane import Lane
 from cellwork.serving.log import PredictionLog
-from cellwork.serving.plan import Lookup, Plan
-from cellwork.serving.predictor import Predictor
+from cellwork.serving.plan import Lookup
 from cellwork.serving.segments import Writer
-from cellwork.wire.endpoints import Deploy, Deployment
-from cellwork.wire.evaluations import Gate, VersionRef
+from cellwork.wire.endpoints import Arm, ArmWish, Deploy, Deployment
+from cellwork.wire.evaluations import VersionRef
 from cellwork_hub import records
-from cellwork_hub.inference import registry as registries
-from cellwork_hub.inference import sanity
+from cellwork_hub.inference import table as tables
+from cellwork_hub.inference.loading import AnyPredictor, Loader, Prepared, full, refuse_unless_passed
 from cellwork_hub.inference.registry import Registry
 from cellwork_hub.inference.table import Deployed, Entry, Table
 from cellwork_hub.route import Call
@@ -42,6 +40,8 @@ log = logging.getLogger("cellwork")
 FOLLOW_SECONDS = 0.25
 ADOPT_SECONDS = 60.0
 """How long a version that another process deployed may take to become ready here; after that the fallback answers."""
+MOST_ARMS = 8
+Change = Callable[[Entry | None], Entry]
 
 
 class Endpoints:
@@ -51,8 +51,8 @@ class Endpoints:
         self, engine: Engine, home: Home, registry: Registry, lookup: Lookup, *, deadline: float = DEADLINE_SECONDS
     ) -> None:
         self.table, self.log = Table(engine), PredictionLog(engine, home.segments())
-        self.segments = Writer(home.segments())
-        self.engine, self.home, self.registry, self.lookup, self.deadline = engine, home, registry, lookup, deadline
+        self.segments, self.loader = Writer(home.segments()), Loader(home, registry)
+        self.engine, self.lookup, self.deadline = engine, lookup, deadline
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="prediction-log")
         self._live: dict[str, Endpoint] = {}
         self._swaps: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -75,9 +75,7 @@ class Endpoints:
     async def restore(self) -> None:
         """Serve again what the table says, from the copies of this machine; neither registry nor hub is needed."""
         for entry in await to_thread.run_sync(self.table.all):
-            live = self._returned(entry.live)
-            previous = self._returned(entry.previous) if entry.previous else None
-            self._endpoint(entry.name).routes = Routes(entry.revision, live, previous)
+            self._endpoint(entry.name).routes = self._routes(entry, {})
 
     async def follow(self) -> None:
         """Take over what other processes of this service change: the table says it, the new version is made ready first."""
@@ -97,40 +95,33 @@ class Endpoints:
             old = endpoint.routes
             if entry is None or (old and old.revision >= entry.revision):
                 return
-            held = {served.ref.digest: served.predictor for served in _served(old)}
-            live = self._returned(entry.live, held)
-            previous = self._returned(entry.previous, held) if entry.previous else None
+            routes = self._routes(entry, _held(old))
             end = asyncio.get_running_loop().time() + ADOPT_SECONDS
-            while not live.predictor.ready and asyncio.get_running_loop().time() < end:
+            while not _ready(routes) and asyncio.get_running_loop().time() < end:
                 await asyncio.sleep(0.02)
-            endpoint.routes = Routes(entry.revision, live, previous)
-        kept = {id(served.predictor) for served in _served(endpoint.routes)}
-        for predictor in held.values():
+            self._replace(endpoint, routes)
+
+    def _routes(self, entry: Entry, held: Mapping[str, AnyPredictor]) -> Routes:
+        """Return the entry with its versions loaded; one predictor a digest."""
+        there = dict(held)
+
+        def served(deployed: Deployed) -> Served:
+            found = self.loader.returned(deployed, there)
+            there[found.ref.digest] = found.predictor
+            return found
+
+        live = served(entry.live)
+        previous = served(entry.previous) if entry.previous else None
+        arms = tuple(Beside(served(entry.deployed[arm.deployment]), arm) for arm in entry.beside.arms)
+        return Routes(entry.name, entry.revision, live, previous, arms, entry.beside.salt)
+
+    def _replace(self, endpoint: Endpoint, routes: Routes) -> None:
+        """Serve by `routes`; versions that are not at hand any more leave when those who may still ask them have been answered."""
+        old, endpoint.routes = endpoint.routes, routes
+        kept = {id(served.predictor) for served in routes.served}
+        for predictor in {id(served.predictor): served.predictor for served in (old.served if old else ())}.values():
             if id(predictor) not in kept:
                 self._leave(predictor, 2 * self.deadline)
-
-    def _returned(self, deployed: Deployed, held: Mapping[str, Predictor | Inline] = {}) -> Served:
-        ref = deployed.record.version
-        if ref.digest in held:
-            return Served(ref, deployed.record.id, deployed.plan, held[ref.digest])
-        inline = self._inline(self._copy(ref.digest), ref)
-        if inline.restore():
-            return Served(ref, deployed.record.id, deployed.plan, inline)
-        predictor = Predictor(self._copy(ref.digest), _text(ref))
-        predictor.keep_trying()
-        return Served(ref, deployed.record.id, deployed.plan, predictor)
-
-    def _inline(self, folder: Path, ref: VersionRef) -> Inline:
-        return Inline(folder, ref.digest, _text(ref), self.home.compiled())
-
-    async def _loaded(self, folder: Path, ref: VersionRef) -> tuple[Predictor | Inline, list[float], list[str]]:
-        """Return the version compiled, else the predictor of a child process, with the scores it must give and why."""
-        inline = self._inline(folder, ref)
-        try:
-            await inline.start()
-        except NotCompiled as error:
-            return Predictor(folder, _text(ref)), error.expected, [f"compiled: no, {error}"]
-        return inline, [], []
 
     async def settle(self, seconds: float) -> None:
         """Wait until every live predictor answers, at most `seconds`."""
@@ -142,8 +133,8 @@ class Endpoints:
 
     async def close(self) -> None:
         for endpoint in self._live.values():
-            for served in _served(endpoint.routes):
-                await served.predictor.close()
+            for predictor in _held(endpoint.routes).values():
+                await predictor.close()
         for task in list(self._leaving):
             task.cancel()
         await asyncio.gather(*self._leaving, return_exceptions=True)
@@ -151,7 +142,7 @@ class Endpoints:
         self.segments.close()
 
     async def deploy(self, call: Call, endpoint: str, wish: Deploy) -> Entry:
-        """Give `endpoint` the version of `wish`; deploying the live version again changes nothing.
+        """Give `endpoint` the version of `wish`; deploying the live version again changes nothing, and one that is at hand loads nothing.
 
         Raises
         ------
@@ -160,84 +151,138 @@ class Endpoints:
         Conflict
             The endpoint is not, or no longer, at the revision that was seen.
         """
-        name = wish.model or endpoint
-        if ids.split_name(name)[0] != ids.split_name(endpoint)[0]:
-            raise Refused("model", name, f"is of another project than endpoint {endpoint!r}", "deploy it in its own")
+        name = _of_project(wish.model or endpoint, endpoint)
         before = await to_thread.run_sync(self.table.get, endpoint)
+        tables.check_seen(endpoint, wish.revision, before)
         seen = before.revision if before else 0
-        if wish.revision is not None and wish.revision != seen:
-            raise Conflict(
-                f"endpoint {endpoint!r}", f"revision {wish.revision}", f"is not what it is now ({seen})",
-                f"look at it and decide again: cellwork endpoint show {endpoint}",
-            )  # fmt: skip
         if before and (before.live.record.version.name, before.live.record.version.version) == (name, wish.version):
             return before
+        ready = await self._ready(call, endpoint, name, wish.version)
+        new = _deployed(call, endpoint, seen + 1, ready)
         try:
-            ref, plan, predictor, checks = await self._prepare(name, wish.version)
-        except CellworkError as error:
-            await to_thread.run_sync(self._record_refusal, call, endpoint, f"{name}@{wish.version}", str(error))
-            raise
-        record = Deployment(
-            id=ids.new("dep"), endpoint=endpoint, revision=seen + 1, version=ref, checks=checks,
-            by=call.principal.name, at=clock.now(), origin=call.origin,
-        )  # fmt: skip
-        try:
-            return await self._swap(call, seen, Deployed(record, plan), predictor, "endpoint.deploy", wish.reason)
-        except BaseException as error:
-            self._leave(predictor, 0)
-            now = await to_thread.run_sync(self.table.get, endpoint) if isinstance(error, Conflict) else None
-            if now and now.live.record.version == ref:  # the same wish, sent again while this one was prepared
+            return await self._change(
+                call, endpoint, seen, lambda entry: entry.with_live(new) if entry else tables.first(new), ready,
+                action="endpoint.deploy", reason=wish.reason,
+            )  # fmt: skip
+        except Conflict:
+            now = await to_thread.run_sync(self.table.get, endpoint)
+            if now and now.live.record.version == ready.ref:  # the same wish, sent again while this one was prepared
                 return now
             raise
 
     async def rollback(self, call: Call, endpoint: str, reason: str) -> Entry:
         """Serve again what was served before; nothing is loaded, the predictor is at hand."""
-        routes = self.get(endpoint).routes
-        if routes is None or routes.previous is None:
+        before = await to_thread.run_sync(self.table.require, endpoint)
+        if before.previous is None:
             raise Conflict("endpoint", endpoint, "has no previous version to go back to", "deploy another version")
-        back = routes.previous
+        back, live = before.previous, before.live.record.version
         record = Deployment(
-            id=ids.new("dep"), endpoint=endpoint, revision=routes.revision + 1, version=back.ref,
-            checks=[f"rolled back from {_text(routes.live.ref)} to {_text(back.ref)}"],
+            id=ids.new("dep"), endpoint=endpoint, revision=before.revision + 1, version=back.record.version,
+            checks=[f"rolled back from {full(live)} to {full(back.record.version)}"],
             by=call.principal.name, at=clock.now(), origin=call.origin,
         )  # fmt: skip
         new = Deployed(record, back.plan)
-        return await self._swap(call, routes.revision, new, back.predictor, "endpoint.rollback", reason)
+        return await self._change(
+            call, endpoint, before.revision, lambda entry: _there(entry).with_live(new), None,
+            action="endpoint.rollback", reason=reason,
+        )  # fmt: skip
 
-    async def _prepare(self, name: str, version: int) -> tuple[VersionRef, Plan, Predictor | Inline, list[str]]:
-        gate = await to_thread.run_sync(self.registry.gate, name, version)
-        _refuse_unless_passed(gate)
-        copy = await to_thread.run_sync(registries.copy, self.registry, gate.version, self.home.models())
-        definitions = await to_thread.run_sync(self.registry.definitions, ids.split_name(name)[0])
-        plan = signature.plan(ids.split_name(name)[0], copy.manifest.columns, definitions)
-        predictor, expected, how = await self._loaded(copy.folder, gate.version)
-        try:
-            seen = await sanity.check(predictor, copy, f"version {_text(gate.version)}", expected)
-        except BaseException:
-            self._leave(predictor, 0)
-            raise
-        return (
-            gate.version,
-            plan,
-            predictor,
-            [*(f"gate {check.name}: {check.text}" for check in gate.checks), *how, *seen],
-        )
+    async def put_arm(self, call: Call, endpoint: str, version: int, wish: ArmWish) -> Entry:
+        """Put a version beside the live one, or change its place; asked for twice it changes nothing.
 
-    async def _swap(
-        self, call: Call, seen: int, new: Deployed, predictor: Predictor | Inline, action: str, reason: str
+        A shadow answers nobody, so that it needs to pass the sanity test only.
+
+        Raises
+        ------
+        BadInput
+            A weight that is not from 0 to 1, or more than all units together; it is the live version.
+        Refused, Conflict
+            As `deploy` does.
+        """
+        name = _of_project(wish.model or endpoint, endpoint)
+        before = await to_thread.run_sync(self.table.require, endpoint)
+        tables.check_seen(endpoint, wish.revision, before)
+        _check_wish(before, name, version, wish)
+        old = before.arm(name, version)
+        if old is not None and old.shadow == wish.shadow:
+            ready, new = None, before.deployed[old.deployment]
+        else:
+            ready = await self._ready(call, endpoint, name, version, gated=not wish.shadow)
+            new = _deployed(call, endpoint, before.revision + 1, ready)
+        arm = Arm(
+            version=new.record.version, deployment=new.record.id, weight=wish.weight, units=sorted(set(wish.units)),
+            when=wish.when, shadow=wish.shadow,
+        )  # fmt: skip
+        if arm == old and wish.salt in (None, before.beside.salt):
+            return before
+        kind = "shadow" if wish.shadow else "canary" if wish.weight or wish.units or wish.when else "pin"
+        return await self._change(
+            call, endpoint, before.revision, lambda entry: _there(entry).with_arm(new, arm, wish.salt), ready,
+            action=f"endpoint.{kind}", reason=wish.reason,
+        )  # fmt: skip
+
+    async def remove_arm(
+        self, call: Call, endpoint: str, version: int, *, model: str = "", revision: int | None = None, reason: str = ""
     ) -> Entry:
-        name = new.record.endpoint
-        async with self._swaps[name]:
-            entry = await to_thread.run_sync(lambda: self.table.swap(call, seen, new, action=action, reason=reason))
-            endpoint = self._endpoint(name)
-            old = endpoint.routes
-            served = Served(new.record.version, new.record.id, new.plan, predictor)
-            endpoint.routes = Routes(entry.revision, served, old.live if old else None)
-        if old and old.previous and old.previous.predictor is not predictor:
-            self._leave(old.previous.predictor, 2 * self.deadline)
+        """Take a version from beside the live one; if it is not there nothing changes."""
+        before = await to_thread.run_sync(self.table.require, endpoint)
+        tables.check_seen(endpoint, revision, before)
+        arm = before.arm(model or endpoint, version)
+        if arm is None:
+            return before
+        return await self._change(
+            call, endpoint, before.revision, lambda entry: _there(entry).without_arm(arm), None,
+            action="endpoint.remove", reason=reason,
+        )  # fmt: skip
+
+    async def _ready(self, call: Call, endpoint: str, name: str, version: int, *, gated: bool = True) -> Prepared:
+        """Return the version ready for traffic: what is at hand as it is, else loaded, checked and warmed. The audit keeps a refusal."""
+        try:
+            gate = await self.loader.gate(name, version)
+            if gated:
+                refuse_unless_passed(gate)
+            lines = [f"gate {check.name}: {check.text}" for check in gate.checks]
+            held = self._at_hand(endpoint, gate.version)
+            ready = held or await self.loader.prepare(gate)
+            return Prepared(ready.ref, ready.plan, ready.predictor, [*lines, *ready.checks])
+        except CellworkError as error:
+            await to_thread.run_sync(self._record_refusal, call, endpoint, f"{name}@{version}", str(error))
+            raise
+
+    def _at_hand(self, endpoint: str, ref: VersionRef) -> Prepared | None:
+        routes = self._live[endpoint].routes if endpoint in self._live else None
+        for served in routes.served if routes else ():
+            if served.ref == ref and served.predictor.ready:
+                return Prepared(ref, served.plan, served.predictor, [f"at hand: {served.predictor.how}, warm"])
+        return None
+
+    async def _change(
+        self, call: Call, name: str, seen: int, make: Change, ready: Prepared | None, *, action: str, reason: str
+    ) -> Entry:
+        """Swap the table and take it over here; what was made ready for a swap that fails is closed."""
+        endpoint = self._endpoint(name)
+        try:
+            async with self._swaps[name]:
+                entry = await to_thread.run_sync(
+                    lambda: self.table.swap(call, name, seen, make, action=action, reason=reason)
+                )
+                held = _held(endpoint.routes)
+                if ready is not None and not (ready.ref.digest in held and held[ready.ref.digest].ready):
+                    held[ready.ref.digest] = ready.predictor
+                self._replace(endpoint, self._routes(entry, held))
+        except BaseException:
+            if ready is not None:
+                self._leave_unless_held(endpoint, ready)
+            raise
+        if ready is not None:
+            self._leave_unless_held(endpoint, ready)
         return entry
 
-    def _leave(self, predictor: Predictor | Inline, seconds: float) -> None:
+    def _leave_unless_held(self, endpoint: Endpoint, ready: Prepared) -> None:
+        if all(predictor is not ready.predictor for predictor in _held(endpoint.routes).values()):
+            self._leave(ready.predictor, 0)
+
+    def _leave(self, predictor: AnyPredictor, seconds: float) -> None:
         """Close `predictor` when those who still may ask it have been answered."""
 
         async def leave() -> None:
@@ -253,49 +298,70 @@ class Endpoints:
     def _endpoint(self, name: str) -> Endpoint:
         if name not in self._live:
             self._live[name] = Endpoint(
-                name,
-                self.log,
-                self.lookup,
-                self._writer,
-                deadline=self.deadline,
-                segments=self.segments,
+                name, self.log, self.lookup, self._writer, deadline=self.deadline, segments=self.segments,
                 broken=self._broken,
-            )
+            )  # fmt: skip
         return self._live[name]
 
     def _broken(self, endpoint: str, served: Served, reason: str) -> None:
         """Say in an event and in the log that a version was taken out; from the event loop, so written on the side."""
-        log.warning("endpoint %s: %s is taken out, it %s", endpoint, _text(served.ref), reason)
+        log.warning("endpoint %s: %s is taken out, it %s", endpoint, full(served.ref), reason)
 
         def write() -> None:
             with self.engine.begin() as db:
                 records.event(
                     db, "endpoint.breaker_opened", ids.split_name(endpoint)[0], endpoint,
-                    version=_text(served.ref), deployment=served.deployment, reason=reason,
+                    version=full(served.ref), deployment=served.deployment, reason=reason,
                 )  # fmt: skip
 
         self._writer.submit(write)
-
-    def _copy(self, digest: str) -> Path:
-        return self.home.models() / digest
 
     def _record_refusal(self, call: Call, endpoint: str, version: str, why: str) -> None:
         with self.engine.begin() as db:
             records.audit(db, call, "endpoint.refused", endpoint, after=version, reason=why)
 
 
-def _refuse_unless_passed(gate: Gate) -> None:
-    failed = [check for check in gate.checks if not check.passed]
-    if gate.passed and not failed:
-        return
-    subject = f"version {_text(gate.version)}"
-    lines = "; ".join(f"{check.name}: {check.text}" for check in failed)
-    raise Refused(subject, "", f"does not pass the gate ({lines or 'it says no'})", "evaluate it, or deploy another")
+def _of_project(model: str, endpoint: str) -> str:
+    """Return `model` if it is of the endpoint's project."""
+    if ids.split_name(model)[0] != ids.split_name(endpoint)[0]:
+        raise Refused("model", model, f"is of another project than endpoint {endpoint!r}", "deploy it in its own")
+    return model
 
 
-def _text(ref: VersionRef) -> str:
-    return f"{ref.name}@{ref.version}"
+def _deployed(call: Call, endpoint: str, revision: int, ready: Prepared) -> Deployed:
+    record = Deployment(
+        id=ids.new("dep"), endpoint=endpoint, revision=revision, version=ready.ref, checks=ready.checks,
+        by=call.principal.name, at=clock.now(), origin=call.origin,
+    )  # fmt: skip
+    return Deployed(record, ready.plan)
 
 
-def _served(routes: Routes | None) -> list[Served]:
-    return [served for served in (routes.live, routes.previous) if served] if routes else []
+def _check_wish(before: Entry, name: str, version: int, wish: ArmWish) -> None:
+    subject, others = f"version {name}@{version}", [arm for arm in before.beside.arms if arm.version.version != version]
+    if (before.live.record.version.name, before.live.record.version.version) == (name, version):
+        raise BadInput(subject, "", f"is live at {before.name}", "deploy another version first")
+    if not 0 <= wish.weight <= 1:
+        raise BadInput("weight", wish.weight, "is not a share", "send a number from 0 to 1")
+    total = wish.weight + sum(arm.weight for arm in others)
+    if total > 1 + 1e-9:
+        raise BadInput("weight", wish.weight, f"makes {total:.0%} of units together", "lower another canary first")
+    if wish.shadow and (wish.weight or wish.units or wish.when):
+        raise BadInput(
+            subject, "", "is to be a shadow and to answer", "ask for a shadow, or for weight, units or conditions"
+        )
+    if len(others) >= MOST_ARMS:
+        raise BadInput(subject, "", f"would be one of more than {MOST_ARMS} beside the live one", "remove one first")
+
+
+def _there(entry: Entry | None) -> Entry:
+    assert entry is not None, "the table was there when its revision was read, and no endpoint is ever removed"
+    return entry
+
+
+def _held(routes: Routes | None) -> dict[str, AnyPredictor]:
+    """Return digest -> predictor of every version at hand."""
+    return {served.ref.digest: served.predictor for served in routes.served} if routes else {}
+
+
+def _ready(routes: Routes) -> bool:
+    return routes.live.predictor.ready and all(beside.served.predictor.ready for beside in routes.arms)

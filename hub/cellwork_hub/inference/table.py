@@ -1,11 +1,14 @@
-"""The route table: which deployment is live and which is at hand, changed by compare-and-swap in one transaction.
+"""The route table: which deployment is live, which stand beside it and which is at hand, changed by compare-and-swap in one transaction.
 
-Every change is a deployment of its own and is never overwritten, so that a prediction's deployment tells what was true.
+A version gets here as a deployment, which is never overwritten, so that a prediction's deployment tells what was true; every table
+that ever held is in the audit. What a change makes of a table is a pure function (`Entry.with_live`, `with_arm`, `without_arm`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, Engine, text
@@ -13,7 +16,8 @@ from sqlalchemy import Connection, Engine, text
 from cellwork.errors import Conflict, NotFound
 from cellwork.ids import split_name
 from cellwork.serving.plan import Plan
-from cellwork.wire.endpoints import Deployment, RouteTable
+from cellwork.wire import Struct
+from cellwork.wire.endpoints import Arm, Deployment, RouteTable
 from cellwork.wire.evaluations import VersionRef
 from cellwork.wire.origin import Origin
 from cellwork_hub import records
@@ -26,6 +30,7 @@ MIGRATION = (
     "CREATE TABLE endpoints (name TEXT PRIMARY KEY, revision INTEGER NOT NULL, live TEXT NOT NULL REFERENCES deployments (id), "
     "previous TEXT REFERENCES deployments (id))",
 )
+ROUTES_MIGRATION = ("ALTER TABLE endpoints ADD COLUMN beside {json} NOT NULL DEFAULT '{}'",)
 
 
 @dataclass(frozen=True)
@@ -36,21 +41,67 @@ class Deployed:
     plan: Plan
 
 
+class Beside(Struct):
+    """What a route table holds beside its live and previous version, as it is kept."""
+
+    arms: list[Arm] = []
+    salt: str = ""
+    by: str = ""
+    """Who changed the table last."""
+
+
 @dataclass(frozen=True)
 class Entry:
-    """What the table says of one endpoint."""
+    """What the table says of one endpoint; `deployed` has the deployment of every version that is at hand, by its id."""
 
     name: str
     revision: int
     live: Deployed
     previous: Deployed | None
+    beside: Beside
+    deployed: dict[str, Deployed]
+
+    def arm(self, name: str, version: int) -> Arm | None:
+        return next(
+            (arm for arm in self.beside.arms if (arm.version.name, arm.version.version) == (name, version)), None
+        )
+
+    def with_live(self, new: Deployed) -> Entry:
+        """Return the table in which `new` is live and what was live is at hand; the arm of that version ends."""
+        arms = [arm for arm in self.beside.arms if arm.version != new.record.version]
+        beside = msgspec.structs.replace(self.beside, arms=arms)
+        return self._next(live=new, previous=self.live, beside=beside, deployed=self.deployed | {new.record.id: new})
+
+    def with_arm(self, new: Deployed, arm: Arm, salt: str | None) -> Entry:
+        """Return the table with `arm` in the place of the one of the same version, or behind the others."""
+        old, arms = self.arm(arm.version.name, arm.version.version), list(self.beside.arms)
+        if old is not None:
+            arms[arms.index(old)] = arm
+        else:
+            arms.append(arm)
+        beside = msgspec.structs.replace(self.beside, arms=arms, salt=self.beside.salt if salt is None else salt)
+        return self._next(beside=beside, deployed=self.deployed | {new.record.id: new})
+
+    def without_arm(self, arm: Arm) -> Entry:
+        arms = [each for each in self.beside.arms if each != arm]
+        return self._next(beside=msgspec.structs.replace(self.beside, arms=arms))
+
+    def _next(self, **changed: Any) -> Entry:
+        return replace(self, revision=self.revision + 1, **changed)
 
     def wire(self) -> RouteTable:
         live = self.live.record
         return RouteTable(
             endpoint=self.name, revision=self.revision, live=live.version, deployment=live.id, at=live.at, by=live.by,
             previous=self.previous.record.version if self.previous else None, service=self.live.plan.references(),
+            canary=[arm for arm in self.beside.arms if not arm.shadow], shadow=[arm for arm in self.beside.arms if arm.shadow],
+            salt=self.beside.salt,
         )  # fmt: skip
+
+
+def first(new: Deployed) -> Entry:
+    """Return the table of an endpoint's first deployment."""
+    return Entry(new.record.endpoint, 1, new, None, Beside(), {new.record.id: new})
 
 
 class Table:
@@ -84,54 +135,81 @@ class Table:
             raise NotFound("deployment", deployment, "is not known", "look at: cellwork endpoint show NAME")
         return found
 
-    def swap(self, call: Call, seen: int, new: Deployed, *, action: str, reason: str) -> Entry:
-        """Make `new` live and what was live `previous`, if the revision is still `seen`.
+    def swap(
+        self, call: Call, endpoint: str, seen: int, make: Callable[[Entry | None], Entry], *, action: str, reason: str
+    ) -> Entry:
+        """Replace the table by what `make` makes of it, if its revision is still `seen` (0: there is none).
 
         Raises
         ------
         Conflict
             Someone changed the endpoint meanwhile.
         """
-        record = new.record
         with self.engine.begin() as db:
-            before = _entry(db, record.endpoint)
-            now = before.revision if before else 0
-            if now != seen:
-                raise Conflict(
-                    f"endpoint {record.endpoint!r}", f"revision {seen}",
-                    f"was changed meanwhile (it is {now} now{f', by {before.live.record.by}' if before else ''})",
-                    "look at it and decide again: cellwork endpoint show " + record.endpoint,
-                )  # fmt: skip
-            _insert(db, new)
-            db.execute(
-                text(
-                    "INSERT INTO endpoints VALUES (:name, :revision, :live, :previous) ON CONFLICT (name) DO UPDATE SET "
-                    "revision = excluded.revision, live = excluded.live, previous = excluded.previous"
-                ),
-                {
-                    "name": record.endpoint,
-                    "revision": record.revision,
-                    "live": record.id,
-                    "previous": before.live.record.id if before else None,
-                },
-            )
-            _record(db, call, before, new, action, reason)
-        return Entry(record.endpoint, record.revision, new, before.live if before else None)
+            before = _entry(db, endpoint)
+            check_seen(endpoint, seen, before)
+            after = make(before)
+            after = replace(after, beside=msgspec.structs.replace(after.beside, by=call.principal.name))
+            known = before.deployed if before else {}
+            new = [deployed for name, deployed in after.deployed.items() if name not in known]
+            for deployed in new:
+                _insert(db, deployed)
+            _keep(db, after)
+            _record(db, call, before, after, new, action, reason)
+        return _pruned(after)
 
 
-def _record(db: Connection, call: Call, before: Entry | None, new: Deployed, action: str, reason: str) -> None:
-    record = new.record
-    version = f"{record.version.name}@{record.version.version}"
-    old = before.live.record.version if before else None
-    records.audit(db, call, action, record.endpoint, before=old or "", after=record.version, reason=reason)
-    records.event(
-        db, "endpoint.changed", split_name(record.endpoint)[0], record.endpoint,
-        revision=record.revision, version=version, deployment=record.id, action=action,
+def check_seen(endpoint: str, seen: int | None, entry: Entry | None) -> None:
+    """Raise Conflict unless the endpoint is at the revision that was seen; None has seen nothing and takes what is there."""
+    now = entry.revision if entry else 0
+    if seen is not None and seen != now:
+        by = f", by {entry.beside.by or entry.live.record.by}" if entry else ""
+        raise Conflict(
+            f"endpoint {endpoint!r}", f"revision {seen}", f"was changed meanwhile (it is {now} now{by})",
+            f"look at it and decide again: cellwork endpoint show {endpoint}",
+        )  # fmt: skip
+
+
+def _pruned(entry: Entry) -> Entry:
+    """Return the entry with the deployments that its table names, and no others."""
+    there = {entry.live.record.id, *(arm.deployment for arm in entry.beside.arms)}
+    there |= {entry.previous.record.id} if entry.previous else set()
+    return replace(entry, deployed={name: each for name, each in entry.deployed.items() if name in there})
+
+
+def _keep(db: Connection, entry: Entry) -> None:
+    db.execute(
+        text(
+            "INSERT INTO endpoints (name, revision, live, previous, beside) VALUES (:name, :revision, :live, :previous, :beside) "
+            "ON CONFLICT (name) DO UPDATE SET revision = excluded.revision, live = excluded.live, previous = excluded.previous, "
+            "beside = excluded.beside"
+        ),
+        {
+            "name": entry.name, "revision": entry.revision, "live": entry.live.record.id,
+            "previous": entry.previous.record.id if entry.previous else None,
+            "beside": msgspec.json.encode(entry.beside).decode(),
+        },
     )  # fmt: skip
-    records.edge(db, version, "deployed_as", record.id)
-    records.edge(db, record.endpoint, "served_by", record.id)
-    if record.origin.run:
-        records.edge(db, record.id, "made_by", record.origin.run)
+
+
+def _record(
+    db: Connection, call: Call, before: Entry | None, after: Entry, new: list[Deployed], action: str, reason: str
+) -> None:
+    live = after.live.record
+    records.audit(
+        db, call, action, after.name, before=before.wire() if before else "", after=after.wire(), reason=reason
+    )
+    arms = [f"{arm.version.name}@{arm.version.version}" for arm in after.beside.arms]
+    records.event(
+        db, "endpoint.changed", split_name(after.name)[0], after.name, revision=after.revision, reason=reason,
+        version=f"{live.version.name}@{live.version.version}", deployment=live.id, action=action, arms=arms,
+    )  # fmt: skip
+    for deployed in new:
+        record = deployed.record
+        records.edge(db, f"{record.version.name}@{record.version.version}", "deployed_as", record.id)
+        records.edge(db, after.name, "served_by", record.id)
+        if record.origin.run:
+            records.edge(db, record.id, "made_by", record.origin.run)
 
 
 def _insert(db: Connection, new: Deployed) -> None:
@@ -153,10 +231,17 @@ def _entry(db: Connection, endpoint: str) -> Entry | None:
     row = db.execute(text("SELECT * FROM endpoints WHERE name = :name"), {"name": endpoint}).mappings().first()
     if row is None:
         return None
-    live = _deployed(db, row["live"])
-    if live is None:
+    beside = msgspec.json.decode(row["beside"], type=Beside)
+    names = [row["live"], row["previous"], *(arm.deployment for arm in beside.arms)]
+    deployed = {name: _required(db, endpoint, name) for name in names if name}
+    return Entry(endpoint, row["revision"], deployed[row["live"]], deployed.get(row["previous"]), beside, deployed)
+
+
+def _required(db: Connection, endpoint: str, deployment: str) -> Deployed:
+    found = _deployed(db, deployment)
+    if found is None:
         raise Conflict("endpoint", endpoint, "names a deployment that is not there", "restore the database's backup")
-    return Entry(endpoint, row["revision"], live, _deployed(db, row["previous"]) if row["previous"] else None)
+    return found
 
 
 def _deployed(db: Connection, deployment: str) -> Deployed | None:

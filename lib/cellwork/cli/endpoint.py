@@ -8,10 +8,10 @@ import click
 import msgspec
 
 from cellwork import serving
-from cellwork.cli import show
+from cellwork.cli import routes, show
 from cellwork.client import connect
 from cellwork.errors import BadInput
-from cellwork.wire.endpoints import EndpointStatus, RouteTable
+from cellwork.wire.endpoints import EndpointStatus
 from cellwork.wire.evaluations import VersionRef
 
 
@@ -21,6 +21,10 @@ def endpoint() -> None:
 
     Example: cellwork endpoint predict flights/delay -e origin=JFK -f hour=8
     """
+
+
+for _command in routes.COMMANDS:
+    endpoint.add_command(_command)
 
 
 @endpoint.command("list")
@@ -73,7 +77,7 @@ def deploy(name: str, version: int, model: str, promote: bool, revision: int | N
 
     Example: cellwork endpoint deploy flights/delay 2 --reason "better on november"
     """
-    _changed(serving.deploy(name, version, model=model, promote=promote, revision=revision, reason=reason), json)
+    routes.changed(serving.deploy(name, version, model=model, promote=promote, revision=revision, reason=reason), json)
 
 
 @endpoint.command()
@@ -85,7 +89,7 @@ def rollback(name: str, reason: str, json: bool) -> None:
 
     Example: cellwork endpoint rollback flights/delay --reason "scores too high"
     """
-    _changed(serving.rollback(name, reason), json)
+    routes.changed(serving.rollback(name, reason), json)
 
 
 @endpoint.command()
@@ -97,19 +101,23 @@ def rollback(name: str, reason: str, json: bool) -> None:
     "-f", "--feature", "features", multiple=True, metavar="NAME=VALUE", help="A value that comes with the request."
 )
 @click.option("--id", default="", help="Idempotency key: the same id gets the same answer.")
+@click.option("--unit", default="", help="Who is served, such as a user's id: stays with its version.")
+@click.option("--version", type=int, help="Ask this version of those at hand, and no other.")
 @show.as_json
-def predict(name: str, entities: tuple[str, ...], features: tuple[str, ...], id: str, json: bool) -> None:
+def predict(
+    name: str, entities: tuple[str, ...], features: tuple[str, ...], id: str, unit: str, version: int | None, json: bool
+) -> None:
     """Score one row. Values are JSON where they can be read as such, else text.
 
     Example: cellwork endpoint predict flights/delay -e origin=JFK -e carrier=UA -f hour=8
     """
-    answer = serving.predict(name, _pairs(entities), _pairs(features), id=id)
+    answer = serving.predict(name, _pairs(entities), _pairs(features), id=id, unit=unit, version=version)
     if json:
         return show.document(answer)
     output = answer.outputs[0]
     click.echo(f"{output.score:.4f} by version {answer.model.version} ({answer.route}) in {answer.latency_ms:.1f} ms")
     if answer.reason:
-        click.echo(f"the live version {answer.reason}")
+        click.echo(f"the version asked first {answer.reason}" if answer.route == "fallback" else answer.reason)
     if output.defaults:
         click.echo(f"no value for: {', '.join(output.defaults)}")
     return click.echo(f"cellwork why {output.id}")
@@ -131,20 +139,13 @@ def log(name: str, last: int, json: bool) -> None:
     return show.table(rows, ("prediction", "for", "observation", "score", "version", "route", "caller"))
 
 
-def _changed(routes: RouteTable, json: bool) -> None:
-    if json:
-        return show.document(routes)
-    previous = f"; version {routes.previous.version} is at hand" if routes.previous else ""
-    return click.echo(f"{routes.endpoint} serves version {routes.live.version} (revision {routes.revision}){previous}")
-
-
 def _facts(status: EndpointStatus) -> list[tuple[str, Any]]:
-    routes = status.routes
+    table = status.routes
     return [
-        ("endpoint", routes.endpoint), ("revision", routes.revision),
-        ("live", f"{routes.live.name}@{routes.live.version}, digest {routes.live.digest[:12]}"),
-        ("previous", _number(routes.previous)), ("ready", status.ready), ("breaker", (status.breaker and f"open: it {status.breaker}") or "closed"), ("computed by", status.predictor),
-        ("looked up", ", ".join(routes.service) or "nothing"), ("columns", ", ".join(status.columns)),
+        ("endpoint", table.endpoint), ("revision", table.revision),
+        ("live", f"{table.live.name}@{table.live.version}, digest {table.live.digest[:12]}"),
+        ("previous", _number(table.previous)), *routes.beside(table), ("ready", status.ready), ("breaker", (status.breaker and f"open: it {status.breaker}") or "closed"), ("computed by", status.predictor),
+        ("looked up", ", ".join(table.service) or "nothing"), ("columns", ", ".join(status.columns)),
         ("requests", status.requests), ("errors", status.errors), ("p50 ms", status.p50_ms), ("p99 ms", status.p99_ms),
     ]  # fmt: skip
 

@@ -6,7 +6,7 @@ import builtins
 from collections.abc import Iterator
 
 from cellwork.client.base import Connection
-from cellwork.wire.endpoints import Answer, Deploy, Deployment, EndpointStatus, Prediction, Request, RouteTable
+from cellwork.wire.endpoints import Answer, ArmWish, Deploy, Deployment, EndpointStatus, Prediction, Request, RouteTable
 
 
 class Endpoints:
@@ -19,6 +19,23 @@ class Endpoints:
     def rollback(self, endpoint: str, reason: str = "") -> RouteTable:
         return self._to.call(
             "inference", "POST", f"/api/v1/endpoints/{endpoint}/rollback", RouteTable, {"reason": reason}
+        )
+
+    def put_arm(self, endpoint: str, version: int, wish: ArmWish) -> RouteTable:
+        """Put a version beside the live one: as canary, shadow, or pinned."""
+        return self._to.call("inference", "PUT", f"/api/v1/endpoints/{endpoint}/arms/{version}", RouteTable, wish)
+
+    def remove_arm(
+        self, endpoint: str, version: int, *, model: str = "", revision: int | None = None, reason: str = ""
+    ) -> RouteTable:
+        return self._to.call(
+            "inference",
+            "DELETE",
+            f"/api/v1/endpoints/{endpoint}/arms/{version}",
+            RouteTable,
+            model=model,
+            revision=revision,
+            reason=reason,
         )
 
     def list(self) -> Iterator[EndpointStatus]:

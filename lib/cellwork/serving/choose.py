@@ -1,24 +1,28 @@
-"""Who answers: the live version, else the previous one with the reason. Deadlines are kept here, not by the models.
+"""Who answers a request: pure functions of a route table and what the request says, the same in every process.
 
-Requests of a micro-batch are asked together. If the model raises at that they are asked one by one, so that one caller's
-row can't spoil the others' answers.
+    a version it names                      -> pinned; nobody answers in its place
+    its unit stands in an arm's list        -> canary
+    its values meet an arm's conditions     -> canary
+    hash(endpoint, salt, unit) < the weight -> canary
+    else                                    -> live
+
+A unit stays where it is while the table stands, whichever process it asks; raising an arm's weight takes no unit from that arm.
+Whoever fails is answered for by the next: a canary by the live version, that one by the previous.
 """
 
 from __future__ import annotations
 
-import asyncio
-import math
-import time
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from functools import cached_property
+from typing import Any
 
-from cellwork.serving import plan as plans
-from cellwork.serving.breaker import Breaker
+from cellwork.errors import NotFound
 from cellwork.serving.inline import Inline
-from cellwork.serving.plan import Filled, Lookup, Plan
-from cellwork.serving.predictor import NoAnswer, Predictor
-from cellwork.wire.endpoints import RouteKind, Row
+from cellwork.serving.plan import Plan
+from cellwork.serving.predictor import Predictor
+from cellwork.wire.endpoints import Arm, Request, RouteKind, Row
 from cellwork.wire.evaluations import VersionRef
 
 
@@ -33,96 +37,113 @@ class Served:
 
 
 @dataclass(frozen=True)
-class Routes:
-    revision: int
-    live: Served
-    previous: Served | None = None
+class Beside:
+    """A version beside the live one."""
+
+    served: Served
+    arm: Arm
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What one request's rows got, and from whom."""
+class Routes:
+    """A route table with its versions loaded; never changed, only replaced."""
 
-    served: Served
+    endpoint: str
+    revision: int
+    live: Served
+    previous: Served | None = None
+    arms: tuple[Beside, ...] = ()
+    salt: str = ""
+
+    @cached_property
+    def canaries(self) -> tuple[Beside, ...]:
+        """Those that answer requests which do not name them."""
+        return tuple(b for b in self.arms if not b.arm.shadow and (b.arm.weight > 0 or b.arm.units or b.arm.when))
+
+    @cached_property
+    def shadows(self) -> tuple[Served, ...]:
+        return tuple(b.served for b in self.arms if b.arm.shadow)
+
+    @property
+    def served(self) -> tuple[Served, ...]:
+        """Every version at hand."""
+        return (self.live, *(b.served for b in self.arms), *((self.previous,) if self.previous else ()))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Who is asked, in order; `route` and `reason` are said if the first one answers."""
+
+    routes: Routes
+    chain: tuple[Served, ...]
     route: RouteKind
-    reason: str
-    rows: list[Filled]
-    scores: list[float]
+    reason: str = ""
 
 
-async def score(
-    routes: Routes,
-    requests: Sequence[Sequence[Row]],
-    lookup: Lookup,
-    now: datetime,
-    *,
-    seconds: float,
-    fallback: float,
-    breaker: Breaker,
-) -> list[Scored | NoAnswer]:
-    """Return what each request got: `seconds` for the live version, then `fallback` seconds for the previous one.
+def choose(routes: Routes, request: Request, otherwise: str) -> Choice:
+    """Return who answers `request`; `otherwise` is its unit if it has neither unit nor entities.
 
-    While `breaker` is open the previous version is asked at once.
+    Raises
+    ------
+    NotFound
+        It names a version that is not at hand.
     """
-    if routes.previous is not None and not breaker.allows():
-        reason = f"is taken out for some seconds, it {breaker.reason}"
-        return await _by(routes.previous, "fallback", reason, requests, lookup, now, fallback)
-    results = await _by(routes.live, "live", "", requests, lookup, now, seconds)
-    reasons = {k: result.verdict for k, result in enumerate(results) if isinstance(result, NoAnswer)}
-    if len(reasons) < len(results):
-        breaker.succeeded()
-    if reasons and routes.previous is not None:
-        reason = next(iter(reasons.values()))
-        again = await _by(routes.previous, "fallback", reason, [requests[k] for k in reasons], lookup, now, fallback)
-        for k, result in zip(reasons, again, strict=True):
-            if isinstance(result, Scored):
-                results[k] = result
-                breaker.failed(reason)
-    return results
+    if request.version is not None:
+        return Choice(routes, (_named(routes, request.version),), "pinned", f"version {request.version} was asked for")
+    standing = (routes.live, *((routes.previous,) if routes.previous else ()))
+    if not routes.canaries:
+        return Choice(routes, standing, "live")
+    first = request.rows[0] if request.rows else Row()
+    unit, values = request.unit or unit_of(first.entities) or otherwise, {**first.features, **first.entities}
+    found = arm([beside.arm for beside in routes.canaries], unit, values, position(routes.endpoint, routes.salt, unit))
+    if found is None:
+        return Choice(routes, standing, "live")
+    number, reason = found
+    return Choice(routes, (routes.canaries[number].served, *standing), "canary", reason)
 
 
-async def _by(
-    served: Served,
-    route: RouteKind,
-    reason: str,
-    requests: Sequence[Sequence[Row]],
-    lookup: Lookup,
-    now: datetime,
-    seconds: float,
-) -> list[Scored | NoAnswer]:
-    filled = await _fill(served.plan, requests, lookup, now)
-    answers = await _ask(served, filled, seconds)
-    return [
-        answer if isinstance(answer, NoAnswer) else Scored(served, route, reason, rows, answer)
-        for rows, answer in zip(filled, answers, strict=True)
-    ]
+def _named(routes: Routes, version: int) -> Served:
+    found = next((served for served in routes.served if served.ref.version == version), None)
+    if found is None:
+        there = ", ".join(str(served.ref.version) for served in routes.served)
+        raise NotFound(
+            "version", version, f"is not at hand at {routes.endpoint} (has: {there})",
+            f"pin it there: cellwork endpoint pin {routes.endpoint} {version}",
+        )  # fmt: skip
+    return found
 
 
-async def _fill(plan: Plan, requests: Sequence[Sequence[Row]], lookup: Lookup, now: datetime) -> list[list[Filled]]:
-    needed = plans.needs(plan, (row for rows in requests for row in rows))
-    found = await asyncio.to_thread(lookup, plan.project, needed) if needed else {}
-    return [[plans.fill(plan, row, found, now) for row in rows] for rows in requests]
+def arm(arms: Sequence[Arm], unit: str, values: Mapping[str, Any], place: float) -> tuple[int, str] | None:
+    """Return which of `arms` answers the unit at `place`, and why; None: none of them."""
+    for number, each in enumerate(arms):
+        if unit in each.units:
+            return number, "its unit is in the list"
+    for number, each in enumerate(arms):
+        if each.when and all(text(values.get(name)) in wanted for name, wanted in each.when.items()):
+            return number, ", ".join(f"{name}={text(values.get(name))}" for name in each.when)
+    below = 0.0
+    for number, each in enumerate(arms):
+        below += each.weight
+        if place < below:
+            return number, f"{each.weight:.3%} of units".replace(".000%", "%")
+    return None
 
 
-async def _ask(served: Served, requests: list[list[Filled]], seconds: float) -> list[list[float] | NoAnswer]:
-    end = time.monotonic() + seconds
-    together = [row for rows in requests for row in rows]
-    try:
-        scores = await served.predictor.ask(served.plan.names, [row.values for row in together], seconds=seconds)
-    except NoAnswer as error:
-        if len(requests) == 1 or not error.verdict.startswith("raised"):
-            return [error] * len(requests)
-        return [(await _ask(served, [rows], end - time.monotonic()))[0] for rows in requests]
-    parts, start = [], 0
-    for rows in requests:
-        parts.append(_finite(served, scores[start : start + len(rows)]))
-        start += len(rows)
-    return parts
+def position(endpoint: str, salt: str, unit: str) -> float:
+    """Return where `unit` lies between 0 and 1: evenly spread, and the same for ever. The parts' boundaries count."""
+    parts = b"".join(len(part.encode()).to_bytes(4, "big") + part.encode() for part in (endpoint, salt, unit))
+    return int.from_bytes(hashlib.blake2b(parts, digest_size=8).digest()[:7], "big") / 2**56
 
 
-def _finite(served: Served, scores: list[float | None]) -> list[float] | NoAnswer:
-    good = [score for score in scores if score is not None and math.isfinite(score)]
-    if len(good) == len(scores):
-        return good
-    name = f"{served.ref.name}@{served.ref.version}"
-    return NoAnswer("predictor", name, "gave a score that is not finite", "roll back to the previous version")
+def unit_of(entities: Mapping[str, Any]) -> str:
+    """Return the unit that entities make: the same for the same ids, in whatever order and type they come."""
+    return "&".join(f"{name}={text(entities[name])}" for name in sorted(entities))
+
+
+def text(value: Any) -> str:
+    """Return a value as conditions are written: ``true``, ``3`` for 3.0, nothing for none."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

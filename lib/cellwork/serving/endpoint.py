@@ -1,6 +1,8 @@
 """A live endpoint: requests of one event-loop turn become one micro-batch; the log is written, then the answers go out.
 
-Nothing waits for a batch to fill: what queued up while the predictor was busy is the next batch.
+Nothing waits for a batch to fill: what queued up while the predictor was busy is the next batch. Who answers is chosen when a
+request comes (`choose`), and each choice has a line of its own, so that a slow canary delays nobody else. Shadows are asked after the
+answer has gone out, a few turns at once; what comes while they are busy passes them by and is counted.
 """
 
 from __future__ import annotations
@@ -8,61 +10,33 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
 from datetime import datetime
 
 from cellwork import clock, ids
-from cellwork.errors import BadInput, NotFound, TooBusy, TooLarge, Unavailable
-from cellwork.serving import choose
+from cellwork.errors import BadInput, CellworkError, NotFound, TooBusy, TooLarge
+from cellwork.serving import ask, choose
 from cellwork.serving import plan as plans
+from cellwork.serving.ask import Scored
 from cellwork.serving.breaker import Breaker
-from cellwork.serving.choose import Routes, Scored, Served
+from cellwork.serving.choose import Routes, Served
 from cellwork.serving.lane import Lane
+from cellwork.serving.line import MOST_ROWS, Line, Pending
 from cellwork.serving.log import PredictionLog
 from cellwork.serving.plan import Lookup
 from cellwork.serving.segments import Writer
-from cellwork.wire.endpoints import Answer, Output, Prediction, Request, Row
+from cellwork.wire.endpoints import Answer, Output, Prediction, Request, RouteKind, Row
 
 DEADLINE_SECONDS = 2.0
-MOST_ROWS = 10_000
-"""Rows of one request, and of one micro-batch."""
 QUEUE_ROWS = 50_000
 """Rows that may wait; more is answered with TooBusy."""
-TURNS = 2
-"""Micro-batches under way at once: while one computes, the other reads or writes."""
-
-
-@dataclass
-class Pending:
-    """A request on its way."""
-
-    request: Request
-    caller: str
-    ids: list[str]
-    future: asyncio.Future[Answer]
-    began: float = field(default_factory=time.perf_counter)
-    repeated: dict[str, Prediction] = field(default_factory=dict)
-    """What the log held of it before."""
-    logged: dict[str, Prediction] = field(default_factory=dict)
-
-    @property
-    def keyed(self) -> bool:
-        return bool(self.request.id) or any(row.key for row in self.request.rows)
-
-    def fresh(self) -> list[tuple[str, Row]]:
-        """Return id and row of what was not in the log before."""
-        pairs = zip(self.ids, self.request.rows, strict=True)
-        return [(name, row) for name, row in pairs if name not in self.repeated]
-
-    def fail(self, error: BaseException) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
+SHADOW_TURNS = 2
+LEAST_DEADLINE_MS = 1
 
 
 class Endpoint:
-    """Answers requests by its `routes`; who changes those replaces the whole tuple at once."""
+    """Answers requests by its `routes`; who changes those replaces the whole table at once."""
 
     def __init__(
         self,
@@ -75,17 +49,17 @@ class Endpoint:
         segments: Writer | None = None,
         broken: Callable[[str, Served, str], None] = lambda endpoint, served, reason: None,
     ) -> None:
-        """`broken` is told when a live version is taken out: the endpoint's name, the version, and why."""
+        """`broken` is told when a version is taken out: the endpoint's name, the version, and why."""
         self.name, self.log, self.lookup, self.writer, self.deadline = name, log, lookup, writer, deadline
         self.routes: Routes | None = None
-        self.requests = self.errors = 0
+        self.requests = self.errors = self.unshadowed = 0
         self._broken, self._breakers = broken, dict[str, Breaker]()
         self.latencies: deque[float] = deque(maxlen=1000)
         self.lane = Lane(self, segments, looks_up=getattr(lookup, "quick", False)) if segments else None
         """The quick lane; without segments there is none."""
-        self._queue: deque[Pending] = deque()
+        self._lines: dict[tuple[tuple[str, ...], float], Line] = {}
         self._waiting_rows = 0
-        self._turns: set[asyncio.Task[None]] = set()
+        self._shadows: set[asyncio.Task[None]] = set()
 
     async def predict(self, request: Request, caller: str) -> Answer:
         """Return the answer to `request`; it is in the log by then.
@@ -94,6 +68,8 @@ class Endpoint:
         ------
         BadInput
             An unknown feature or entity, a wrong type, no rows.
+        NotFound
+            It names a version that is not at hand.
         Unavailable
             No version answered in time.
         TooBusy, TooLarge
@@ -101,14 +77,16 @@ class Endpoint:
         """
         self._admit(request)
         names = [self._id(request, row, number) for number, row in enumerate(request.rows)]
-        pending = Pending(request, caller, names, asyncio.get_running_loop().create_future())
-        self._queue.append(pending)
+        choice = choose.choose(self.current(), request, names[0])
+        plans.check(choice.chain[0].plan, request.rows, also=choice.routes.live.plan)
+        pending = Pending(request, caller, names, choice, asyncio.get_running_loop().create_future())
+        self._line(pending).add(pending)
         self._waiting_rows += len(request.rows)
-        asyncio.get_running_loop().call_soon(self._take_turn)
         self.requests += 1
         try:
             return await pending.future
         finally:
+            self._waiting_rows -= len(request.rows)
             self.errors += pending.future.cancelled() or pending.future.exception() is not None
             self.latencies.append(time.perf_counter() - pending.began)
 
@@ -120,7 +98,18 @@ class Endpoint:
             raise TooLarge("rows", size, f"are over the limit of {MOST_ROWS} a request", "send them in parts")
         if waiting + size > QUEUE_ROWS:
             raise TooBusy("endpoint", self.name, f"has {waiting} rows waiting", "ask again in a second")
-        plans.check(self.current().live.plan, request.rows)
+        if request.deadline_ms is not None and request.deadline_ms < LEAST_DEADLINE_MS:
+            raise BadInput("deadline_ms", request.deadline_ms, "leaves no time", "send at least 1, or leave it out")
+
+    def _line(self, pending: Pending) -> Line:
+        """Return the line of those who wait for the same versions with the same deadline; empty ones are forgotten."""
+        asked = pending.request.deadline_ms
+        seconds = self.deadline if asked is None else min(self.deadline, asked / 1000)
+        key = tuple(served.deployment for served in pending.choice.chain), seconds
+        if key not in self._lines:
+            self._lines = {k: line for k, line in self._lines.items() if not line.idle}
+            self._lines[key] = Line(self.name, seconds, self._turn)
+        return self._lines[key]
 
     def current(self) -> Routes:
         if self.routes is None:
@@ -128,47 +117,28 @@ class Endpoint:
             raise NotFound("endpoint", self.name, "has no version", way_out)
         return self.routes
 
-    def breaker(self, live: Served) -> Breaker:
-        """Return the breaker of the live deployment; those of earlier ones are forgotten."""
-        if live.deployment not in self._breakers:
-            self._breakers = {live.deployment: Breaker(lambda reason: self._broken(self.name, live, reason))}
-        return self._breakers[live.deployment]
+    def breaker(self, served: Served) -> Breaker:
+        """Return the breaker of a deployment; those of deployments that are not at hand any more are forgotten."""
+        if served.deployment not in self._breakers:
+            there = {each.deployment for each in self.routes.served} if self.routes else set()
+            self._breakers = {name: each for name, each in self._breakers.items() if name in there}
+            self._breakers[served.deployment] = Breaker(lambda reason: self._broken(self.name, served, reason))
+        return self._breakers[served.deployment]
 
     def _id(self, request: Request, row: Row, number: int) -> str:
         if row.key:
             return ids.of_key("pred", self.name, "row", row.key)
         return ids.of_key("pred", self.name, "request", request.id, str(number)) if request.id else ids.new("pred")
 
-    def _take_turn(self) -> None:
-        if not self._queue or len(self._turns) >= TURNS:
-            return
-        taken, rows = [self._queue.popleft()], 0
-        rows += len(taken[0].request.rows)
-        while self._queue and rows + len(self._queue[0].request.rows) <= MOST_ROWS:
-            taken.append(self._queue.popleft())
-            rows += len(taken[-1].request.rows)
-        self._waiting_rows -= rows
-        turn = asyncio.create_task(self._turn(taken))
-        self._turns.add(turn)
-        turn.add_done_callback(lambda done: self._end_turn(done, taken))
-
-    def _end_turn(self, turn: asyncio.Task[None], taken: list[Pending]) -> None:
-        """Whatever ended the turn reaches everyone who still waits for it."""
-        self._turns.discard(turn)
-        error = None if turn.cancelled() else turn.exception()
-        for pending in taken:
-            pending.fail(error or Unavailable("endpoint", self.name, "is stopping", "ask again in some seconds"))
-        self._take_turn()
-
-    async def _turn(self, taken: list[Pending]) -> None:
-        routes, now = self.current(), clock.now()
+    async def _turn(self, taken: list[Pending], seconds: float) -> None:
+        now = clock.now()
         await self._find_repeated(taken)
-        asked = [pending for pending in taken if pending.fresh()]
-        scored = await self._score(routes, asked, now)
-        await self._write(routes, scored, now)
+        scored = await self._score([pending for pending in taken if pending.fresh()], now, seconds)
+        await self._write(scored, now)
         for pending in taken:
             if not pending.future.done():
                 pending.future.set_result(_answer(pending))
+        self._shadow([pending for pending, _ in scored], now)
 
     async def _find_repeated(self, taken: list[Pending]) -> None:
         keyed = [name for pending in taken if pending.keyed for name in pending.ids]
@@ -177,29 +147,25 @@ class Endpoint:
             pending.repeated = {name: found[name] for name in pending.ids if name in found}
             pending.logged = dict(pending.repeated)
 
-    async def _score(self, routes: Routes, asked: list[Pending], now: datetime) -> list[tuple[Pending, Scored]]:
+    async def _score(self, asked: list[Pending], now: datetime, seconds: float) -> list[tuple[Pending, Scored]]:
         """Return those that got scores; the others have failed and know it."""
         if not asked:
             return []
         waited = time.perf_counter() - min(pending.began for pending in asked)
         rows = [[row for _, row in pending.fresh()] for pending in asked]
-        results = await choose.score(
-            routes, rows, self.lookup, now, seconds=self.deadline - waited, fallback=self.deadline,
-            breaker=self.breaker(routes.live),
+        results = await ask.score(
+            asked[0].choice.chain, rows, self.lookup, now, seconds=seconds - waited, fallback=self.deadline, breaker=self.breaker,
         )  # fmt: skip
         for pending, result in zip(asked, results, strict=True):
             if not isinstance(result, Scored):
                 pending.fail(result)
         return [(pending, result) for pending, result in zip(asked, results, strict=True) if isinstance(result, Scored)]
 
-    async def _write(self, routes: Routes, scored: list[tuple[Pending, Scored]], now: datetime) -> None:
+    async def _write(self, scored: list[tuple[Pending, Scored]], now: datetime) -> None:
         """Log what was scored. What another request of the same key logged first is what counts."""
         entries: list[Prediction] = []
         for pending, result in scored:
-            mine = [
-                self._prediction(routes, pending, result, k, name, row, now)
-                for k, (name, row) in enumerate(pending.fresh())
-            ]
+            mine = self._predictions(pending, result, now)
             pending.logged.update((entry.id, entry) for entry in mine)
             entries += mine
         if not entries:
@@ -209,19 +175,60 @@ class Endpoint:
         for pending, _ in scored:
             pending.logged.update((name, held[name]) for name in pending.ids if name in held)
 
+    def _predictions(self, pending: Pending, result: Scored, now: datetime) -> list[Prediction]:
+        choice = pending.choice
+        fallen = bool(result.reason)
+        route: RouteKind = "fallback" if fallen else choice.route
+        return [
+            self._prediction(
+                pending, result, k, now, name=name, route=route, reason=result.reason or choice.reason,
+                tried=choice.chain[0].deployment if fallen else "",
+            )
+            for k, (name, _) in enumerate(pending.fresh())
+        ]  # fmt: skip
+
     def _prediction(
-        self, routes: Routes, pending: Pending, result: Scored, k: int, name: str, row: Row, now: datetime
-    ) -> Prediction:
-        served, filled = result.served, result.rows[k]
-        columns = [column.name for column in served.plan.columns]
+        self, pending: Pending, result: Scored, k: int, now: datetime, *, name: str, route: RouteKind, reason: str, tried: str = "",
+    ) -> Prediction:  # fmt: skip
+        served, filled, request, row = result.served, result.rows[k], pending.request, pending.fresh()[k][1]
         return Prediction(
-            id=name, seq=0, at=row.at or now, logged_at=now, endpoint=self.name, revision=routes.revision,
-            version=served.ref, deployment=served.deployment, route=result.route, reason=result.reason,
-            entities=row.entities, features=dict(zip(columns, filled.values, strict=True)), feature_events=filled.events,
+            id=name, seq=0, at=row.at or now, logged_at=now, endpoint=self.name, revision=pending.choice.routes.revision,
+            version=served.ref, deployment=served.deployment, route=route, reason=reason,
+            entities=row.entities, features=dict(zip(served.plan.names, filled.values, strict=True)), feature_events=filled.events,
             feature_batches=filled.batches, defaults=filled.defaults, score=result.scores[k],
-            latency_us=round((time.perf_counter() - pending.began) * 1e6), caller=pending.caller,
-            observation=row.observation, batch_run=pending.request.batch_run, request_id=pending.request.id,
+            latency_us=round((time.perf_counter() - pending.began) * 1e6), caller=pending.caller, observation=row.observation,
+            batch_run=request.batch_run, request_id=request.id, unit=request.unit, tried=tried,
         )  # fmt: skip
+
+    def _shadow(self, answered: Sequence[Pending], now: datetime) -> None:
+        """Let the shadows of the route table score what was answered; who asked has gone on."""
+        shadows = self.routes.shadows if self.routes and answered else ()
+        for served in shadows:
+            if len(self._shadows) >= SHADOW_TURNS * len(shadows):
+                self.unshadowed += len(answered)
+                continue
+            task = asyncio.create_task(self._follow(served, list(answered), now))
+            self._shadows.add(task)
+            task.add_done_callback(self._shadows.discard)
+
+    async def _follow(self, served: Served, answered: list[Pending], now: datetime) -> None:
+        rows = [[row for _, row in pending.fresh()] for pending in answered]
+        try:
+            results = await ask.by(served, rows, self.lookup, now, self.deadline)
+        except CellworkError:  # the store was away; who asked has been answered
+            results = []
+        self.unshadowed += len(answered) - sum(isinstance(result, Scored) for result in results)
+        entries = [
+            self._prediction(
+                pending, result, k, now, route="shadow", reason=f"beside {name}",
+                name=ids.of_key("pred", self.name, "shadow", served.deployment, name),
+            )
+            for pending, result in zip(answered, results, strict=False)
+            if isinstance(result, Scored)
+            for k, (name, _) in enumerate(pending.fresh())
+        ]  # fmt: skip
+        if entries:
+            await asyncio.get_running_loop().run_in_executor(self.writer, self.log.write, entries)
 
 
 def _answer(pending: Pending) -> Answer:

@@ -79,7 +79,8 @@ class Lane:
         self._give_back(queue)
         self._routes = routes = self.endpoint.routes
         live = routes.live if routes is not None else None
-        quick = live is not None and isinstance(live.predictor, Inline)
+        plain = routes is not None and not routes.canaries and not routes.shadows
+        quick = plain and live is not None and isinstance(live.predictor, Inline)
         self._shape = Shape(live.plan) if quick and live is not None else None
         if self._shape is not None and routes is not None:
             self._tails = _tails(routes)

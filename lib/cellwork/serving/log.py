@@ -38,13 +38,18 @@ MIGRATION = (
     "CREATE INDEX predictions_deployment ON predictions (deployment, seq)",
 )
 SEGMENTS_MIGRATION = ("CREATE TABLE segments (name TEXT PRIMARY KEY, position BIGINT NOT NULL)",)
+ROUTES_MIGRATION = (
+    "ALTER TABLE predictions ADD COLUMN unit TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE predictions ADD COLUMN tried TEXT NOT NULL DEFAULT ''",
+    "CREATE INDEX predictions_tried ON predictions (tried, seq) WHERE tried <> ''",
+)
 JSON = {
     "entities": dict[str, Any], "features": dict[str, Any], "feature_events": dict[str, Any],
     "feature_batches": dict[str, str], "defaults": list[str],
 }  # fmt: skip
 COLUMNS = (
     "endpoint", "id", "at", "logged_at", "revision", "name", "version", "digest", "deployment", "route", "reason",
-    *JSON, "score", "latency_us", "caller", "observation", "batch_run", "request_id",
+    *JSON, "score", "latency_us", "caller", "observation", "batch_run", "request_id", "unit", "tried",
 )  # fmt: skip
 CHUNK = 500
 READING_ROWS = 5000
@@ -184,7 +189,7 @@ def _rows_of(turn: Turn) -> list[tuple[Any, ...]]:
         ]  # fmt: skip
         texts = [_encode(part).decode() if part else EMPTY[type(part)] for part in said]
         rows.append(
-            (turn.endpoint, name, turn.at, turn.at, *before, *texts, turn.scores[k], turn.latencies[k], turn.callers[k], "", "", "")
+            (turn.endpoint, name, turn.at, turn.at, *before, *texts, turn.scores[k], turn.latencies[k], turn.callers[k], "", "", "", "", "")
         )  # fmt: skip
     return rows
 

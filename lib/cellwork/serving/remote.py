@@ -1,4 +1,4 @@
-"""Deploy, roll back and ask endpoints from a notebook, a script or the command line: the same calls over HTTP."""
+"""Deploy, route, roll back and ask endpoints from a notebook, a script or the command line: the same calls over HTTP."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from cellwork.client import Client, connect
 from cellwork.errors import BadInput
-from cellwork.wire.endpoints import Answer, Deploy, Request, RouteTable, Row
+from cellwork.wire.endpoints import Answer, ArmWish, Deploy, Request, RouteTable, Row
 
 
 def deploy(
@@ -47,15 +47,98 @@ def rollback(endpoint: str, reason: str = "", *, client: Client | None = None) -
     return (client or connect()).endpoints.rollback(endpoint, reason)
 
 
+def canary(
+    endpoint: str,
+    version: int,
+    *,
+    weight: float = 0.0,
+    units: Sequence[str] = (),
+    when: Mapping[str, Sequence[str]] | None = None,
+    salt: str | None = None,
+    model: str = "",
+    revision: int | None = None,
+    reason: str = "",
+    client: Client | None = None,
+) -> RouteTable:
+    """Let `version` answer a part of the requests: a share of units, units by name, requests with certain values.
+
+    Called again it changes that part; a unit that was the canary's stays its own while the weight grows.
+
+    Parameters
+    ----------
+    weight : share of units, from 0 to 1.
+    units : these get it whatever the weight.
+    when : entity or feature -> values as text; all names must fit, one value each.
+    salt : another one draws the units anew.
+
+    Raises
+    ------
+    Refused
+        The gate or the sanity test says no.
+    Conflict
+        Someone else changed the endpoint since `revision`.
+    """
+    conditions = {name: [*values] for name, values in (when or {}).items()}
+    wish = ArmWish(
+        weight=weight, units=[*units], when=conditions, salt=salt, model=model, revision=revision, reason=reason,
+    )  # fmt: skip
+    return (client or connect()).endpoints.put_arm(endpoint, version, wish)
+
+
+def shadow(
+    endpoint: str,
+    version: int,
+    *,
+    model: str = "",
+    revision: int | None = None,
+    reason: str = "",
+    client: Client | None = None,
+) -> RouteTable:
+    """Let `version` score in the background what the endpoint answers; it needs no gate, for it answers nobody."""
+    wish = ArmWish(shadow=True, model=model, revision=revision, reason=reason)
+    return (client or connect()).endpoints.put_arm(endpoint, version, wish)
+
+
+def pin(
+    endpoint: str,
+    version: int,
+    *,
+    model: str = "",
+    revision: int | None = None,
+    reason: str = "",
+    client: Client | None = None,
+) -> RouteTable:
+    """Keep `version` warm beside the live one: requests that name it get it, and deploying it then takes no time (blue-green)."""
+    wish = ArmWish(model=model, revision=revision, reason=reason)
+    return (client or connect()).endpoints.put_arm(endpoint, version, wish)
+
+
+def remove(
+    endpoint: str,
+    version: int,
+    *,
+    model: str = "",
+    revision: int | None = None,
+    reason: str = "",
+    client: Client | None = None,
+) -> RouteTable:
+    """Take a canary, shadow or pinned version out; the live version answers in its place."""
+    return (client or connect()).endpoints.remove_arm(endpoint, version, model=model, revision=revision, reason=reason)
+
+
 def predict(
     endpoint: str,
     entities: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
     features: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
     *,
     id: str = "",
+    unit: str = "",
+    version: int | None = None,
     client: Client | None = None,
 ) -> Answer:
     """Score one row, or one a list entry: `entities` are looked up online, `features` come with the request.
+
+    `unit` is who is served, and stays with its arm; `version` asks one of those at hand and no other.
 
     Example: predict("flights/delay", {"origin": "JFK"}, {"hour": 8})
 
@@ -69,7 +152,7 @@ def predict(
         raise BadInput("rows", f"{len(ids)} and {len(values)}", "differ in number", "give one of each a row")
     count = max(len(ids), len(values))
     rows = [Row(entities=dict(ids[k]) if ids else {}, features=dict(values[k]) if values else {}) for k in range(count)]
-    return (client or connect()).endpoints.predict(endpoint, Request(rows=rows, id=id))
+    return (client or connect()).endpoints.predict(endpoint, Request(rows=rows, id=id, unit=unit, version=version))
 
 
 def _listed(values: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -22,11 +22,48 @@ class Deploy(Struct):
     reason: str = ""
 
 
+class ArmWish(Struct):
+    """Put a version beside the live one, or change its place there. Without weight, units and conditions it is pinned: asked only by name.
+
+    `revision` is what the caller saw; None takes what is there.
+    """
+
+    model: str = ""
+    """Full name; empty: the endpoint's own name."""
+    weight: float = 0.0
+    """The share of units, from 0 to 1, that it answers."""
+    units: list[str] = []
+    """It answers these whatever the weight."""
+    when: dict[str, list[str]] = {}
+    """It answers requests whose entities or features have one of these values, as text, under every name here."""
+    shadow: bool = False
+    """It is asked too, in the background; its scores are logged and never answered."""
+    salt: str | None = None
+    """Another salt draws the units anew; None keeps what is there."""
+    revision: int | None = None
+    reason: str = ""
+
+
+class Arm(Struct):
+    """A version beside the live one; see `ArmWish`."""
+
+    version: VersionRef
+    deployment: str
+    weight: float = 0.0
+    units: list[str] = []
+    when: dict[str, list[str]] = {}
+    shadow: bool = False
+
+
 class RouteTable(Struct):
     endpoint: str
     revision: int
     live: VersionRef
     previous: VersionRef | None = None
+    canary: list[Arm] = []
+    """Those that answer a part of the requests, or are pinned; in the order in which they are asked."""
+    shadow: list[Arm] = []
+    salt: str = ""
     service: list[str] = []
     """The feature references that requests by entity id are filled from."""
     deployment: str = ""
@@ -82,6 +119,12 @@ class Request(Struct):
     """The idempotency key; row k of a repeated id returns the logged answer."""
     batch_run: str = ""
     """The run that scores a batch; its predictions carry it and the times in the rows."""
+    unit: str = ""
+    """Who or what is served, such as a user's id: it stays with its arm. Default: the entities of the first row."""
+    version: int | None = None
+    """Ask this version of those at hand, and no other."""
+    deadline_ms: int | None = None
+    """How long the version may take before another answers; at most the endpoint's own."""
 
 
 class Output(Struct):
@@ -128,3 +171,7 @@ class Prediction(Struct):
     observation: str = ""
     batch_run: str = ""
     request_id: str = ""
+    unit: str = ""
+    """As the request named it."""
+    tried: str = ""
+    """The deployment that should have answered and did not, of a fallback."""

@@ -1,0 +1,125 @@
+"""`cellwork endpoint canary|shadow|pin|remove`: versions beside the live one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from cellwork import serving
+from cellwork.cli import show
+from cellwork.errors import BadInput
+from cellwork.wire.endpoints import Arm, RouteTable
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _of_a_version(command: F) -> F:
+    """Add what every change of a version beside the live one takes."""
+    for option in (
+        show.as_json,
+        click.option("--reason", default="", help="Why; it stands in the audit."),
+        click.option("--revision", type=int, help="The revision you saw; if it changed since, nothing happens."),
+        click.option("--model", default="", help="Full name of the model; default the endpoint's own."),
+        click.argument("version", type=int),
+        click.argument("name", metavar="PROJECT/NAME"),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@_of_a_version
+@click.option("--weight", default="0", metavar="SHARE", help="Share of units, such as 10% or 0.1.")
+@click.option("--unit", "units", multiple=True, help="This unit gets it whatever the weight; may be repeated.")
+@click.option("--when", "when", multiple=True, metavar="NAME=A,B", help="Requests with one of these values get it.")
+@click.option("--salt", help="Another salt draws the units anew.")
+def canary(
+    name: str, version: int, weight: str, units: tuple[str, ...], when: tuple[str, ...], salt: str | None, json: bool, **more: Any
+) -> None:  # fmt: skip
+    """Let a version answer a part of the requests; a unit keeps its version while the weight grows.
+
+    Example: cellwork endpoint canary flights/delay 3 --weight 10% --when carrier=UA,AA
+    """
+    conditions = {key: values.split(",") for key, values in map(_pair, when)}
+    changed(serving.canary(name, version, weight=share(weight), units=units, when=conditions, salt=salt, **more), json)
+
+
+@click.command()
+@_of_a_version
+def shadow(name: str, version: int, json: bool, **more: Any) -> None:
+    """Let a version score in the background what the endpoint answers; its scores are in the log only.
+
+    Example: cellwork endpoint shadow flights/delay 3
+    """
+    changed(serving.shadow(name, version, **more), json)
+
+
+@click.command()
+@_of_a_version
+def pin(name: str, version: int, json: bool, **more: Any) -> None:
+    """Keep a version warm for requests that name it; deploying it later takes no time (blue-green).
+
+    Example: cellwork endpoint pin flights/delay 3
+    """
+    changed(serving.pin(name, version, **more), json)
+
+
+@click.command()
+@_of_a_version
+def remove(name: str, version: int, json: bool, **more: Any) -> None:
+    """Take a canary, shadow or pinned version out; the live version answers in its place.
+
+    Example: cellwork endpoint remove flights/delay 3 --reason "scores too high"
+    """
+    changed(serving.remove(name, version, **more), json)
+
+
+COMMANDS = (canary, shadow, pin, remove)
+
+
+def changed(table: RouteTable, json: bool) -> None:
+    """Say what a change has made of a route table."""
+    if json:
+        return show.document(table)
+    previous = f"; version {table.previous.version} is at hand" if table.previous else ""
+    click.echo(f"{table.endpoint} serves version {table.live.version} (revision {table.revision}){previous}")
+    for what, text in beside(table):
+        click.echo(f"  {what}: {text}")
+    return None
+
+
+def beside(table: RouteTable) -> list[tuple[str, str]]:
+    """Return a line for each version beside the live one."""
+    return [("canary" if _answers(arm) else "pinned", said(arm)) for arm in table.canary] + [
+        ("shadow", said(arm)) for arm in table.shadow
+    ]
+
+
+def said(arm: Arm) -> str:
+    """Return what an arm answers, in words."""
+    parts = [f"{arm.weight:.2%} of units".replace(".00%", "%")] if arm.weight else []
+    parts += [f"units {', '.join(arm.units[:5])}{' …' if len(arm.units) > 5 else ''}"] if arm.units else []
+    parts += [" and ".join(f"{name} in {', '.join(values)}" for name, values in arm.when.items())] if arm.when else []
+    return f"version {arm.version.version}" + (f" answers {'; '.join(parts)}" if parts else "")
+
+
+def share(text: str) -> float:
+    """Return the share that ``10%`` or ``0.1`` says."""
+    number = text.strip().removesuffix("%")
+    try:
+        return float(number) / (100 if number != text.strip() else 1)
+    except ValueError:
+        raise BadInput("weight", text, "is not a share", "write 10% or 0.1") from None
+
+
+def _answers(arm: Arm) -> bool:
+    return bool(arm.weight or arm.units or arm.when)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, values = text.partition("=")
+    if not equals or not name:
+        raise BadInput("condition", text, "has no '='", "write name=value or name=one,other")
+    return name, values
