@@ -18,13 +18,23 @@ from cellwork.serving import log
 from cellwork.serving.endpoint import DEADLINE_SECONDS
 from cellwork.serving.plan import Lookup
 from cellwork.wire import Struct
-from cellwork.wire.endpoints import Answer, ArmWish, Deploy, Deployment, EndpointStatus, Prediction, Request, RouteTable
+from cellwork.wire.endpoints import (
+    Answer,
+    ArmWish,
+    Deploy,
+    Deployment,
+    EndpointStatus,
+    Prediction,
+    Request,
+    RolloutWish,
+    RouteTable,
+)
 from cellwork.wire.records import Principal
 from cellwork_hub import records
 from cellwork_hub.auth import HubTokens
 from cellwork_hub.context import Context
 from cellwork_hub.edge import Service
-from cellwork_hub.inference import invocations, online, open_inference, table
+from cellwork_hub.inference import arms, invocations, online, open_inference, rollouts, table
 from cellwork_hub.inference.deploy import Endpoints
 from cellwork_hub.inference.door import FrontDoor
 from cellwork_hub.inference.registry import PlatformRegistry, Registry
@@ -78,7 +88,11 @@ def build(
         await endpoints.restore()
         await endpoints.settle(SETTLE_SECONDS)
         settled = True
-        background = [asyncio.create_task(_take_over(door))] if not worker else []
+        background = (
+            [asyncio.create_task(_take_over(door)), asyncio.create_task(rollouts.drive(endpoints))]
+            if not worker
+            else []
+        )
         background += [asyncio.create_task(endpoints.follow())] if worker is not None else []
         yield
         for task in background:
@@ -140,15 +154,22 @@ def _management(endpoints: Endpoints) -> list[Route]:
 
     async def put_arm(call: Call) -> RouteTable:
         wish: ArmWish = call.body
-        return (await endpoints.put_arm(call, _name(call), _version(call), wish)).wire()
+        return (await arms.put(endpoints, call, _name(call), _version(call), wish)).wire()
 
     async def remove_arm(call: Call) -> RouteTable:
         seen = call.number("revision", -1)
-        entry = await endpoints.remove_arm(
-            call, _name(call), _version(call), model=call.query.get("model", ""), reason=call.query.get("reason", ""),
+        entry = await arms.remove(
+            endpoints, call, _name(call), _version(call), model=call.query.get("model", ""), reason=call.query.get("reason", ""),
             revision=seen if seen >= 0 else None,
         )  # fmt: skip
         return entry.wire()
+
+    async def roll_out(call: Call) -> RouteTable:
+        wish: RolloutWish = call.body
+        return (await rollouts.start(endpoints, call, _name(call), wish)).wire()
+
+    async def stop_rollout(call: Call) -> RouteTable:
+        return (await rollouts.stop(endpoints, call, _name(call), call.query.get("reason", ""))).wire()
 
     def listing(call: Call) -> list[EndpointStatus]:
         call.may_enter("")
@@ -168,6 +189,8 @@ def _management(endpoints: Endpoints) -> list[Route]:
         Route("POST", one + "/rollback", rollback, "endpoints:write", Reason, RouteTable, "Serve the previous version again."),
         Route("PUT", one + "/arms/{version}", put_arm, "endpoints:write", ArmWish, RouteTable, "Put a version beside the live one: canary, shadow or pinned."),
         Route("DELETE", one + "/arms/{version}", remove_arm, "endpoints:write", None, RouteTable, "Take a version from beside the live one."),
+        Route("PUT", one + "/rollout", roll_out, "endpoints:write", RolloutWish, RouteTable, "Bring a version to all requests in stages; it goes on or back by itself."),
+        Route("DELETE", one + "/rollout", stop_rollout, "endpoints:write", None, RouteTable, "Stop a rollout and take its version out."),
         Route("GET", "/api/v1/endpoints", listing, "endpoints:read", None, list[EndpointStatus], "All endpoints."),
         Route("GET", one, show, "endpoints:read", None, EndpointStatus, "One endpoint."),
         Route("GET", "/api/v1/deployments/{deployment}", deployment, "endpoints:read", None, Deployment, "A deployment as it was made."),

@@ -18,7 +18,7 @@ from anyio import to_thread
 from sqlalchemy import Engine
 
 from cellwork import clock, ids
-from cellwork.errors import BadInput, CellworkError, Conflict, NotFound, Refused
+from cellwork.errors import CellworkError, Conflict, NotFound, Refused
 from cellwork.home import Home
 from cellwork.serving.choose import Beside, Routes, Served
 from cellwork.serving.endpoint import DEADLINE_SECONDS, Endpoint
@@ -26,7 +26,7 @@ from cellwork.serving.lane import Lane
 from cellwork.serving.log import PredictionLog
 from cellwork.serving.plan import Lookup
 from cellwork.serving.segments import Writer
-from cellwork.wire.endpoints import Arm, ArmWish, Deploy, Deployment
+from cellwork.wire.endpoints import Deploy, Deployment
 from cellwork.wire.evaluations import VersionRef
 from cellwork_hub import records
 from cellwork_hub.inference import table as tables
@@ -40,7 +40,6 @@ log = logging.getLogger("cellwork")
 FOLLOW_SECONDS = 0.25
 ADOPT_SECONDS = 60.0
 """How long a version that another process deployed may take to become ready here; after that the fallback answers."""
-MOST_ARMS = 8
 Change = Callable[[Entry | None], Entry]
 
 
@@ -57,6 +56,8 @@ class Endpoints:
         self._live: dict[str, Endpoint] = {}
         self._swaps: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._leaving: set[asyncio.Task[None]] = set()
+        self.taken_out: Callable[[str, Served, str], None] = lambda endpoint, served, reason: None
+        """Told when a breaker opens: the endpoint's name, the version, and why."""
 
     def get(self, name: str) -> Endpoint:
         if name not in self._live:
@@ -151,16 +152,16 @@ class Endpoints:
         Conflict
             The endpoint is not, or no longer, at the revision that was seen.
         """
-        name = _of_project(wish.model or endpoint, endpoint)
+        name = of_project(wish.model or endpoint, endpoint)
         before = await to_thread.run_sync(self.table.get, endpoint)
         tables.check_seen(endpoint, wish.revision, before)
         seen = before.revision if before else 0
         if before and (before.live.record.version.name, before.live.record.version.version) == (name, wish.version):
             return before
-        ready = await self._ready(call, endpoint, name, wish.version)
-        new = _deployed(call, endpoint, seen + 1, ready)
+        ready = await self.ready(call, endpoint, name, wish.version)
+        new = made(call, endpoint, seen + 1, ready)
         try:
-            return await self._change(
+            return await self.change(
                 call, endpoint, seen, lambda entry: entry.with_live(new) if entry else tables.first(new), ready,
                 action="endpoint.deploy", reason=wish.reason,
             )  # fmt: skip
@@ -182,60 +183,12 @@ class Endpoints:
             by=call.principal.name, at=clock.now(), origin=call.origin,
         )  # fmt: skip
         new = Deployed(record, back.plan)
-        return await self._change(
-            call, endpoint, before.revision, lambda entry: _there(entry).with_live(new), None,
+        return await self.change(
+            call, endpoint, before.revision, lambda entry: there(entry).with_live(new), None,
             action="endpoint.rollback", reason=reason,
         )  # fmt: skip
 
-    async def put_arm(self, call: Call, endpoint: str, version: int, wish: ArmWish) -> Entry:
-        """Put a version beside the live one, or change its place; asked for twice it changes nothing.
-
-        A shadow answers nobody, so that it needs to pass the sanity test only.
-
-        Raises
-        ------
-        BadInput
-            A weight that is not from 0 to 1, or more than all units together; it is the live version.
-        Refused, Conflict
-            As `deploy` does.
-        """
-        name = _of_project(wish.model or endpoint, endpoint)
-        before = await to_thread.run_sync(self.table.require, endpoint)
-        tables.check_seen(endpoint, wish.revision, before)
-        _check_wish(before, name, version, wish)
-        old = before.arm(name, version)
-        if old is not None and old.shadow == wish.shadow:
-            ready, new = None, before.deployed[old.deployment]
-        else:
-            ready = await self._ready(call, endpoint, name, version, gated=not wish.shadow)
-            new = _deployed(call, endpoint, before.revision + 1, ready)
-        arm = Arm(
-            version=new.record.version, deployment=new.record.id, weight=wish.weight, units=sorted(set(wish.units)),
-            when=wish.when, shadow=wish.shadow,
-        )  # fmt: skip
-        if arm == old and wish.salt in (None, before.beside.salt):
-            return before
-        kind = "shadow" if wish.shadow else "canary" if wish.weight or wish.units or wish.when else "pin"
-        return await self._change(
-            call, endpoint, before.revision, lambda entry: _there(entry).with_arm(new, arm, wish.salt), ready,
-            action=f"endpoint.{kind}", reason=wish.reason,
-        )  # fmt: skip
-
-    async def remove_arm(
-        self, call: Call, endpoint: str, version: int, *, model: str = "", revision: int | None = None, reason: str = ""
-    ) -> Entry:
-        """Take a version from beside the live one; if it is not there nothing changes."""
-        before = await to_thread.run_sync(self.table.require, endpoint)
-        tables.check_seen(endpoint, revision, before)
-        arm = before.arm(model or endpoint, version)
-        if arm is None:
-            return before
-        return await self._change(
-            call, endpoint, before.revision, lambda entry: _there(entry).without_arm(arm), None,
-            action="endpoint.remove", reason=reason,
-        )  # fmt: skip
-
-    async def _ready(self, call: Call, endpoint: str, name: str, version: int, *, gated: bool = True) -> Prepared:
+    async def ready(self, call: Call, endpoint: str, name: str, version: int, *, gated: bool = True) -> Prepared:
         """Return the version ready for traffic: what is at hand as it is, else loaded, checked and warmed. The audit keeps a refusal."""
         try:
             gate = await self.loader.gate(name, version)
@@ -256,7 +209,7 @@ class Endpoints:
                 return Prepared(ref, served.plan, served.predictor, [f"at hand: {served.predictor.how}, warm"])
         return None
 
-    async def _change(
+    async def change(
         self, call: Call, name: str, seen: int, make: Change, ready: Prepared | None, *, action: str, reason: str
     ) -> Entry:
         """Swap the table and take it over here; what was made ready for a swap that fails is closed."""
@@ -315,20 +268,21 @@ class Endpoints:
                 )  # fmt: skip
 
         self._writer.submit(write)
+        self.taken_out(endpoint, served, reason)
 
     def _record_refusal(self, call: Call, endpoint: str, version: str, why: str) -> None:
         with self.engine.begin() as db:
             records.audit(db, call, "endpoint.refused", endpoint, after=version, reason=why)
 
 
-def _of_project(model: str, endpoint: str) -> str:
+def of_project(model: str, endpoint: str) -> str:
     """Return `model` if it is of the endpoint's project."""
     if ids.split_name(model)[0] != ids.split_name(endpoint)[0]:
         raise Refused("model", model, f"is of another project than endpoint {endpoint!r}", "deploy it in its own")
     return model
 
 
-def _deployed(call: Call, endpoint: str, revision: int, ready: Prepared) -> Deployed:
+def made(call: Call, endpoint: str, revision: int, ready: Prepared) -> Deployed:
     record = Deployment(
         id=ids.new("dep"), endpoint=endpoint, revision=revision, version=ready.ref, checks=ready.checks,
         by=call.principal.name, at=clock.now(), origin=call.origin,
@@ -336,25 +290,9 @@ def _deployed(call: Call, endpoint: str, revision: int, ready: Prepared) -> Depl
     return Deployed(record, ready.plan)
 
 
-def _check_wish(before: Entry, name: str, version: int, wish: ArmWish) -> None:
-    subject, others = f"version {name}@{version}", [arm for arm in before.beside.arms if arm.version.version != version]
-    if (before.live.record.version.name, before.live.record.version.version) == (name, version):
-        raise BadInput(subject, "", f"is live at {before.name}", "deploy another version first")
-    if not 0 <= wish.weight <= 1:
-        raise BadInput("weight", wish.weight, "is not a share", "send a number from 0 to 1")
-    total = wish.weight + sum(arm.weight for arm in others)
-    if total > 1 + 1e-9:
-        raise BadInput("weight", wish.weight, f"makes {total:.0%} of units together", "lower another canary first")
-    if wish.shadow and (wish.weight or wish.units or wish.when):
-        raise BadInput(
-            subject, "", "is to be a shadow and to answer", "ask for a shadow, or for weight, units or conditions"
-        )
-    if len(others) >= MOST_ARMS:
-        raise BadInput(subject, "", f"would be one of more than {MOST_ARMS} beside the live one", "remove one first")
-
-
-def _there(entry: Entry | None) -> Entry:
-    assert entry is not None, "the table was there when its revision was read, and no endpoint is ever removed"
+def there(entry: Entry | None) -> Entry:
+    """Return the table of an endpoint that exists: none is ever removed."""
+    assert entry is not None, "the table was there when its revision was read"
     return entry
 
 

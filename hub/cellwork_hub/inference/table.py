@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from sqlalchemy import Connection, Engine, text
@@ -17,7 +17,7 @@ from cellwork.errors import Conflict, NotFound
 from cellwork.ids import split_name
 from cellwork.serving.plan import Plan
 from cellwork.wire import Struct
-from cellwork.wire.endpoints import Arm, Deployment, RouteTable
+from cellwork.wire.endpoints import Arm, Deployment, Rollout, RouteTable
 from cellwork.wire.evaluations import VersionRef
 from cellwork.wire.origin import Origin
 from cellwork_hub import records
@@ -46,6 +46,7 @@ class Beside(Struct):
 
     arms: list[Arm] = []
     salt: str = ""
+    rollout: Rollout | None = None
     by: str = ""
     """Who changed the table last."""
 
@@ -67,12 +68,13 @@ class Entry:
         )
 
     def with_live(self, new: Deployed) -> Entry:
-        """Return the table in which `new` is live and what was live is at hand; the arm of that version ends."""
-        arms = [arm for arm in self.beside.arms if arm.version != new.record.version]
-        beside = msgspec.structs.replace(self.beside, arms=arms)
+        """Return the table in which `new` is live and what was live is at hand; the arm of that version ends, and so does a rollout."""
+        entry = self.stopped(f"version {new.record.version.version} was made live")
+        arms = [arm for arm in entry.beside.arms if arm.version != new.record.version]
+        beside = msgspec.structs.replace(entry.beside, arms=arms)
         return self._next(live=new, previous=self.live, beside=beside, deployed=self.deployed | {new.record.id: new})
 
-    def with_arm(self, new: Deployed, arm: Arm, salt: str | None) -> Entry:
+    def with_arm(self, new: Deployed, arm: Arm, salt: str | None = None) -> Entry:
         """Return the table with `arm` in the place of the one of the same version, or behind the others."""
         old, arms = self.arm(arm.version.name, arm.version.version), list(self.beside.arms)
         if old is not None:
@@ -83,8 +85,31 @@ class Entry:
         return self._next(beside=beside, deployed=self.deployed | {new.record.id: new})
 
     def without_arm(self, arm: Arm) -> Entry:
-        arms = [each for each in self.beside.arms if each != arm]
-        return self._next(beside=msgspec.structs.replace(self.beside, arms=arms))
+        entry = self.stopped("it was taken out") if self.is_rolling(arm) else self
+        arms = [each for each in entry.beside.arms if each != arm]
+        return self._next(beside=msgspec.structs.replace(entry.beside, arms=arms))
+
+    @property
+    def rolling(self) -> Rollout | None:
+        """The rollout that runs."""
+        rollout = self.beside.rollout
+        return rollout if rollout is not None and rollout.state == "running" else None
+
+    def is_rolling(self, arm: Arm) -> bool:
+        return self.rolling is not None and self.rolling.version == arm.version
+
+    def with_rollout(self, rollout: Rollout) -> Entry:
+        """Return the table, of the same revision, with `rollout` as it stands now."""
+        return replace(self, beside=msgspec.structs.replace(self.beside, rollout=rollout))
+
+    def stopped(self, why: str, state: Literal["promoted", "back", "stopped"] = "stopped") -> Entry:
+        """Return the table, of the same revision, in which a running rollout has ended and its version stands beside no more."""
+        rollout = self.rolling
+        if rollout is None:
+            return self
+        ended = msgspec.structs.replace(rollout, state=state, said=why)
+        arms = [arm for arm in self.beside.arms if arm.version != rollout.version]
+        return replace(self, beside=msgspec.structs.replace(self.beside, arms=arms, rollout=ended))
 
     def _next(self, **changed: Any) -> Entry:
         return replace(self, revision=self.revision + 1, **changed)
@@ -95,7 +120,7 @@ class Entry:
             endpoint=self.name, revision=self.revision, live=live.version, deployment=live.id, at=live.at, by=live.by,
             previous=self.previous.record.version if self.previous else None, service=self.live.plan.references(),
             canary=[arm for arm in self.beside.arms if not arm.shadow], shadow=[arm for arm in self.beside.arms if arm.shadow],
-            salt=self.beside.salt,
+            salt=self.beside.salt, rollout=self.beside.rollout,
         )  # fmt: skip
 
 
@@ -204,6 +229,12 @@ def _record(
         db, "endpoint.changed", split_name(after.name)[0], after.name, revision=after.revision, reason=reason,
         version=f"{live.version.name}@{live.version.version}", deployment=live.id, action=action, arms=arms,
     )  # fmt: skip
+    ended = after.beside.rollout
+    if before and before.rolling and ended and ended.state != "running":
+        records.event(
+            db, "endpoint.rollout_ended", split_name(after.name)[0], after.name, revision=after.revision,
+            version=f"{ended.version.name}@{ended.version.version}", state=ended.state, reason=ended.said,
+        )  # fmt: skip
     for deployed in new:
         record = deployed.record
         records.edge(db, f"{record.version.name}@{record.version.version}", "deployed_as", record.id)

@@ -1,4 +1,4 @@
-"""`cellwork endpoint canary|shadow|pin|remove`: versions beside the live one."""
+"""`cellwork endpoint canary|shadow|pin|remove|rollout|stop`: versions beside the live one."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from typing import Any, TypeVar
 
 import click
 
-from cellwork import serving
+from cellwork import clock, serving
 from cellwork.cli import show
+from cellwork.client import connect
 from cellwork.errors import BadInput
-from cellwork.wire.endpoints import Arm, RouteTable
+from cellwork.wire.endpoints import Arm, RolloutWish, RouteTable
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+STATES = {"promoted": "it is live", "back": "it was taken out", "stopped": "it was stopped"}
 
 
 def _of_a_version(command: F) -> F:
@@ -76,7 +80,43 @@ def remove(name: str, version: int, json: bool, **more: Any) -> None:
     changed(serving.remove(name, version, **more), json)
 
 
-COMMANDS = (canary, shadow, pin, remove)
+@click.command()
+@_of_a_version
+@click.option("--stages", default="1%,10%,50%,100%", show_default=True, help="Rising shares of units.")
+@click.option("--hold", default="10m", show_default=True, help="The least time of a stage, such as 30s or 2h.")
+@click.option("--least", default=200, show_default=True, help="The least number of answers in a stage.")
+@click.option("--errors", default="1%", show_default=True, help="It may fail this share more than the live version.")
+@click.option(
+    "--slower", default=2.0, show_default=True, help="Its 95th percentile may be this many times the other's."
+)
+@click.option("--scores", default=0.2, show_default=True, help="Its scores may lie this far (KS) from the other's.")
+def rollout(
+    name: str, version: int, stages: str, hold: str, least: int, errors: str, slower: float, scores: float, json: bool, **more: Any
+) -> None:  # fmt: skip
+    """Bring a version to all requests in stages; it goes on, or back, by itself.
+
+    Example: cellwork endpoint rollout flights/delay 3 --stages 1%,10%,50%,100% --hold 1h
+    """
+    wish = RolloutWish(
+        version=version, stages=[share(part) for part in stages.split(",")], hold_seconds=clock.duration(hold).total_seconds(),
+        least=least, errors=share(errors), slower=slower, scores=scores, **more,
+    )  # fmt: skip
+    changed(serving.roll_out(name, wish), json)
+
+
+@click.command()
+@click.argument("name", metavar="PROJECT/NAME")
+@click.option("--reason", default="", help="Why; it stands in the audit.")
+@show.as_json
+def stop(name: str, reason: str, json: bool) -> None:
+    """Stop a rollout and take its version out.
+
+    Example: cellwork endpoint stop flights/delay --reason "the day is over"
+    """
+    changed(connect().endpoints.stop_rollout(name, reason), json)
+
+
+COMMANDS = (canary, shadow, pin, remove, rollout, stop)
 
 
 def changed(table: RouteTable, json: bool) -> None:
@@ -92,9 +132,16 @@ def changed(table: RouteTable, json: bool) -> None:
 
 def beside(table: RouteTable) -> list[tuple[str, str]]:
     """Return a line for each version beside the live one."""
-    return [("canary" if _answers(arm) else "pinned", said(arm)) for arm in table.canary] + [
-        ("shadow", said(arm)) for arm in table.shadow
-    ]
+    lines = [("canary" if _answers(arm) else "pinned", said(arm)) for arm in table.canary]
+    lines += [("shadow", said(arm)) for arm in table.shadow]
+    if (rollout := table.rollout) is not None:
+        where = (
+            f"stage {rollout.stage + 1} of {len(rollout.stages)}"
+            if rollout.state == "running"
+            else STATES[rollout.state]
+        )
+        lines.append(("rollout", f"version {rollout.version.version}, {where}: {rollout.said}"))
+    return lines
 
 
 def said(arm: Arm) -> str:

@@ -6,7 +6,17 @@ import builtins
 from collections.abc import Iterator
 
 from cellwork.client.base import Connection
-from cellwork.wire.endpoints import Answer, ArmWish, Deploy, Deployment, EndpointStatus, Prediction, Request, RouteTable
+from cellwork.wire.endpoints import (
+    Answer,
+    ArmWish,
+    Deploy,
+    Deployment,
+    EndpointStatus,
+    Prediction,
+    Request,
+    RolloutWish,
+    RouteTable,
+)
 
 
 class Endpoints:
@@ -37,6 +47,13 @@ class Endpoints:
             revision=revision,
             reason=reason,
         )
+
+    def roll_out(self, endpoint: str, wish: RolloutWish) -> RouteTable:
+        """Bring a version to all requests in stages."""
+        return self._to.call("inference", "PUT", f"/api/v1/endpoints/{endpoint}/rollout", RouteTable, wish)
+
+    def stop_rollout(self, endpoint: str, reason: str = "") -> RouteTable:
+        return self._to.call("inference", "DELETE", f"/api/v1/endpoints/{endpoint}/rollout", RouteTable, reason=reason)
 
     def list(self) -> Iterator[EndpointStatus]:
         return self._to.listing("inference", "/api/v1/endpoints", EndpointStatus)

@@ -20,6 +20,7 @@ import msgspec
 
 from cellwork.errors import NotFound, Unavailable
 from cellwork.serving import segments
+from cellwork.serving.rollout import Seen
 from cellwork.serving.segments import Turn
 from cellwork.wire.endpoints import Prediction
 from cellwork.wire.evaluations import VersionRef
@@ -52,6 +53,8 @@ COLUMNS = (
     *JSON, "score", "latency_us", "caller", "observation", "batch_run", "request_id", "unit", "tried",
 )  # fmt: skip
 CHUNK = 500
+SEEN_ROWS = 5000
+"""Predictions whose times and scores a rollout is judged by."""
 READING_ROWS = 5000
 """Rows of one transaction when a reader waits for them; the quick lane writes on meanwhile."""
 
@@ -139,6 +142,23 @@ class PredictionLog:
         if row is None:
             raise NotFound("prediction", prediction, "is not in the log", "look at: cellwork endpoint log")
         return _prediction(dict(row))
+
+    def seen(self, deployment: str, route: str, since: datetime) -> Seen:
+        """Return what a deployment answered by `route` since then: all counted, the newest `SEEN_ROWS` looked at."""
+        import numpy as np
+        from sqlalchemy import text
+
+        self.take_over()
+        values = {"of": deployment, "route": route, "since": round(since.timestamp() * 1_000_000), "most": SEEN_ROWS}
+        where = "FROM predictions WHERE deployment = :of AND route = :route AND logged_at >= :since"
+        with self.engine.connect() as db:
+            answered = db.execute(text(f"SELECT count(*) {where}"), values).scalar_one()
+            failed = db.execute(
+                text("SELECT count(*) FROM predictions WHERE tried = :of AND logged_at >= :since"), values
+            ).scalar_one()
+            query = text(f"SELECT latency_us, score {where} ORDER BY seq DESC LIMIT :most")
+            rows = np.array(db.execute(query, values).all(), dtype=float).reshape(-1, 2)
+        return Seen(answered, failed, rows[:, 0] / 1000, rows[:, 1])
 
     def after(
         self, seq: int, *, endpoint: str = "", deployment: str = "", limit: int = 1000, brief: bool = False

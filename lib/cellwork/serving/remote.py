@@ -7,7 +7,7 @@ from typing import Any
 
 from cellwork.client import Client, connect
 from cellwork.errors import BadInput
-from cellwork.wire.endpoints import Answer, ArmWish, Deploy, Request, RouteTable, Row
+from cellwork.wire.endpoints import Answer, ArmWish, Deploy, Request, RolloutWish, RouteTable, Row
 
 
 def deploy(
@@ -124,6 +124,19 @@ def remove(
 ) -> RouteTable:
     """Take a canary, shadow or pinned version out; the live version answers in its place."""
     return (client or connect()).endpoints.remove_arm(endpoint, version, model=model, revision=revision, reason=reason)
+
+
+def roll_out(endpoint: str, wish: RolloutWish, *, client: Client | None = None) -> RouteTable:
+    """Bring a version to all requests in stages; it goes on, or back, by its errors, times and scores beside the live one's.
+
+    Raises
+    ------
+    Refused
+        The gate or the sanity test says no.
+    Conflict
+        Another version is on its way, or someone else changed the endpoint.
+    """
+    return (client or connect()).endpoints.roll_out(endpoint, wish)
 
 
 def predict(

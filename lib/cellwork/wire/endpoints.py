@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
+import msgspec
+
 from cellwork.wire import Struct
 from cellwork.wire.evaluations import VersionRef
 from cellwork.wire.origin import Origin
@@ -55,6 +57,49 @@ class Arm(Struct):
     shadow: bool = False
 
 
+class RolloutWish(Struct):
+    """Bring a version to all requests in stages; it goes on, or back, by itself.
+
+    `revision` is what the caller saw; None takes what is there.
+    """
+
+    version: int
+    model: str = ""
+    stages: list[float] = msgspec.field(default_factory=lambda: [0.01, 0.1, 0.5, 1.0])
+    """Shares of units, rising; the last is 1."""
+    hold_seconds: float = 600.0
+    """The least time of a stage."""
+    least: int = 200
+    """The least number of requests that it must answer in a stage."""
+    errors: float = 0.01
+    """It may fail this share of requests more than the live version."""
+    slower: float = 2.0
+    """Its 95th percentile may be this many times the live version's."""
+    scores: float = 0.2
+    """Its scores' distribution may be this far (KS) from the live version's."""
+    revision: int | None = None
+    reason: str = ""
+
+
+class Rollout(Struct):
+    """A rollout as it stands; see `RolloutWish`."""
+
+    version: VersionRef
+    stages: list[float]
+    hold_seconds: float
+    least: int
+    errors: float
+    slower: float
+    scores: float
+    began: datetime
+    since: datetime
+    """When its stage began."""
+    stage: int = 0
+    state: Literal["running", "promoted", "back", "stopped"] = "running"
+    said: str = ""
+    """Why it is where it is."""
+
+
 class RouteTable(Struct):
     endpoint: str
     revision: int
@@ -64,6 +109,8 @@ class RouteTable(Struct):
     """Those that answer a part of the requests, or are pinned; in the order in which they are asked."""
     shadow: list[Arm] = []
     salt: str = ""
+    rollout: Rollout | None = None
+    """The one that runs, or how the last one ended."""
     service: list[str] = []
     """The feature references that requests by entity id are filled from."""
     deployment: str = ""

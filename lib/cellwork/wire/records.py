@@ -23,7 +23,7 @@ RELATIONS = (
 
 EVENTS = (
     "batch.ready", "batch.rejected", "features.ready", "features.online", "dataset.built", "training.finished", "evaluation.done",
-    "model.registered", "model.promoted", "model.rolled_back", "endpoint.changed", "endpoint.breaker_opened", "predictions.ready",
+    "model.registered", "model.promoted", "model.rolled_back", "endpoint.changed", "endpoint.breaker_opened", "endpoint.rollout_ended", "predictions.ready",
     "outcomes.arrived", "drift.found", "alert.raised", "alert.resolved", "run.queued", "run.started", "run.cell", "run.succeeded",
     "run.failed", "run.stopped", "run.kept", "run.released", "job.created", "job.changed", "user.server_stopped",
 )  # fmt: skip
