@@ -10,7 +10,10 @@ from cellwork.training.automl import Best, best
 from cellwork.training.candidates import Step
 from cellwork.training.cluster import Cluster, Tls, cluster
 from cellwork.training.fit import fit
+from cellwork.training.incremental import fit_batches
 from cellwork.training.live import Live, start
+from cellwork.training.parquet import batches
+from cellwork.training.partitioned import fit_partitioned
 from cellwork.training.search import Search, search
 
 __all__ = [
@@ -20,10 +23,13 @@ __all__ = [
     "Search",
     "Step",
     "Tls",
+    "batches",
     "best",
     "catalogue",
     "cluster",
     "fit",
+    "fit_batches",
+    "fit_partitioned",
     "rows",
     "search",
     "start",

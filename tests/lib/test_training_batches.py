@@ -1,0 +1,162 @@
+"""More rows than memory: a batch at a time, or spread over the workers; requests as records; workers that die meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn.linear_model import SGDClassifier, SGDRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from cellwork import training
+from cellwork.data import split
+from cellwork.errors import BadInput, NotFound, Unavailable
+from cellwork.training.request import carry_out
+from cellwork.wire.training import TrainingRequest
+
+LEARNER = make_pipeline(StandardScaler(), SGDClassifier(loss="log_loss", random_state=0))
+
+
+@pytest.fixture(scope="module")
+def rows() -> pl.DataFrame:
+    random = np.random.default_rng(0)
+    frame = pl.DataFrame(random.normal(size=(8000, 3)), schema=["a", "b", "c"])
+    return frame.with_columns(
+        late=(pl.col("a") + 0.3 * pl.Series(random.normal(size=8000)) > 0).cast(pl.Int8), flag=pl.col("b") > 0
+    )
+
+
+@pytest.fixture(scope="module")
+def source(rows: pl.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rows")
+    for k in range(4):
+        rows[k * 2000 : (k + 1) * 2000].write_parquet(folder / f"{k}.parquet")
+    return folder
+
+
+def quiet(said: object) -> None:
+    """Say nothing."""
+
+
+def test_batches_are_all_the_rows_once_and_never_more_than_asked(source: Path, rows: pl.DataFrame) -> None:
+    found = list(training.batches(source, "late", ["a", "flag"], rows=1500))
+    assert max(len(y) for _, y in found) <= 1500
+    assert np.concatenate([y for _, y in found]).tolist() == rows["late"].to_list()
+    assert {tuple(X.columns) for X, _ in found} == {("a", "flag")}
+    with pytest.raises(BadInput, match="did you mean 'late'"):
+        next(training.batches(source, "lat"))
+    with pytest.raises(NotFound, match="Parquet files"):
+        next(training.batches(source / "nowhere", "late"))
+
+
+def test_a_learner_learns_a_batch_at_a_time_and_says_the_loss_of_what_it_had_not_seen(
+    source: Path, rows: pl.DataFrame
+) -> None:
+    said: list[Any] = []
+    model = training.fit_batches(
+        LEARNER, training.batches(source, "late", rows=500), classes=[0, 1], progress=said.append
+    )
+    assert [loss.batch for loss in said] == list(range(1, 17))
+    assert said[0].loss is None
+    assert said[-1].loss < 0.5
+    assert said[-1].rows == 8000
+    assert "on what it had not seen" in str(said[-1])
+    X = training.rows.features(rows.select("a", "b", "c", "flag"))
+    assert (model.predict(X) == rows["late"].to_numpy()).mean() > 0.85
+
+
+def test_a_fit_that_was_ended_goes_on_from_its_checkpoint_to_the_same_model(source: Path, tmp_path: Path) -> None:
+    checkpoint, stop = tmp_path / "learner", threading.Event()
+    first = training.batches(source, "late", rows=1000)
+    training.fit_batches(
+        LEARNER,
+        first,
+        classes=[0, 1],
+        checkpoint=checkpoint,
+        stop=stop,
+        progress=lambda loss: loss.batch == 3 and stop.set(),
+    )
+    said: list[Any] = []
+    terms: dict[str, Any] = {"classes": [0, 1], "checkpoint": checkpoint, "progress": said.append}
+    resumed = training.fit_batches(LEARNER, training.batches(source, "late", rows=1000), **terms)
+    assert [loss.batch for loss in said] == [4, 5, 6, 7, 8]
+    whole = training.fit_batches(LEARNER, training.batches(source, "late", rows=1000), classes=[0, 1], progress=quiet)
+    assert resumed[-1].coef_ == pytest.approx(whole[-1].coef_)
+    checkpoint.write_bytes(b"something else")
+    with pytest.raises(BadInput, match="is none of ours"):
+        training.fit_batches(LEARNER, training.batches(source, "late"), **terms)
+
+
+def test_what_cannot_learn_in_batches_is_told(source: Path) -> None:
+    with pytest.raises(BadInput, match="can't learn in batches"):
+        training.fit_batches(training.catalogue.get("ridge").make("regressor"), [])
+    with pytest.raises(BadInput, match="classes: are missing"):
+        training.fit_batches(LEARNER, training.batches(source, "late"))
+    with pytest.raises(BadInput, match="are none"):
+        training.fit_batches(SGDRegressor(), [])
+
+
+@pytest.mark.parametrize("name", ["xgboost", "lightgbm"])
+def test_boosted_trees_fit_files_that_only_the_workers_read(
+    workers: training.Cluster, source: Path, rows: pl.DataFrame, name: Any
+) -> None:
+    model = training.fit_partitioned(
+        name, source, "late", cluster=workers, n_estimators=20, progress=quiet, timeout=240
+    )
+    rates = model.predict_proba(rows.select("a", "b", "c", "flag").cast(pl.Float64).to_pandas())
+    assert ((rates[:, 1] > 0.5) == rows["late"].to_numpy()).mean() > 0.85
+    with pytest.raises(BadInput, match="did you mean 'late'"):
+        training.fit_partitioned(name, source, "latee", cluster=workers)
+
+
+def test_texts_are_refused_before_anything_is_read(workers: training.Cluster, tmp_path: Path) -> None:
+    pl.DataFrame({"carrier": ["AA"], "late": [1]}).write_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(BadInput, match="column 'carrier': holds"):
+        training.fit_partitioned("xgboost", tmp_path, "late", cluster=workers)
+
+
+def kill_one(cluster: training.Cluster) -> None:
+    pids = cluster.client.run(os.getpid, on_error="ignore")
+    os.kill(int(next(iter(pids.values()))), signal.SIGKILL)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(20))
+def test_a_worker_killed_while_trees_are_boosted_ends_right_or_with_a_clear_error(source: Path, seed: int) -> None:
+    """Killed at a seeded moment of the fit; either way in bounded time."""
+    with training.cluster(workers=2) as opened:
+        delay = float(np.random.default_rng(seed).uniform(0.2, 4.0))
+        killer = threading.Timer(delay, kill_one, args=(opened,))
+        killer.start()
+        said: list[str] = []
+        terms: dict[str, Any] = {"n_estimators": 300, "progress": said.append, "timeout": 200}
+        try:
+            model = training.fit_partitioned("xgboost", source, "late", cluster=opened, **terms)
+            assert model.n_classes_ == 2
+        except Unavailable as error:
+            said.append(str(error))
+        killer.join()
+    print(f"seed {seed}: killed after {delay:.1f} s, {said}")
+
+
+# Requests
+
+
+def test_a_request_is_a_record_that_trains_on_the_first_part_and_measures_on_the_second(
+    rows: pl.DataFrame, workers: training.Cluster
+) -> None:
+    whole = split.local(rows, label="late")
+    recipe = split.shuffled(whole, 0.25).recipe
+    request = TrainingRequest(dataset="", budget_seconds=200, models=["constant"], split=recipe)
+    found, trained = carry_out(request, rows=whole, cluster=workers, progress=quiet)
+    assert len(trained) == 6000
+    assert found.leaderboard["model"].to_list() == ["constant"]
+    with pytest.raises(BadInput, match="is not the one that was asked for"):
+        carry_out(TrainingRequest(dataset="ds_1", budget_seconds=1), rows=whole)
