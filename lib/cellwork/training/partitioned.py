@@ -1,6 +1,6 @@
 """Boosted trees on rows that are spread over the workers: each reads its own files, none of them is read here.
 
-XGBoost waits for ever when a worker that holds rows leaves. So the whole fit is a job with an eye on the workers: when one is
+Both libraries may wait for ever when a worker that holds rows leaves. So the whole fit is a job with an eye on the workers: when one is
 gone, or the time is up, the workers are restarted and the fit begins again, three times at most; then it is an error.
 """
 
@@ -10,14 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from cellwork.errors import BadInput, Unavailable
-from cellwork.training import parquet
+from cellwork.training import collective, parquet
 from cellwork.training.cluster import Cluster
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TRIES = 3
 GRACE_SECONDS = 5.0
@@ -141,35 +138,23 @@ def _refuse_texts(source: Path | str, names: Sequence[str]) -> None:
             raise BadInput("column", name, f"holds {kind}", "name the columns that are numbers, or make numbers of it")
 
 
-def _read(path: Path, names: Sequence[str], truth: str) -> pd.DataFrame:
-    import pandas as pd
-
-    frame = pd.read_parquet(path, columns=[*names, truth]).astype(float)
-    return frame[frame[truth].notna()]
-
-
 def _fit(
-    name: str, kind: str, client: Any, source: Path | str, names: Sequence[str], label: str, parameters: dict[str, Any]
+    name: str,
+    kind: Literal["classifier", "regressor"],
+    client: Any,
+    source: Path | str,
+    names: Sequence[str],
+    label: str,
+    parameters: dict[str, Any],
 ) -> Any:
+    paths = parquet.files(source)
+    if name == "xgboost":
+        return collective.fit(kind, client, paths, names, label, parameters)
     import dask.dataframe as dd
 
-    rows = dd.from_map(_read, parquet.files(source), names=list(names), truth=label)
+    rows = dd.from_map(collective.read, paths, names=list(names), truth=label)
     X, y = rows[list(names)], rows[label].astype(int) if kind == "classifier" else rows[label]
-    return (_xgboost if name == "xgboost" else _lightgbm)(kind, client, X, y, parameters)
-
-
-def _xgboost(kind: str, client: Any, X: Any, y: Any, parameters: dict[str, Any]) -> Any:
-    import xgboost
-    from xgboost import dask as spread
-
-    there = (spread.DaskXGBClassifier if kind == "classifier" else spread.DaskXGBRegressor)(
-        tree_method="hist", **parameters
-    )
-    there.client = client
-    there.fit(X, y)
-    local = (xgboost.XGBClassifier if kind == "classifier" else xgboost.XGBRegressor)(tree_method="hist", **parameters)
-    local.load_model(there.get_booster().save_raw("ubj"))
-    return local
+    return _lightgbm(kind, client, X, y, parameters)
 
 
 def _lightgbm(kind: str, client: Any, X: Any, y: Any, parameters: dict[str, Any]) -> Any:
