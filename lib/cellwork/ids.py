@@ -1,4 +1,4 @@
-"""Ids `<kind>_<26 characters>`, names, and the canonical content hash of a frame.
+"""Ids `<kind>_<26 characters>`, and names.
 
 A content id is the same for the same content on every machine and with every library version; a ULID sorts by time.
 """
@@ -9,13 +9,8 @@ import hashlib
 import os
 import re
 import time
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
 
 from cellwork.errors import BadInput
-
-if TYPE_CHECKING:
-    import polars as pl
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32
 PAIRS = [a + b for a in ALPHABET for b in ALPHABET]
@@ -130,119 +125,3 @@ def split_name(full: str) -> tuple[str, str]:
     if not slash:
         raise BadInput("full name", full, "has no project", "write project/name")
     return name(project, "project"), name(rest)
-
-
-def frame_sha256(frame: pl.DataFrame) -> str:
-    """Return the content hash of `frame` as 64 hex digits: column names, types and rows; the order of either does not count.
-
-    Each value gets a 64-bit hash computed here (not by a library whose hash may change), each row two sums of them under
-    different multipliers, and the sorted rows are hashed with SHA-256. Equal rows count as often as they occur.
-    """
-    import numpy as np
-
-    digest = hashlib.sha256()
-    columns = sorted(frame.columns)
-    rows = np.zeros((frame.height, 2), dtype=np.uint64)
-    for column in columns:
-        series = frame.get_column(column)
-        digest.update(f"{len(column)}:{column}:{_type_name(series)}\n".encode())
-        _add(rows, series, int.from_bytes(hashlib.sha256(column.encode()).digest()[:8], "big") | 1)
-    digest.update(_in_order(rows).astype(">u8").tobytes())
-    return digest.hexdigest()
-
-
-BLOCK = 65_536
-"""Rows that are hashed at once: what comes between fits into the processor's cache."""
-
-
-def _add(rows: Any, series: pl.Series, seed: int) -> None:
-    """Add the values of `series` to both sums of each row."""
-    import numpy as np
-    import polars as pl
-
-    plain = series.dtype.is_numeric() or series.dtype.is_temporal() or series.dtype == pl.Boolean
-    texts = None if plain else _value_hashes(series)
-
-    def add(start: int) -> None:
-        part = series.slice(start, BLOCK)
-        values = _value_hashes(part) if texts is None else texts[start : start + BLOCK]
-        sums = rows[start : start + BLOCK]
-        sums[:, 0] += _mix(values ^ np.uint64(seed))
-        sums[:, 1] += _mix(values * np.uint64(seed) + np.uint64(seed >> 7))
-        if part.null_count():
-            sums[part.is_null().to_numpy(), 1] += np.uint64(seed >> 1)  # some value hashes to 0 as null does; not here
-
-    if len(series) <= BLOCK:
-        add(0)
-        return
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        list(pool.map(add, range(0, len(series), BLOCK)))
-
-
-def _in_order(rows: Any) -> Any:
-    """Return `rows` (n, 2) by their first and then their second number; equal first ones are rare, so the rest is sorted once."""
-    import numpy as np
-
-    order = np.argsort(rows[:, 0].copy())
-    first, second = rows[order, 0], rows[order, 1]
-    same = np.concatenate([[False], first[1:] == first[:-1]]) if len(rows) else np.zeros(0, bool)
-    if same.any():
-        tied = np.flatnonzero(same | np.append(same[1:], False))
-        second[tied] = second[tied][np.lexsort((second[tied], first[tied]))]
-    return np.stack([first, second], axis=1)
-
-
-def _type_name(series: pl.Series) -> str:
-    import polars as pl
-
-    dtype = series.dtype
-    for family, text in ((dtype.is_integer(), "int"), (dtype.is_float(), "float"), (dtype == pl.Boolean, "bool")):
-        if family:
-            return text
-    if isinstance(dtype, pl.Datetime):
-        return "datetime"
-    return "date" if dtype == pl.Date else "text" if dtype in (pl.String, pl.Categorical) else str(dtype).lower()
-
-
-def _value_hashes(series: pl.Series) -> Any:
-    """Return one uint64 per value; null is 0, and -0.0 equals 0.0, and every NaN equals every other."""
-    import numpy as np
-    import polars as pl
-
-    dtype, nulls = series.dtype, series.is_null().to_numpy() if series.null_count() else None
-    if isinstance(dtype, pl.Datetime):
-        bits = series.cast(pl.Datetime("us")).to_physical().fill_null(0).to_numpy()
-    elif dtype.is_float():
-        floats = series.cast(pl.Float64).fill_null(0.0).to_numpy() + 0.0
-        bits = np.where(np.isnan(floats), np.nan, floats).view(np.int64)
-    elif dtype.is_integer() or dtype in (pl.Boolean, pl.Date):
-        bits = series.to_physical().cast(pl.Int64).fill_null(0).to_numpy()
-    else:
-        return _text_hashes(series.cast(pl.String) if dtype != pl.String else series)
-    hashes = _mix(bits.astype(np.int64, copy=False).view(np.uint64) + np.uint64(1))
-    return hashes if nulls is None else np.where(nulls, np.uint64(0), hashes)
-
-
-def _text_hashes(series: pl.Series) -> Any:
-    import numpy as np
-    import polars as pl
-
-    unique = series.unique()
-    table = {
-        text: int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") for text in unique if text is not None
-    }
-    hashed = (
-        series.replace_strict(table, default=0, return_dtype=pl.UInt64)
-        if table
-        else series.is_null().cast(pl.UInt64) * 0
-    )
-    return hashed.fill_null(0).to_numpy().astype(np.uint64)
-
-
-def _mix(values: Any) -> Any:
-    """The finaliser of splitmix64 (Steele, Lea, Flood 2014), elementwise on uint64."""
-    import numpy as np
-
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))

@@ -17,6 +17,7 @@ import polars as pl
 from sqlalchemy import Connection, text
 
 from cellwork import clock, files, ids
+from cellwork.content import frame_sha256
 from cellwork.errors import BadInput, Conflict, NotFound, near_miss
 from cellwork.features import references
 from cellwork.wire.datasets import Coverage, Dataset, DatasetRequest
@@ -124,7 +125,7 @@ def _described(
     call: Call, request: DatasetRequest, made: Plan, frame: pl.DataFrame, coverage: list[Coverage]
 ) -> Dataset:
     about = made.observations
-    content = ids.frame_sha256(frame)
+    content = frame_sha256(frame)
     return Dataset(
         id=ids.of_content("ds", msgspec.json.encode(request, order="sorted"), content),
         project=request.project, name=request.name, rows=frame.height, observations=about.name,

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from cellwork import clock, ids
+from cellwork.content import frame_sha256
 from cellwork.errors import BadInput
 from cellwork.features import references
 from cellwork.features.row import BATCH, CREATED, EVENT, shaped
@@ -44,7 +45,7 @@ def push(state: State, call: Call, view_name: str, request: PushRequest) -> int:
     keys = references.join_keys(known, view)
     revision = feature_definitions.view_revision(state, request.project, view.name)
     rows = _pushed(request, view.name)
-    delivery = ids.of_content("bat", request.project, "push", view.name, ids.frame_sha256(rows))
+    delivery = ids.of_content("bat", request.project, "push", view.name, frame_sha256(rows))
     there = feature_tables.scan(state, request.project, view, revision).collect_schema()
     known_keys = [key for key in keys if key in rows.columns and there[key] != pl.Null]
     rows = rows.with_columns(

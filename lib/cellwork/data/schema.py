@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from cellwork import ids
 from cellwork.errors import BadInput, near_miss
 from cellwork.wire.batches import Column
 
@@ -194,8 +193,10 @@ def content_sha256(frame: pl.DataFrame) -> str:
     """Return the content hash of a canonical frame; a column of nulls has no type in it, as it had none when it came first."""
     import polars as pl
 
+    from cellwork import content
+
     empty = [name for name in frame.columns if frame.get_column(name).null_count() == frame.height]
-    return ids.frame_sha256(frame.with_columns(pl.lit(None, dtype=pl.Null).alias(name) for name in empty))
+    return content.frame_sha256(frame.with_columns(pl.lit(None, dtype=pl.Null).alias(name) for name in empty))
 
 
 def complete(frame: pl.DataFrame, pinned: Iterable[Column]) -> pl.DataFrame:

@@ -55,11 +55,11 @@ def sample(rows: pl.LazyFrame, keys: Sequence[str], fields: Sequence[str]) -> pl
     """Return rows of `ENTITIES` entities, the ones with the smallest hashes: `_entity`, the event time and `fields`."""
     import polars as pl
 
-    from cellwork.data.sketches import distinct
+    from cellwork.content import hash_texts
 
     named = [entity(keys).alias("_entity"), EVENT, *fields]
     entities = rows.select(entity(keys).alias("_entity")).unique().collect().get_column("_entity").drop_nulls()
-    chosen = entities.gather(pl.Series(distinct.hash_texts(entities)).arg_sort().head(ENTITIES))
+    chosen = entities.gather(pl.Series(hash_texts(entities)).arg_sort().head(ENTITIES))
     found = rows.select(named).filter(pl.col("_entity").is_in(chosen.implode())).collect()
     if found.height > ROWS:
         found = found.sort("_entity", EVENT).gather_every(found.height // ROWS + 1)

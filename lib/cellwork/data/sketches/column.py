@@ -114,7 +114,7 @@ def _numbers(base: Column, values: NDArray[Any]) -> Column:
 
 
 def _texts(base: Column, values: pl.Series) -> Column:
-    listed, hashes = counts.of(values, distinct.hash_texts(values))
+    listed, hashes = counts.of(values)
     least, greatest = (str(text)[: counts.CHARACTERS] for text in (values.min(), values.max()))
     return replace(base, kind="text", least=least, greatest=greatest, distinct=distinct.of(hashes), counts=listed)
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cellwork.data.sketches.distinct import Hashes
+from cellwork.content import Hashes, hash_texts
 
 if TYPE_CHECKING:
     import polars as pl
@@ -22,6 +23,8 @@ LISTED = 256
 """Texts that are listed with their counts."""
 CHARACTERS = 200
 """Characters kept of a text."""
+SAMPLE = 32_768
+"""Rows that tell whether a column says the same few texts again and again, and that are hashed at once."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,22 @@ class Counts:
         return dict(zip(self.texts, self.counts, strict=True))
 
 
-def of(texts: pl.Series, hashes: Hashes) -> tuple[Counts, Hashes]:
-    """Return the counts of `texts` (no nulls, `hashes` are theirs), and the distinct hashes."""
+def of(texts: pl.Series) -> tuple[Counts, Hashes]:
+    """Return the counts of `texts` (no nulls), and the distinct hashes."""
+    if texts.head(SAMPLE).n_unique() > SAMPLE // 8:
+        return _of(texts, None)
+    each = texts.value_counts()  # the same few texts again and again: hashed once each
+    return _of(each.to_series(0), each.to_series(1).to_numpy().astype(np.int64))
+
+
+def _of(texts: pl.Series, times: NDArray[np.int64] | None) -> tuple[Counts, Hashes]:
+    """Return the same of `texts` that occur so many `times`; None: each row once."""
+    hashes = np.concatenate([hash_texts(texts.slice(start, SAMPLE)) for start in range(0, len(texts), SAMPLE)])
     ordered = np.sort(hashes)
     first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
     distinct, counts = ordered[first], np.diff(np.append(first, len(ordered)))
+    if times is not None:
+        counts = np.add.reduceat(times[np.argsort(hashes)], first)
     frequent = np.sort(np.lexsort((distinct, -counts))[:LISTED]) if len(counts) > LISTED else np.arange(len(counts))
     chosen = distinct[frequent]
     place = np.searchsorted(chosen, hashes).clip(max=len(chosen) - 1)
@@ -60,7 +74,7 @@ def of(texts: pl.Series, hashes: Hashes) -> tuple[Counts, Hashes]:
     for name, count in zip(names, counts[frequent].tolist(), strict=True):
         found[name] += count
     missed = int(counts[frequent].min()) if len(counts) > LISTED else 0
-    return _listed(found, len(hashes), missed), distinct
+    return _listed(found, int(counts.sum()), missed), distinct
 
 
 def merge(parts: Sequence[Counts]) -> Counts:

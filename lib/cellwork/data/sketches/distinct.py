@@ -9,21 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    import polars as pl
-
-Hashes = NDArray[np.uint64]
+from cellwork.content import Hashes, mix
 
 KEPT = 1024
 """The estimate's relative standard error is 1 / sqrt(1022), 3 %."""
 
 _BLOCK = 16_384
-_A, _B = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,7 @@ def hash_numbers(values: NDArray[Any]) -> Hashes:
 
 def _hashed(values: NDArray[Any]) -> Hashes:
     if values.dtype.kind != "f":
-        return _mixed(values.astype(np.int64).view(np.uint64).copy())
+        return _mixed(values.astype(np.int64).view(np.uint64))
     bits = values.astype(np.float64).view(np.uint64)
     with np.errstate(invalid="ignore"):
         integers = values.astype(np.int64)
@@ -84,33 +80,6 @@ def _hashed(values: NDArray[Any]) -> Hashes:
 
 
 def _mixed(bits: Hashes) -> Hashes:
-    """Return Stafford's mix 13 (the finalizer of SplitMix64) of each, in place."""
+    """Return SplitMix64's next number after each, in place."""
     bits += np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, _A), (27, _B)):
-        bits ^= bits >> np.uint64(shift)
-        bits *= factor
-    bits ^= bits >> np.uint64(31)
-    return bits
-
-
-def hash_texts(texts: pl.Series) -> Hashes:
-    """Return a hash of each text (no nulls) from its UTF-8 bytes: eight at a time, all rows at once."""
-    import pyarrow as pa
-
-    array = texts.to_arrow().cast(pa.large_string())
-    _, offsets, data = array.buffers()
-    edges = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
-    padded = np.frombuffer(bytes(data or b"") + bytes(8), np.uint8)
-    words: Hashes = np.ndarray((len(padded) - 7,), "<u8", padded, strides=(1,))
-    left, start = np.diff(edges), edges[:-1].copy()
-    hashes = left.astype(np.uint64)
-    rows = np.flatnonzero(left > 0)
-    while len(rows):
-        unused = ((8 - left[rows].clip(max=8)) * 8).astype(np.uint64)
-        word = words[start[rows]] & (np.uint64(0xFFFFFFFFFFFFFFFF) >> unused)
-        state = (hashes[rows] ^ word) * _A
-        hashes[rows] = (state ^ (state >> np.uint64(29))) * _B
-        start[rows] += 8
-        left[rows] -= 8
-        rows = rows[left[rows] > 0]
-    return _mixed(hashes)
+    return mix(bits)
