@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -271,7 +272,8 @@ def killed(nursery: subprocess.Popen[str], state: State, point: str, after: floa
     process = int(nursery.stdout.readline())
     if after is not None:
         time.sleep(after)
-        os.kill(process, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it was through before its moment came
+            os.kill(process, signal.SIGKILL)
     return int(nursery.stdout.readline())
 
 

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import os
+from datetime import UTC
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from cellwork.data import tables
+from cellwork.data import erase, tables
 
 
 def rows(*values: Any, column: str = "x") -> pl.DataFrame:
@@ -46,3 +51,56 @@ def test_a_table_left_by_a_crash_with_other_types_is_written_anew_without_it(tmp
     assert found["x"].to_list() == [*(1 for _ in known), 3]
     assert found["gust"].to_list() == [*(None for _ in known), 9.5]
     assert tables.read(tmp_path / "t", [bat(2)]).height == 0
+
+
+@pytest.mark.parametrize("kept", ["erased", "compacted"])
+def test_a_file_that_a_killed_write_left_is_not_kept(tmp_path: Path, kept: str) -> None:
+    table = tmp_path / "table"
+    tables.write(table, rows(1, 2), bat(1), known=[])
+    there = next(table.glob("_batch=*/*.parquet"))
+    left = there.with_name("left-by-a-crash.parquet")
+    left.write_bytes(there.read_bytes())
+    os.utime(left, (1, 1))
+    if kept == "erased":
+        erase.purge(table)
+    else:
+        tables.compact(table)
+    assert not left.exists()
+    assert tables.read(table, [bat(1)])["x"].to_list() == [1, 2]
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {
+                "n": st.none() | st.integers(-(2**63), 2**63 - 1),
+                "x": st.none() | st.floats(),
+                "t": st.none() | st.text(max_size=4),
+                "b": st.none() | st.booleans(),
+                "d": st.none() | st.dates(),
+                "at": st.none() | st.datetimes(timezones=st.just(UTC)),
+            }
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+@settings(max_examples=25, deadline=None)
+def test_what_was_written_is_what_is_read(found: list[dict[str, Any]]) -> None:
+    plain = {
+        "n": pl.Int64,
+        "x": pl.Float64,
+        "t": pl.String,
+        "b": pl.Boolean,
+        "d": pl.Date,
+        "at": pl.Datetime("us", "UTC"),
+    }
+    frame = pl.DataFrame(found, schema=plain).with_columns(_row=pl.int_range(pl.len(), dtype=pl.Int64))
+    with TemporaryDirectory() as folder:
+        table = Path(folder) / "table"
+        for number in (1, 2):
+            tables.write(
+                table, frame.select(pl.all().exclude("t"), "t") if number == 2 else frame, bat(number), known=[]
+            )
+        for number in (1, 2):
+            assert tables.read(table, [bat(number)]).drop("_batch").select(frame.columns).equals(frame)

@@ -69,7 +69,7 @@ def purge(table: Path) -> None:
 
     there = DeltaTable(table)
     there.alter.set_table_properties(KEEP_NO_LOG)
-    there.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
+    there.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False, full=True)
     DeltaTable(table).create_checkpoint()
     DeltaTable(table).cleanup_metadata()
 

@@ -7,6 +7,9 @@ always told which batches to read, and writing the same batch again replaces its
 
 from __future__ import annotations
 
+import json
+import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import polars as pl
     from deltalake import DeltaTable
+    from deltalake.transaction import AddAction
 
 
 def write(path: Path, frame: pl.DataFrame, batch: str, *, known: Sequence[str]) -> None:
@@ -25,36 +29,66 @@ def write(path: Path, frame: pl.DataFrame, batch: str, *, known: Sequence[str]) 
         is written anew with only these.
     """
     import polars as pl
-    from deltalake import DeltaTable, write_deltalake
+    from deltalake import DeltaTable, Schema, write_deltalake
+    from deltalake.transaction import create_table_with_add_actions
 
     rows = frame.drop([name for name, dtype in frame.schema.items() if dtype == pl.Null])
-    rows = rows.with_columns(_batch=pl.lit(batch))
+    marked = rows.with_columns(_batch=pl.lit(batch))
     if not DeltaTable.is_deltatable(str(path)):
         path.mkdir(parents=True, exist_ok=True)
-        write_deltalake(path, rows.to_arrow(), partition_by=["_batch"])
+        if _plain(rows):
+            schema = Schema.from_arrow(marked.clear().to_arrow().schema)
+            create_table_with_add_actions(str(path), schema, [_add(path, rows, batch)], "error", ["_batch"])
+        else:
+            write_deltalake(path, marked.to_arrow(), partition_by=["_batch"])
         return
     table = DeltaTable(path)
-    misfits = _misfits(rows, table)
-    if misfits:
+    there = pl.scan_delta(table).collect_schema()
+    misfits = [name for name, dtype in rows.schema.items() if there.get(name, dtype) != dtype]
+    if misfits:  # no batch that counts has a value in them
         kept = _select(table, known).drop(misfits).collect()
-        whole = pl.concat([kept, rows], how="diagonal")
+        whole = pl.concat([kept, marked], how="diagonal")
         write_deltalake(table, whole.to_arrow(), partition_by=["_batch"], mode="overwrite", schema_mode="overwrite")
         return
     if {"_batch": batch} in table.partitions():
         table.delete(f"_batch = '{batch}'")
-    write_deltalake(table, rows.to_arrow(), mode="append", schema_mode="merge")
+    if _plain(rows) and there.keys() >= rows.schema.keys():
+        table.create_write_transaction([_add(path, rows, batch)], "append", table.schema(), ["_batch"])
+    else:
+        write_deltalake(table, marked.to_arrow(), mode="append", schema_mode="merge")
+
+
+def _plain(rows: pl.DataFrame) -> bool:
+    """Return whether polars writes these types into parquet as Delta has them."""
+    import polars as pl
+
+    same = {pl.Int64, pl.Float64, pl.Boolean, pl.String, pl.Date, pl.Datetime("us", "UTC")}
+    return all(dtype in same for dtype in rows.dtypes)
+
+
+def _add(path: Path, rows: pl.DataFrame, batch: str) -> AddAction:
+    """Write `rows` as a file of `batch` that no reader knows before the action is committed; twice as fast as the Delta writer."""
+    from deltalake.transaction import AddAction
+
+    name = f"_batch={batch}/{uuid.uuid4()}.parquet"
+    (path / name).parent.mkdir(exist_ok=True)
+    rows.write_parquet(path / name, compression="snappy")
+    statistics = json.dumps({"numRecords": rows.height})
+    return AddAction(
+        name, (path / name).stat().st_size, {"_batch": batch}, time.time_ns() // 1_000_000, True, statistics
+    )
 
 
 def compact(path: Path) -> tuple[int, int, int, int]:
     """Put the small files of each batch together; returns files and bytes before, files and bytes after.
 
-    Files that are no longer needed stay for a day, for readers that began before; then the next compaction drops them.
+    Files that are no longer needed, and what a killed write left, stay for a day, for readers that began before; then the next compaction drops them.
     """
     from deltalake import DeltaTable
 
     before = _files(DeltaTable(path))
     DeltaTable(path).optimize.compact()
-    DeltaTable(path).vacuum(retention_hours=24, enforce_retention_duration=False, dry_run=False)
+    DeltaTable(path).vacuum(retention_hours=24, enforce_retention_duration=False, dry_run=False, full=True)
     table = DeltaTable(path)
     table.create_checkpoint()
     return (*before, *_files(table))
@@ -81,11 +115,3 @@ def _select(table: Path | DeltaTable, batches: Sequence[str]) -> pl.LazyFrame:
     import polars as pl
 
     return pl.scan_delta(table).filter(pl.col("_batch").is_in(list(batches)))
-
-
-def _misfits(rows: pl.DataFrame, table: DeltaTable) -> list[str]:
-    """Return the columns that have another type in `table`; no batch that counts has a value in them."""
-    import polars as pl
-
-    there = pl.scan_delta(table).collect_schema()
-    return [name for name, dtype in rows.schema.items() if there.get(name, dtype) != dtype]

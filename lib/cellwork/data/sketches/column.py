@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Kind = Literal["null", "bool", "number", "time", "text", "other"]
 """``null``: no value yet, merges with any. ``other``: nested or binary, only its rows and nulls are counted."""
 
+_BLOCK = 32_768
 _NONE = Distinct(np.empty(0, np.uint64), 0, 0)
 
 
@@ -103,14 +104,22 @@ def _numbers(base: Column, values: NDArray[Any]) -> Column:
     if not len(values):
         return base
     ordered = np.sort(values)
-    once = ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])]
-    with np.errstate(over="ignore"):
-        mean = float(np.mean(ordered, dtype=np.float64))
-        squares = float(np.var(ordered, dtype=np.float64)) * len(ordered)
+    mean, squares = _mean_and_squares(ordered)
     return replace(
         base, mean=mean, squares=squares, least=float(ordered[0]), greatest=float(ordered[-1]),
-        distinct=distinct.of(distinct.hash_numbers(once)), ranks=ranks.of_sorted(ordered),
+        distinct=distinct.of_ordered(ordered), ranks=ranks.of_sorted(ordered),
     )  # fmt: skip
+
+
+def _mean_and_squares(values: NDArray[Any]) -> tuple[float, float]:
+    """Return the mean and the sum of squared distances to it, block by block: no second column is made on the way."""
+    with np.errstate(over="ignore"):
+        mean, squares = float(np.mean(values, dtype=np.float64)), 0.0
+        for start in range(0, len(values), _BLOCK):
+            apart = values[start : start + _BLOCK] - mean
+            apart *= apart  # not a dot product, whose threads would wait for each other
+            squares += float(apart.sum())
+    return mean, squares
 
 
 def _texts(base: Column, values: pl.Series) -> Column:
