@@ -17,7 +17,6 @@ from cellwork.cli.tour import Tour, Walked
 from cellwork.client import Client
 
 FIRST, LAST_MONTH, DAYS = datetime(2024, 2, 1, tzinfo=UTC), "2024-04", ("2024-05-01", "2024-05-03")
-TREES = "histgradientboostingclassifier"
 SCHEDULES = assets.folder("scheduled")
 
 PROJECT = '[project]\nname = "{name}"\n\n[features]\npaths = ["wares.py"]\n'
@@ -115,7 +114,7 @@ def schedule(job: str, name: str) -> str:
     else:
         when = 'schedule: {cron: "0 5 1 * *"}'
         given += ", model: tardy, start: 2024-02-01, through: 2024-05-04, validation_days: 3, holdout: spring, baseline: day_of_week"
-        given += f", parameters: {{{TREES}__min_samples_leaf: 20}}"
+        given += ", parameters: {model__min_samples_leaf: 20}"
     return f"notebook: {SCHEDULES / job}.ipynb\nproject: {name}\non:\n  {when}\nwith: {{{given}}}\ntimeout: 5m\n"
 
 
@@ -124,7 +123,7 @@ def parameters(folder: Path) -> dict[str, dict[str, object]]:
     files = {"folder": str(folder / "deliveries")}
     dates = {"staffing": ["measured_at"], "orders": ["placed_at"]}
     frame = {"observations": "promises", "features": ["at_checkout"]}
-    candidates = {f"{TREES}__learning_rate": [0.05, 0.1], f"{TREES}__min_samples_leaf": [20]}
+    candidates = {"model__learning_rate": [0.05, 0.1], "model__min_samples_leaf": [20]}
     return {
         "01_ingest": {**files, "dates": dates, "first": "2024-02", "last": LAST_MONTH},
         "02_features": {},

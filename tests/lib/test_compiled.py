@@ -37,6 +37,7 @@ from cellwork.models.compiled.extract import extract
 from cellwork.models.compiled.machine import Machine
 from cellwork.models.compiled.program import Trees
 from cellwork.models.compiled.transformers import NotCompilable
+from cellwork.training import catalogue
 
 DICE = np.random.default_rng(7)
 ROWS = 400
@@ -49,6 +50,7 @@ FRAME = pd.DataFrame(
 LABELS = ((FRAME["a"] + FRAME["c"] + DICE.normal(size=ROWS)) > 2).astype(int)
 AMOUNTS = np.abs(FRAME["a"] * 3 + FRAME["c"] + DICE.normal(size=ROWS))
 GAPS = FRAME.mask(DICE.random(FRAME.shape) < 0.1)
+EMPTY = GAPS.assign(empty=np.nan)
 NUMBERS, TEXTS = ["a", "b", "c"], ["city", "kind"]
 
 
@@ -95,6 +97,9 @@ PIPELINES: dict[str, tuple[Any, pd.DataFrame, Any]] = {
     "boosting, exponential": (GradientBoostingClassifier(loss="exponential", n_estimators=20), FRAME[NUMBERS], LABELS),
     "boosting regressor": (GradientBoostingRegressor(n_estimators=33, random_state=0), FRAME[NUMBERS], AMOUNTS),
     "histograms": (coded(HistGradientBoostingClassifier(random_state=0)), GAPS, LABELS),
+    "of the catalogue, with an empty column": (
+        catalogue.pipeline("hist_gradient_boosting", EMPTY, LABELS, select=0.8), EMPTY, LABELS,
+    ),
     "histograms, poisson": (HistGradientBoostingRegressor(loss="poisson", max_iter=20), GAPS[NUMBERS], AMOUNTS),
 }  # fmt: skip
 

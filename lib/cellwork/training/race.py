@@ -313,16 +313,14 @@ class Race:
             ]  # here: the workers may be at what was cancelled for a while
         future = self._kept.get(id(best)) if measured else None
         for _ in range(TRIES):
-            future = future or self.client.submit(
-                tasks.fit, self.make(best), hold(self.client, self.data), None, pure=False
-            )
+            future = future or self.client.submit(tasks.fit, self.make(best), self._held, None, pure=False)
             value, error = None, None
             while value is None and error is None:
                 self._wait({future})
                 value, error = self._outcome(future)
             if value is not None:
                 return value[0]
-            future = None
+            future, self._held = None, hold(self.client, self.data)
         raise Unavailable("best candidate", "", f"could not be fitted again: {error}", "give the workers more memory")
 
     def _wait(self, futures: set[Any]) -> set[Any]:

@@ -72,7 +72,7 @@ def apply(transformer: Any, features: list[Feature], encoding: Encoding) -> list
     name = type(transformer).__name__
     if transformer is None or transformer == "passthrough" or name in ("Pipeline", "ColumnTransformer", "FeatureUnion"):
         return _composed(name, transformer, features, encoding)
-    if name not in KNOWN or not type(transformer).__module__.startswith("sklearn."):
+    if name not in KNOWN or not type(transformer).__module__.startswith(OURS):
         raise NotCompilable(f"{name} is not one of {', '.join(sorted(KNOWN))}")
     return KNOWN[name](transformer, features, encoding)
 
@@ -146,6 +146,19 @@ def _subset(selector: Any, features: list[Feature], encoding: Encoding) -> list[
     return [feature for feature, kept in zip(features, selector.get_support(), strict=True) if kept]
 
 
+def _numbers(numbers: Any, features: list[Feature], encoding: Encoding) -> list[Feature]:
+    """Columns that were empty in training are 0, whatever comes."""
+    empty = [k for k in range(len(features)) if numbers.empty_[k]]
+    made = list(features)
+    for k, feature in zip(empty, [features[k] for k in empty], strict=True):
+        made[k] = _then(_then([feature], "fill", [0.0]), "multiply", [0.0])[0]
+    return made
+
+
+def _kept(selector: Any, features: list[Feature], encoding: Encoding) -> list[Feature]:
+    return [features[k] for k in selector.kept_]
+
+
 def _unchanged(transformer: Any, features: list[Feature], encoding: Encoding) -> list[Feature]:
     if transformer.func is not None:
         raise NotCompilable("FunctionTransformer with a function")
@@ -212,5 +225,6 @@ KNOWN: dict[str, Callable[[Any, list[Feature], Encoding], list[Feature]]] = {
     "SimpleImputer": _impute, "MissingIndicator": _indicate, "StandardScaler": _standardise, "RobustScaler": _standardise,
     "MaxAbsScaler": _standardise, "MinMaxScaler": _to_range, "OrdinalEncoder": _ordinal, "OneHotEncoder": _one_hot,
     "VarianceThreshold": _subset, "SelectKBest": _subset, "SelectPercentile": _subset, "SelectFromModel": _subset,
-    "FunctionTransformer": _unchanged,
+    "FunctionTransformer": _unchanged, "Numbers": _numbers, "Select": _kept,
 }  # fmt: skip
+OURS = ("sklearn.", "cellwork.training.steps")
