@@ -98,9 +98,8 @@ class Kernel:
 
     def prepare(self, environment: Mapping[str, str], cwd: Path | None = None) -> None:
         """Hand the run's variables, and its folder, to a kernel that runs; they appear in no history and no output."""
-        self.silently(f"__import__('os').environ.update({dict(environment)!r})", 30)
-        if cwd:
-            self.silently(f"__import__('os').chdir({str(cwd)!r})", 30)
+        move = f"; __import__('os').chdir({str(cwd)!r})" if cwd else ""
+        self.silently(f"__import__('os').environ.update({dict(environment)!r}){move}", 30)
 
     def silently(self, code: str, seconds: float) -> None:
         """Execute `code` so that it appears in no history and no output.

@@ -43,12 +43,13 @@ class Manager(NotebookExecutionManager):  # type: ignore[misc]
     def __init__(
         self, nb: Any, output: Path | None, progress: Callable[[int, int], None] | None, first: int = 1, masker: Masker | None = None
     ) -> None:  # fmt: skip
+        self._between = False
         super().__init__(nb, None, progress_bar=False, autosave_cell_every=AUTOSAVE_SECONDS)
         self.output, self.progress, self.first, self.masker = output, progress, first, masker or Masker([])
         self.code_cells = [k for k, cell in enumerate(nb.cells) if cell.cell_type == "code" and cell.source.strip()]
 
     def save(self, **_: Any) -> None:
-        if self.output:
+        if self.output and not self._between:
             files.write(self.output, nbformat.writes(self._masked()), sync=False)
         self.last_save_time = self.now()
 
@@ -74,6 +75,14 @@ class Manager(NotebookExecutionManager):  # type: ignore[misc]
             cell.metadata.papermill = times or cell.metadata.papermill
         if done:
             self.save()
+
+    def cell_complete(self, cell: Any, cell_index: int | None = None, **options: Any) -> None:
+        """Papermill's, without its save: the start of the next cell, or the end, saves in the same moment."""
+        self._between = True
+        try:
+            super().cell_complete(cell, cell_index, **options)
+        finally:
+            self._between = False
 
     def start_index(self) -> int:
         """Return the index of the cell to begin with."""

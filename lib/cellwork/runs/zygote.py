@@ -14,23 +14,27 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import os
 import random
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 SMOKE_SECONDS, START_SECONDS, ANSWER_SECONDS = 60.0, 120.0, 10.0
 PARENT_DEATH_SIGNAL = 1  # linux/prctl.h
 MOST_REQUEST = 1 << 20
+MEMORY_ONLY = ("--HistoryManager.hist_file=:memory:",)
 SMOKE = """
 import sys
 if "numpy" in sys.modules:
@@ -151,6 +155,9 @@ def serve(path: Path, modules: Sequence[str]) -> None:
             importlib.import_module(module)
         except ImportError as error:
             print(f"zygote: {module} is left out: {error}", file=sys.stderr)
+    _learn()
+    gc.collect()
+    gc.freeze()  # a collection in a child would touch, and so copy, every page it shares with this process
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     os.umask(0o077)
     listening.bind(str(path.with_suffix(".new")))
@@ -168,6 +175,40 @@ def serve(path: Path, modules: Sequence[str]) -> None:
         _reap(children)
         if listening.fileno() in ready:
             _answer(listening, children)
+
+
+def _learn() -> None:
+    """Import what a kernel imports while it starts and first computes, as a child that did so has told."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _tell_imports(theirs)
+    os.close(theirs)
+    with os.fdopen(ours) as told:
+        ready = select.select([told], [], [], SMOKE_SECONDS)[0]
+        names = told.read().split() if ready else []
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    for name in names:
+        with contextlib.suppress(ImportError):  # of a folder that another module puts on the path: it comes with that
+            importlib.import_module(name)
+
+
+def _tell_imports(to: int) -> NoReturn:
+    """Start a kernel in this fork, up to where it would listen, compute, write the names of what that imported, and end."""
+    from ipykernel.kernelapp import IPKernelApp
+
+    before = set(sys.modules)
+    with tempfile.TemporaryDirectory(prefix="cw-") as folder:
+        os.environ["IPYTHONDIR"] = folder
+        try:
+            app = IPKernelApp.instance()
+            app.initialize(["-f", f"{folder}/kernel.json", "--transport=ipc", *MEMORY_ONLY])
+            exec(SMOKE, {})
+            os.write(to, "\n".join(name for name in sys.modules if name not in before).encode())
+        finally:  # never back into the zygote's own code, whatever was raised
+            shutil.rmtree(folder, ignore_errors=True)
+            os._exit(0)
 
 
 def _reap(children: dict[int, socket.socket]) -> None:

@@ -4,12 +4,19 @@ It needs CELLWORK_URL and CELLWORK_RUNNER_TOKEN, and then reads nothing of CELLW
 of its own; on the platform's account it finds both there. It stays single-threaded and opens no connection: what is forked
 must inherit neither. When it ends, or a slot dies, the slot's kernel and what that started is ended too. A slot that keeps
 the kernel of a failed run is replaced by a further one.
+
+A slot warms its kernel, says READY and waits; it may claim a run when fewer runs than the runner's number are under way. So
+where kernels are cheap (forked from a zygote) as many again stand ready, and a run that ends is followed by the next at once:
+
+    warming --READY--> ready --may claim--> at work --OVER--> ending its kernel
+                                               |--KEEPING--> keeping a failed run's kernel
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import logging
 import multiprocessing
@@ -29,7 +36,7 @@ from types import FrameType
 from cellwork.runs.kernel import allowed
 from cellwork.runs.zygote import Zygote
 from cellwork_hub.context import Context
-from cellwork_hub.jobs.runners.slot import KEEPING, PASSED_ON, Platform, serve_one
+from cellwork_hub.jobs.runners.slot import KEEPING, OVER, PASSED_ON, READY, Platform, serve_one
 
 log = logging.getLogger("cellwork.runner")
 
@@ -98,6 +105,24 @@ def _preload() -> None:
     del os.environ["OPENBLAS_NUM_THREADS"]
     if before:
         os.environ["OPENBLAS_NUM_THREADS"] = before
+    _preform()
+    gc.collect()
+    gc.freeze()  # what every slot shares with this process, no slot's collector touches
+
+
+def _preform() -> None:
+    """Make what nbformat and jupyter_client make at their first use and keep: every slot would make it again."""
+    import nbformat
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+    from jupyter_client.provisioning import KernelProvisionerFactory
+
+    for minor in range(6):
+        nbformat.validate(
+            {"nbformat": 4, "nbformat_minor": minor, "metadata": {}, "cells": []}, version=4, version_minor=minor
+        )
+    KernelProvisionerFactory.instance()
+    with contextlib.suppress(NoSuchKernel):
+        KernelSpecManager().get_kernel_spec("python3")
 
 
 def _prctl(option: int, value: int) -> None:
@@ -111,17 +136,32 @@ class Slot:
     told: Connection
     started: float = field(default_factory=time.monotonic)
     kernels: list[int] = field(default_factory=list)
-    keeping: bool = False
+    words: set[str] = field(default_factory=set)
+    sent: bool = False
+
+    @property
+    def past(self) -> bool:
+        """Whether its run is over for the others: ended, or failed with its kernel kept."""
+        return bool(self.words & {OVER, KEEPING})
+
+    @property
+    def at_work(self) -> bool:
+        return self.sent and not self.past
 
     def listen(self) -> None:
-        """Take what the slot has told: its kernels, and that it keeps one."""
+        """Take what the slot has told: its kernels, and how far it is."""
         with contextlib.suppress(EOFError, OSError):
             while self.told.poll():
                 word = self.told.recv()
-                if word == KEEPING:
-                    self.keeping = True
+                if isinstance(word, str):
+                    self.words.add(word)
                 else:
                     self.kernels.append(word)
+
+    def may_claim(self) -> None:
+        self.sent = True
+        with contextlib.suppress(OSError):
+            self.told.send(True)
 
     def end_kernels(self) -> None:
         """End the kernels that the slot told of; the slot itself is dead, and has ended them unless it was killed."""
@@ -134,6 +174,7 @@ class Slot:
 class Runner:
     def __init__(self, platform: Platform, slots: int) -> None:
         self.platform, self.count = platform, slots
+        self.ahead = slots if platform.zygote else 0
         self.slots: list[Slot] = []
         self.stopping = False
 
@@ -141,17 +182,22 @@ class Runner:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         while not self.stopping:
-            while sum(not slot.keeping for slot in self.slots) < self.count:
+            while sum(not slot.past for slot in self.slots) < self.count + self.ahead:
                 self.slots.append(self._fork())
+            for slot in [s for s in self.slots if READY in s.words and not s.sent][: self.count - self._at_work()]:
+                slot.may_claim()
             wait([waited for slot in self.slots for waited in (slot.process.sentinel, slot.told)], timeout=1)
             self._reap()
         self._end()
+
+    def _at_work(self) -> int:
+        return sum(slot.at_work for slot in self.slots)
 
     def _stop(self, _: int, __: FrameType | None) -> None:
         self.stopping = True
 
     def _fork(self) -> Slot:
-        ours, theirs = FORK.Pipe(duplex=False)
+        ours, theirs = FORK.Pipe()
         process = FORK.Process(target=_slot, args=(self.platform, theirs, os.getpid()))
         process.start()
         theirs.close()
@@ -180,11 +226,11 @@ class Runner:
             slot.end_kernels()
 
 
-def _slot(platform: Platform, kernels: Connection, parent: int) -> None:
+def _slot(platform: Platform, runner: Connection, parent: int) -> None:
     _prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
     if os.getppid() != parent:
         return
-    serve_one(platform, kernels.send)
+    serve_one(platform, runner.send, runner.recv)
 
 
 if __name__ == "__main__":

@@ -44,8 +44,8 @@ INTERRUPT_SECONDS = 5.0
 EXIT_SECONDS = 3.0
 """How long a kernel may take to run its exit handlers; its result is published by then."""
 LAST_WORD_SECONDS = 120.0
-KEEPING = "keeping"
-"""What a slot tells its runner when it keeps a kernel and no longer counts as one of its slots."""
+READY, OVER, KEEPING = "ready", "over", "keeping"
+"""What a slot tells its runner: its kernel is warm, its run is published, or it keeps a kernel and no longer counts as one of its slots."""
 PASSED_ON = ("CELLWORK_INSTANCE", "CELLWORK_UNIT")  # by which the supervisor knows what belongs to it
 
 
@@ -72,11 +72,14 @@ class Containers(Protocol):
 
 
 Tell = Callable[[int | str], None]
-"""Gets the process id of each kernel that is started, and the word KEEPING."""
+"""Gets the process id of each kernel that is started, and the words above."""
 
 
-def serve_one(platform: Platform, tell: Tell) -> None:
-    """Execute one run, from the claim to the last report, and keep its kernel if its owner may go on in it."""
+def serve_one(platform: Platform, tell: Tell, may_claim: Callable[[], object]) -> None:
+    """Execute one run, from the claim to the last report, and keep its kernel if its owner may go on in it.
+
+    `may_claim` returns when it may ask for one; it raises EOFError if its runner is gone.
+    """
     attempt: Attempt | None = None
 
     def leave(_: int, __: FrameType | None) -> None:
@@ -90,6 +93,8 @@ def serve_one(platform: Platform, tell: Tell) -> None:
     with _folder() as folder, contextlib.ExitStack() as at_end:
         kernel = _kernel(folder / "k1", tell, platform)
         at_end.callback(lambda: kernel.stop())
+        tell(READY)
+        may_claim()
         claim = _claim(jobs, platform.runner)
         if not kernel.alive() or (platform.containers and claim.run.image_digest):
             kernel.stop()
@@ -106,6 +111,7 @@ def serve_one(platform: Platform, tell: Tell) -> None:
             while attempt.kept and (next_one := _hold(platform, jobs, attempt, tell, open_way)):
                 attempt = Attempt(jobs, next_one, kernel, folder)
                 attempt.execute(url)
+        tell(OVER)
         kernel.stop(gently=0 if attempt.word else EXIT_SECONDS)
 
 
