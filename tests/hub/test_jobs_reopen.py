@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 from collections.abc import Iterator
@@ -235,3 +236,24 @@ def test_a_run_that_holds_too_much_memory_or_a_cell_that_takes_too_long_is_ended
     slow = fail(jobs, notebook("1", "import time; time.sleep(60)"), policy=Policy(cell_timeout_seconds=1))
     assert "the cell was out of time" in slow.attempts[0].error
     jobs.release(slow.id)
+
+
+def test_a_runner_that_leaves_takes_no_resumed_run_with_it(tmp_path: Path) -> None:
+    """Resumed in the moment in which its runner is told to leave: the run ends with the reason at once, not when its lease does."""
+    minutes = timedelta(minutes=5)
+    world = World(tmp_path, keep=minutes, lease=minutes, first_lease=minutes)
+    try:
+        process = start_runner(world.url, 1, world.state.home.log("runner"))
+        jobs = world.client().jobs
+        run = jobs.start(RunRequest(project="p", notebook="n.ipynb", content=notebook("1 / 0"))).id
+        until(lambda: jobs.run(run).kept, "its kernel is kept")
+        process.terminate()
+        with contextlib.suppress(Conflict):  # its runner was quicker: then the kernel is gone already
+            jobs.resume(run, ResumeRequest())
+        assert process.wait(30) == 0
+        ended = jobs.run(run)
+        assert (ended.state, ended.kept) == ("failed", None)
+        new = jobs.start(RunRequest(project="p", notebook="n.ipynb", content=notebook("1 + 1"))).id
+        assert jobs.run(new).state == "queued"
+    finally:
+        world.close()

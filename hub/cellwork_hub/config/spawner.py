@@ -26,6 +26,9 @@ ARGUMENTS = (
     "--LabApp.extension_manager=readonly",
     "--LabApp.news_url=None",
     "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    "--SchedulerApp.scheduler_class=cellwork_jupyter.server.scheduler.CellworkScheduler",
+    "--SchedulerApp.environment_manager_class=cellwork_jupyter.server.environments.CellworkEnvironments",
+    "--SchedulerApp.db_url=sqlite://",
 )
 
 

@@ -21,7 +21,7 @@ SHARED = ("cellwork-install", "cellwork-server", "cellwork-shrink")
 """Programs of `base` that images without it need too."""
 NEEDS = {
     "base": ("", "lab", "jobs"),
-    "cpu": ("jupyter", "boost", "tune", "timeseries", "examples"),
+    "cpu": ("jupyter", "scheduler", "boost", "tune", "timeseries", "examples"),
     "serve": ("", "serve"),
 }
 """What `<name>.txt` lists: extras of the distribution, "" is what it always needs."""

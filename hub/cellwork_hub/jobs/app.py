@@ -22,7 +22,16 @@ from cellwork_hub.jobs.tokens import HubRunTokens
 from cellwork_hub.preparation import one_user
 from cellwork_hub.route import Route
 
-MIGRATIONS = [records.MIGRATION, store.MIGRATION, store.KEPT, store.FOLLOWED, store.POLICIES, store.LANES, store.IMAGES]
+MIGRATIONS = [
+    records.MIGRATION,
+    store.MIGRATION,
+    store.KEPT,
+    store.FOLLOWED,
+    store.POLICIES,
+    store.LANES,
+    store.IMAGES,
+    store.LABELS,
+]
 """Append only: a number, once used, keeps its meaning."""
 
 

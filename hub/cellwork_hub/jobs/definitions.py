@@ -21,6 +21,7 @@ BY_NAME = (
     "SELECT * FROM jobs WHERE (:project = '' OR project = :project) AND project || '/' || name > :cursor "
     "ORDER BY project || '/' || name LIMIT :limit"
 )
+MOST_LABELS, MOST_LABEL_BYTES = 64, 16_000
 CHANGES = (
     "notebook",
     "notebook_sha256",
@@ -32,6 +33,7 @@ CHANGES = (
     "retries",
     "concurrency",
     "policy",
+    "labels",
 )
 
 
@@ -45,6 +47,7 @@ def check(request: JobRequest) -> None:
     parameters.check(notebook, schedule.tried(request.schedule, request.parameters), request.notebook)
     check_limits(request.timeout_seconds, request.retries, request.concurrency)
     schedule.check_policy(request.policy)
+    check_labels(request.labels)
 
 
 def check_limits(timeout_seconds: int, retries: int = 0, concurrency: int = 1) -> None:
@@ -57,6 +60,12 @@ def check_limits(timeout_seconds: int, retries: int = 0, concurrency: int = 1) -
             raise BadInput(name, value, "is out of range", f"choose from {least} to {most}")
 
 
+def check_labels(labels: dict[str, str]) -> None:
+    size = sum(len(key) + len(value) for key, value in labels.items())
+    if len(labels) > MOST_LABELS or size > MOST_LABEL_BYTES:
+        raise BadInput("labels", f"{len(labels)} of {size} characters", f"are over {MOST_LABELS} or {MOST_LABEL_BYTES}", "keep less with it")  # fmt: skip
+
+
 def ensure(state: State, call: Call, request: JobRequest) -> Job:
     """Return the job `project/name` as `request` says; the same request twice changes nothing."""
     check(request)
@@ -65,7 +74,7 @@ def ensure(state: State, call: Call, request: JobRequest) -> Job:
         "files": store.json({path: store.keep(state.home, content) for path, content in sorted(request.files.items())}),
         "parameters": store.json(request.parameters), "schedule": store.json(request.schedule),
         "timeout_seconds": request.timeout_seconds, "retries": request.retries, "concurrency": request.concurrency,
-        "policy": store.json(request.policy), "image_digest": call.origin.image_digest,
+        "policy": store.json(request.policy), "image_digest": call.origin.image_digest, "labels": store.json(request.labels),
     }  # fmt: skip
     with state.engine.begin() as db:
         found = store.one(db, "SELECT * FROM jobs WHERE project = :p AND name = :n", p=request.project, n=request.name)
@@ -173,6 +182,10 @@ def routes(state: State) -> list[Route]:
         with state.engine.connect() as db:
             return store.as_job(store.job_row(db, call.path["project"], call.path["name"]))
 
+    def as_request(call: Call) -> JobRequest:
+        with state.engine.connect() as db:
+            return store.as_request(state.home, store.job_row(db, call.path["project"], call.path["name"]))
+
     one = "/api/v1/jobs/{project}/{name}"
     return [
         Route(
@@ -185,6 +198,14 @@ def routes(state: State) -> list[Route]:
         ),
         Route("PUT", one, put, scope="jobs:write", body=JobRequest, answer=Job, doc="Make or change a job."),
         Route("GET", one, get, scope="jobs:read", answer=Job, doc="One job."),
+        Route(
+            "GET",
+            f"{one}/request",
+            as_request,
+            scope="jobs:read",
+            answer=JobRequest,
+            doc="The request that would make it as it is, with its notebook.",
+        ),
         Route("DELETE", one, lambda call: remove(state, call), scope="jobs:write", doc="Forget a job; its runs stay."),
         Route(
             "POST",

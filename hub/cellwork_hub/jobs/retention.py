@@ -26,8 +26,13 @@ def forget(state: State) -> int:
         keeps = [(job["id"], msgspec.json.decode(job["policy"], type=Policy).keep_runs) for job in jobs]
         old = [row["id"] for job, kept in keeps if kept for row in store.select(db, OLD, job=job, kept=kept)]
     for run in old:
-        shutil.rmtree(state.home.attempt(run, 1).parent, ignore_errors=True)
-        with state.engine.begin() as db:
-            for table, column in (("attempts", "run"), ("notices", "run"), ("runs", "id")):
-                store.write(db, f"DELETE FROM {table} WHERE {column} = :run", run=run)
+        remove(state, run)
     return len(old)
+
+
+def remove(state: State, run: str) -> None:
+    """Take away the rows, notebooks and checkpoints of an ended run. May be called twice."""
+    shutil.rmtree(state.home.attempt(run, 1).parent, ignore_errors=True)
+    with state.engine.begin() as db:
+        for table, column in (("attempts", "run"), ("notices", "run"), ("runs", "id")):
+            store.write(db, f"DELETE FROM {table} WHERE {column} = :run", run=run)

@@ -10,13 +10,13 @@ import msgspec
 from sqlalchemy import Connection
 
 from cellwork import clock, ids
-from cellwork.errors import BadInput
+from cellwork.errors import BadInput, Conflict
 from cellwork.jobs import schedule
 from cellwork.runs import parameters
 from cellwork.wire.jobs import Policy, Run, RunRequest, Schedule
 from cellwork_hub import records
-from cellwork_hub.jobs import leases, store
-from cellwork_hub.jobs.definitions import check_limits
+from cellwork_hub.jobs import leases, retention, store
+from cellwork_hub.jobs.definitions import check_labels, check_limits
 from cellwork_hub.jobs.store import State
 from cellwork_hub.route import Call, Route
 
@@ -30,7 +30,7 @@ def queue(db: Connection, row: Mapping[str, Any]) -> str:
     """Insert a queued run with the fields of `row` and return its id."""
     full = {
         "id": ids.new("run"), "job_id": "", "job": "", "due": None, "state": "queued", "created": store.now(), "retries_left": 0,
-        "lost": 0, "not_before": 0, "fence": 0, "lease_until": None, "token_id": "", "first_cell": 1, "held": 0, "policy": "{}", "ended": None, "lane": "", "lane_most": 0, "image_digest": "", **row,
+        "lost": 0, "not_before": 0, "fence": 0, "lease_until": None, "token_id": "", "first_cell": 1, "held": 0, "policy": "{}", "ended": None, "lane": "", "lane_most": 0, "image_digest": "", "labels": "{}", "once": "", **row,
     }  # fmt: skip
     policy = msgspec.json.decode(full["policy"], type=Policy)
     wait = policy.deadline_seconds * 1_000_000
@@ -58,6 +58,7 @@ def of_job(job: Mapping[str, Any]) -> dict[str, Any]:
             "scopes",
             "policy",
             "image_digest",
+            "labels",
         )
     }
     return taken | {
@@ -72,7 +73,8 @@ def start(state: State, call: Call) -> Run:
     """Queue a run of a job, or of a notebook that came along; its parameters are checked before."""
     request: RunRequest = call.body
     who, granted = store.owner(state, call.principal)
-    mine = {"principal": who, "scopes": store.json(sorted(granted)), "cause": "manual"}
+    mine = {"principal": who, "scopes": store.json(sorted(granted)), "cause": "manual", "once": request.once}
+    check_labels(request.labels)
     if not request.job:
         mine["image_digest"] = request.origin.image_digest or call.origin.image_digest
     if bool(request.job) == bool(request.content):
@@ -84,7 +86,9 @@ def start(state: State, call: Call) -> Run:
         )
     with state.engine.begin() as db:
         row = _of_job(state, db, request) if request.job else _of_notebook(state, request)
-        identity = queue(db, {**row, **mine})
+        labels = {**msgspec.json.decode(row.get("labels", "{}")), **request.labels}
+        _check_once(db, who, request.once)
+        identity = queue(db, {**row, **mine, "labels": store.json(labels)})
         records.audit(
             db,
             call,
@@ -95,6 +99,19 @@ def start(state: State, call: Call) -> Run:
         run = store.as_run(db, store.run_row(db, identity))
     state.bell.ring()
     return run
+
+
+def _check_once(db: Connection, who: str, once: str) -> None:
+    """Raise Conflict if `who` has asked for a run with the word `once` before. Writers take turns, so none comes between."""
+    found = (
+        store.one(db, "SELECT id FROM runs WHERE principal = :who AND once = :once", who=who, once=once)
+        if once
+        else None
+    )
+    if found:
+        raise Conflict(
+            "run", once, f"was asked for before: it is {found['id']}", "look at that one, or choose another word"
+        )
 
 
 def last_success(db: Connection, job: str, before: int = 2**62) -> datetime | None:
@@ -142,6 +159,18 @@ def stop(state: State, call: Call) -> Run:
             records.event(db, "run.stopped", row["project"], row["id"], job=row["job"])
             records.audit(db, call, "run.stop", row["id"], before=row["state"], after="stopped")
         return store.as_run(db, store.run_row(db, row["id"]))
+
+
+def forget(state: State, call: Call) -> None:
+    """Forget an ended run: its row, notebooks and checkpoints; events, audit and lineage stay."""
+    with state.engine.begin() as db:
+        row = store.run_row(db, call.path["run"])
+        call.enter(row["project"])
+        if row["state"] in ("queued", "running") or row["lease_until"] is not None:
+            raise Conflict("run", row["id"], f"is {row['state']}", "stop it and wait for its end")
+        leases.drop(db, row["id"], "the run was forgotten")
+        records.audit(db, call, "run.forget", row["id"], before=row["state"])
+    retention.remove(state, row["id"])
 
 
 def listing(state: State, call: Call) -> list[Run]:
@@ -200,6 +229,13 @@ def routes(state: State) -> list[Route]:
             scope="jobs:read",
             answer=bytes,
             doc="The executed notebook, so far.",
+        ),
+        Route(
+            "DELETE",
+            one,
+            lambda call: forget(state, call),
+            scope="jobs:write",
+            doc="Forget an ended run; its events and lineage stay.",
         ),
         Route("POST", f"{one}/stop", lambda call: stop(state, call), scope="jobs:write", answer=Run, doc="Stop a run."),
     ]

@@ -20,7 +20,7 @@ from cellwork import clock, files, ids, scopes
 from cellwork.errors import BadInput, NotFound, Refused
 from cellwork.home import Home
 from cellwork.jobs import schedule
-from cellwork.wire.jobs import Attempt, Job, Kept, Policy, Run, Schedule
+from cellwork.wire.jobs import Attempt, Job, JobRequest, Kept, Policy, Run, Schedule
 from cellwork.wire.records import Event, Principal
 from cellwork.wire.secrets import Mask
 from cellwork_hub.records import micros, moment
@@ -71,6 +71,14 @@ IMAGES = (
     "ALTER TABLE runs ADD COLUMN image_digest TEXT NOT NULL DEFAULT ''",
 )
 """The container image that a job or a run was made in, and in which it executes."""
+
+LABELS = (
+    "ALTER TABLE jobs ADD COLUMN labels {json} NOT NULL DEFAULT '{}'",
+    "ALTER TABLE runs ADD COLUMN labels {json} NOT NULL DEFAULT '{}'",
+    "ALTER TABLE runs ADD COLUMN once TEXT NOT NULL DEFAULT ''",
+    "CREATE UNIQUE INDEX runs_once ON runs (principal, once) WHERE once <> ''",
+)
+"""What other tools keep with jobs and runs, and the word by which a request for a run is known again."""
 
 NOT_FOR_RUNS = frozenset({"events:write", "runs:execute", "admin"})
 MOST_TIMEOUT = 7 * 86_400
@@ -209,7 +217,17 @@ def as_job(row: Mapping[str, Any]) -> Job:
         id=row["id"], project=row["project"], name=row["name"], notebook=row["notebook"], notebook_sha256=row["notebook_sha256"],
         parameters=msgspec.json.decode(row["parameters"]), schedule=plan, timeout_seconds=row["timeout_seconds"], retries=row["retries"],
         concurrency=row["concurrency"], policy=msgspec.json.decode(row["policy"], type=Policy), paused=bool(row["paused"]), owner=row["owner"], revision=row["revision"], next_due=moment(due) if due else None,
-        image_digest=row["image_digest"],
+        image_digest=row["image_digest"], labels=msgspec.json.decode(row["labels"]),
+    )  # fmt: skip
+
+
+def as_request(home: Home, row: Mapping[str, Any]) -> JobRequest:
+    """Return what would make the job of `row` as it is."""
+    job, files = as_job(row), msgspec.json.decode(row["files"], type=dict[str, str])
+    return JobRequest(
+        project=job.project, name=job.name, notebook=job.notebook, content=home.source(job.notebook_sha256).read_text(),
+        files={path: home.source(digest).read_text() for path, digest in files.items()}, parameters=job.parameters, schedule=job.schedule,
+        timeout_seconds=job.timeout_seconds, retries=job.retries, concurrency=job.concurrency, policy=job.policy, labels=job.labels,
     )  # fmt: skip
 
 
@@ -226,7 +244,7 @@ def as_run(db: Connection, row: Mapping[str, Any]) -> Run:
     return Run(
         id=row["id"], project=row["project"], notebook=row["notebook"], notebook_sha256=row["notebook_sha256"], parameters=msgspec.json.decode(row["parameters"]),
         principal=row["principal"], state=row["state"], created=moment(row["created"]), job=row["job"], due=moment(row["due"]) if row["due"] else None,
-        cause=row["cause"], attempts=attempts, kept=as_kept(held) if held else None, image_digest=row["image_digest"],
+        cause=row["cause"], attempts=attempts, kept=as_kept(held) if held else None, image_digest=row["image_digest"], labels=msgspec.json.decode(row["labels"]),
     )  # fmt: skip
 
 

@@ -43,6 +43,10 @@ class Jobs:
     def get(self, job: str) -> Job:
         return self._to.call("jobs", "GET", f"/api/v1/jobs/{job}", Job)
 
+    def request(self, job: str) -> JobRequest:
+        """Return the request that would make the job as it is, with its notebook and files."""
+        return self._to.call("jobs", "GET", f"/api/v1/jobs/{job}/request", JobRequest)
+
     def pause(self, job: str, *, paused: bool = True) -> Job:
         return self._to.call("jobs", "POST", f"/api/v1/jobs/{job}/{'pause' if paused else 'resume'}", Job)
 
@@ -72,6 +76,10 @@ class Jobs:
 
     def stop(self, run: str) -> Run:
         return self._to.call("jobs", "POST", f"/api/v1/runs/{run}/stop", Run)
+
+    def forget(self, run: str) -> None:
+        """Forget an ended run with its executed notebook."""
+        self._to.raw("jobs", "DELETE", f"/api/v1/runs/{run}")
 
     def resume(self, run: str, request: ResumeRequest) -> Run:
         """Continue a failed run, in its kept kernel or on a new one."""

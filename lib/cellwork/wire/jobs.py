@@ -77,6 +77,8 @@ class Job(Struct):
     next_due: datetime | None = None
     image_digest: str = ""
     """The container image it was scheduled from, in which its runs execute."""
+    labels: dict[str, str] = {}
+    """What other tools keep with it; the platform reads none of it. A run has its job's and its own."""
 
 
 class JobRequest(Struct):
@@ -95,6 +97,7 @@ class JobRequest(Struct):
     retries: int = 0
     concurrency: int = 1
     policy: Policy = msgspec.field(default_factory=Policy)
+    labels: dict[str, str] = {}
 
 
 class RunRequest(Struct):
@@ -110,6 +113,9 @@ class RunRequest(Struct):
     timeout_seconds: int = 3600
     policy: Policy = msgspec.field(default_factory=Policy)
     origin: Origin = Origin()
+    labels: dict[str, str] = {}
+    once: str = ""
+    """A word of the caller's choice: a second request with it makes no second run, but a Conflict that names the first."""
 
 
 class BackfillRequest(Struct):
@@ -173,6 +179,7 @@ class Run(Struct):
     kept: Kept | None = None
     image_digest: str = ""
     """The container image it executes in: where it was started or scheduled from; empty is the runner's own."""
+    labels: dict[str, str] = {}
 
 
 class ClaimRequest(Struct):

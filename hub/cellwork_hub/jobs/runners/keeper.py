@@ -22,23 +22,31 @@ from cellwork.errors import BadInput, CellworkError, Conflict, NotFound
 from cellwork.runs import frames
 from cellwork.runs.kernel import Kernel
 from cellwork.wire import PREFIX
-from cellwork.wire.jobs import Claim, KeepRequest
+from cellwork.wire.jobs import Claim, KeepRequest, Progress
+from cellwork_hub.jobs.runners.asking import Asking
 
 log = logging.getLogger("cellwork.runner")
 
 WAIT_SECONDS = 2.0
 RECONNECT_SECONDS = 1.0
+GONE = "its runner was stopped, and its kernel with it; resume it on a new kernel"
 MOST_FRAME = 256 * 1024 * 1024
 
 
-def hold(jobs: Jobs, run: str, fence: int, kernel: Kernel) -> Claim | None:
-    """Keep `kernel` until the run goes on in it; returns the next attempt, or None when it is kept no more."""
+def hold(jobs: Jobs, run: str, fence: int, kernel: Kernel, asking: Asking) -> Claim | None:
+    """Keep `kernel` until the run goes on in it; returns the next attempt, or None when it is kept no more.
+
+    In a slot that was told to leave, a run that was just resumed fails with the reason.
+    """
     while True:
         ended = "" if kernel.alive() else "it died"
         asked = time.monotonic()
         try:
             said = KeepRequest(fence=fence, bytes=memory(kernel.pid), wait_seconds=WAIT_SECONDS, ended=ended)
-            answer = jobs.keep(run, said)
+            with asking:
+                answer = jobs.keep(run, said)
+                if asking.leaving and answer.claim:
+                    give_back(jobs, answer.claim)
             if answer.claim:
                 return answer.claim
         except (Conflict, NotFound):
@@ -47,6 +55,17 @@ def hold(jobs: Jobs, run: str, fence: int, kernel: Kernel) -> Claim | None:
             log.warning("run %s, kept kernel: %s", run, error)
         if time.monotonic() - asked < 1:
             time.sleep(1)
+
+
+def give_back(jobs: Jobs, claim: Claim) -> None:
+    """Fail an attempt that was to go on in a kernel that ends now."""
+    jobs.report(claim.run.id, Progress(fence=claim.fence, state="failed", error=GONE, first_cell=claim.first_cell))
+
+
+def let_go(jobs: Jobs, run: str, fence: int) -> None:
+    """Say that the kernel that was kept after attempt `fence` ends now; whatever the service knows of it already."""
+    with contextlib.suppress(CellworkError):
+        jobs.keep(run, KeepRequest(fence=fence, ended=GONE))
 
 
 def memory(group: int) -> int:

@@ -33,6 +33,7 @@ from cellwork.secrets import Masker
 from cellwork.wire import PREFIX
 from cellwork.wire.jobs import Checkpoint, Claim, Progress, RunState
 from cellwork_hub.jobs.runners import keeper
+from cellwork_hub.jobs.runners.asking import Asking
 
 log = logging.getLogger("cellwork.runner")
 
@@ -81,8 +82,11 @@ def serve_one(platform: Platform, tell: Tell, may_claim: Callable[[], object]) -
     `may_claim` returns when it may ask for one; it raises EOFError if its runner is gone.
     """
     attempt: Attempt | None = None
+    asking = Asking()
 
     def leave(_: int, __: FrameType | None) -> None:
+        if asking.leave():
+            return
         if attempt is None or attempt.over:
             sys.exit(0)
         attempt.end("queued")
@@ -95,7 +99,7 @@ def serve_one(platform: Platform, tell: Tell, may_claim: Callable[[], object]) -
         at_end.callback(lambda: kernel.stop())
         tell(READY)
         may_claim()
-        claim = _claim(jobs, platform.runner)
+        claim = _claim(jobs, platform.runner, asking)
         if not kernel.alive() or (platform.containers and claim.run.image_digest):
             kernel.stop()
             try:
@@ -106,23 +110,30 @@ def serve_one(platform: Platform, tell: Tell, may_claim: Callable[[], object]) -
                 return
         attempt = Attempt(jobs, claim, kernel, folder)
         url = platform.containers.url if platform.containers else platform.url
-        attempt.execute(url)
-        with contextlib.ExitStack() as open_way:
-            while attempt.kept and (next_one := _hold(platform, jobs, attempt, tell, open_way)):
-                attempt = Attempt(jobs, next_one, kernel, folder)
-                attempt.execute(url)
+        try:
+            attempt.execute(url)
+            with contextlib.ExitStack() as open_way:
+                while attempt.kept and (next_one := _hold(platform, jobs, attempt, tell, open_way, asking)):
+                    attempt = Attempt(jobs, next_one, kernel, folder)
+                    attempt.execute(url)
+        except SystemExit:  # told to leave: its owner shall not wait for a kernel that is gone
+            if attempt.kept:
+                keeper.let_go(jobs, attempt.claim.run.id, attempt.claim.fence)
+            raise
         tell(OVER)
         kernel.stop(gently=0 if attempt.word else EXIT_SECONDS)
 
 
-def _hold(platform: Platform, jobs: Jobs, attempt: Attempt, tell: Tell, open_way: contextlib.ExitStack) -> Claim | None:
+def _hold(
+    platform: Platform, jobs: Jobs, attempt: Attempt, tell: Tell, open_way: contextlib.ExitStack, asking: Asking
+) -> Claim | None:
     """Keep the kernel of a failed attempt, open to its owner; returns the run's next attempt, if there is to be one."""
     run, fence = attempt.claim.run.id, attempt.claim.fence
     tell(KEEPING)
     log.info("run %s: its kernel is kept", run)
     open_way.close()
     open_way.enter_context(keeper.tunnel(platform.url, platform.token, run, fence, attempt.kernel))
-    return keeper.hold(jobs, run, fence, attempt.kernel)
+    return keeper.hold(jobs, run, fence, attempt.kernel, asking)
 
 
 @contextlib.contextmanager
@@ -145,12 +156,15 @@ def _kernel(folder: Path, tell: Tell, platform: Platform, digest: str = "") -> K
     return kernel
 
 
-def _claim(jobs: Jobs, runner: str) -> Claim:
-    """Return the next run for this slot, however long there is none."""
+def _claim(jobs: Jobs, runner: str, asking: Asking) -> Claim:
+    """Return the next run for this slot, however long there is none; one that comes while it leaves is handed back."""
     while True:
         asked = time.monotonic()
         try:
-            claim = jobs.claim(runner, wait_seconds=WAIT_SECONDS)
+            with asking:
+                claim = jobs.claim(runner, wait_seconds=WAIT_SECONDS)
+                if claim and asking.leaving:
+                    jobs.report(claim.run.id, Progress(fence=claim.fence, state="queued"))
             if claim:
                 return claim
         except CellworkError as error:
