@@ -209,3 +209,37 @@ def remove(name: str) -> None:
 
     connect().jobs.remove(full_name(name))
     click.echo(f"{full_name(name)} is removed")
+
+
+@job.group()
+def export() -> None:
+    """Jobs as files for another scheduler.
+
+    Example: cellwork job export airflow -o dags/
+    """
+
+
+@export.command()
+@click.argument("names", nargs=-1)
+@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), default=Path("dags"), show_default=True, help="Airflow's folder of DAGs.")  # fmt: skip
+@show.as_json
+def airflow(names: tuple[str, ...], output: Path, json: bool) -> None:
+    """Write jobs (default: all) as DAG files for Airflow 3, each with its notebook; what Airflow can't do is told, and left out.
+
+    Airflow's workers need the program `cellwork`, on their path or named by $CELLWORK_PROGRAM.
+
+    Example: cellwork job export airflow flights/score -o dags/
+    """
+    from cellwork.client import connect
+    from cellwork.jobs import airflow as dags
+
+    jobs = connect().jobs
+    chosen = [full_name(name) for name in names] or [f"{found.project}/{found.name}" for found in jobs.list()]
+    made, left = dags.exported([jobs.request(name) for name in chosen], output)
+    if json:
+        show.document({"files": [str(path) for path in made], "left": left})
+        return
+    for path in made:
+        click.echo(f"wrote {path}")
+    for reason in left.values():
+        click.echo(f"left out: {reason}", err=True)

@@ -227,7 +227,7 @@ def check(schedule: Schedule, values: Mapping[str, Any]) -> None:
         ids.split_name(schedule.after)
     if schedule.event and schedule.event not in EVENTS:
         raise BadInput("event", schedule.event, "is not one of the platform's", near_miss(schedule.event, EVENTS))
-    for variable in _variables(values):
+    for variable in used(values):
         if (
             variable not in ALWAYS
             and not (schedule.event and variable.startswith("event."))
@@ -254,15 +254,16 @@ def due(schedule: Schedule, after: datetime) -> Iterator[datetime]:
     return iter(())
 
 
-def _variables(value: Any) -> Iterator[str]:
+def used(value: Any) -> Iterator[str]:
+    """Yield the names of the variables in `value`."""
     if isinstance(value, str):
         yield from VARIABLE.findall(value)
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _variables(item)
+            yield from used(item)
     elif isinstance(value, list):
         for item in value:
-            yield from _variables(item)
+            yield from used(item)
 
 
 def variables(
@@ -309,9 +310,7 @@ def expand(value: Any, known: Mapping[str, Any]) -> Any:
 def tried(schedule: Schedule, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return `values` as a fire would fill them, without those that only an event knows."""
     known = variables(clock.now(), schedule.timezone)
-    return {
-        key: expand(value, known) for key, value in values.items() if all(name in known for name in _variables(value))
-    }
+    return {key: expand(value, known) for key, value in values.items() if all(name in known for name in used(value))}
 
 
 def beside(notebook: Path, folder: Path, root: project.Project | None) -> dict[str, str]:
