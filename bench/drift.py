@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from cellwork.data import sketches
-from cellwork.monitoring.drift import compare
+from cellwork.monitoring.drift import between, compare
 
 HOURS = 24
 
@@ -67,7 +67,7 @@ def main(columns: int = 100, rows: int = 1_000_000) -> None:
     compare(sketches.of(reference[:1000]), sketches.of(window[:1000]))  # what is imported once is no part of it
     stored = sketches.of(reference)
     hours = [sketches.of(part) for part in window.iter_slices(-(-rows // HOURS))]
-    raw, found = seconds(lambda: compare(stored, sketches.of(window)))
+    raw, found = seconds(lambda: between(stored, window))
     merged, of_hours = seconds(lambda: compare(stored, sketches.merge(hours)))
     day = sketches.merge(hours)
     ready, _ = seconds(lambda: compare(stored, day))

@@ -71,6 +71,27 @@ def test_the_first_orders_of_the_next_morning_were_scored_by_entity_id_with_feat
     assert all(at is None or at <= p.at for p in mornings for at in p.feature_events.values())
 
 
+def test_the_features_of_a_prediction_come_out_of_its_raw_batches_again_bit_for_bit_after_the_model_was_replaced(
+    toured,
+):
+    log = toured.client.endpoints.predictions("shop/tardy", limit=10_000)
+    chosen = [p for p in log if p.feature_batches]
+    by_entity = [p for p in chosen if p.entities]
+    assert by_entity
+    for prediction in [*by_entity[:2], *[p for p in chosen if p.batch_run][:: len(chosen) // 3]]:
+        found = toured.client.monitors.recompute("shop", prediction.id)
+        assert {view.view for view in found.views} == set(prediction.feature_batches)
+        assert found.same, found.views
+
+
+def test_the_skew_of_what_was_served_by_entity_is_told_feature_by_feature(toured):
+    found = toured.client.monitors.skew("shop/tardy")
+    by_entity = [p for p in toured.client.endpoints.predictions("shop/tardy", limit=10_000) if p.entities]
+    assert found.rows == len(by_entity)
+    assert found.features
+    assert all(each.rows == found.rows for each in found.features)
+
+
 def test_the_retraining_either_took_over_or_said_why_not(toured):
     run = next(iter(toured.client.jobs.runs(job="shop/retrain")))
     text = toured.client.jobs.notebook(run.id)

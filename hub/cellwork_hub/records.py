@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -62,9 +63,17 @@ def audit(
     db: Connection, call: Call, action: str, subject: str, *, before: Any = "", after: Any = "", reason: str = ""
 ) -> None:
     """Append a row to the audit, chained to the one before by SHA-256."""
+    said = {"before": as_text(before), "after": as_text(after), "reason": reason}
+    audit_of(db, f"{call.principal.kind}:{call.principal.name}", call.request_id, action, subject, **said)
+
+
+def audit_of(
+    db: Connection, principal: str, request: str, action: str, subject: str, *, before: str, after: str, reason: str
+) -> None:
+    """Append the row of a call that is over: of a `principal` such as ``user:ada``, under the id of its request."""
     row = {
-        "at": micros(clock.now()), "principal": f"{call.principal.kind}:{call.principal.name}", "action": action, "subject": subject,
-        "before": _text(before), "after": _text(after), "reason": reason, "request_id": call.request_id,
+        "at": micros(clock.now()), "principal": principal, "action": action, "subject": subject,
+        "before": before, "after": after, "reason": reason, "request_id": request,
     }  # fmt: skip
     previous = db.execute(text("SELECT chain FROM audit ORDER BY seq DESC LIMIT 1")).scalar() or ""
     row["chain"] = chain(previous, row)
@@ -77,7 +86,7 @@ def chain(previous: str, row: dict[str, Any]) -> str:
     return hashlib.sha256(previous.encode() + msgspec.json.encode(fields)).hexdigest()
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
@@ -90,8 +99,8 @@ def events(engine: Engine, after: int, name: str = "", limit: int = 1000) -> lis
         return [Event(**{**row, "at": moment(row["at"]), "data": msgspec.json.decode(row["data"])}) for row in rows]
 
 
-def routes(engine: Engine) -> list[Route]:
-    """Return the routes that read these tables; every service has them."""
+def routes(engine: Engine, more_edges: Callable[[str], list[Edge]] | None = None) -> list[Route]:
+    """Return the routes that read these tables; every service has them. `more_edges` are a subject's that stand elsewhere."""
 
     def read_events(call: Call) -> list[Event]:
         found = events(engine, call.number("after", 0), call.query.get("name", ""), call.limit(1000))
@@ -115,10 +124,13 @@ def routes(engine: Engine) -> list[Route]:
                 text("SELECT * FROM edges WHERE source = :s OR target = :s ORDER BY at LIMIT 1000"),
                 {"s": call.required("subject")},
             ).mappings()
-            return [
+            found = [
                 Edge(from_=row["source"], relation=row["relation"], to=row["target"], at=moment(row["at"]))
                 for row in rows
             ]
+        held = {(edge.from_, edge.relation, edge.to) for edge in found}
+        elsewhere = more_edges(call.required("subject")) if more_edges else []
+        return found + [edge for edge in elsewhere if (edge.from_, edge.relation, edge.to) not in held]
 
     return [
         Route(

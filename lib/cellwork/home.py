@@ -61,6 +61,10 @@ class Home:
     def database(self, service: str) -> Path:
         return self.db / f"{ids.name(service, 'service')}.sqlite"
 
+    def outcomes(self) -> Path:
+        """Predictions beside what came of them; the platform service's."""
+        return self.db / "outcomes.duckdb"
+
     def log(self, service: str) -> Path:
         return self.logs / f"{ids.name(service, 'service')}.log"
 

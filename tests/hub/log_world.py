@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,12 @@ from cellwork.wire.evaluations import VersionRef
 from cellwork_hub import records
 from cellwork_hub.context import Context
 from cellwork_hub.edge import Call, Route, Service
-from cellwork_hub.platform import alerts, batches, datasets, drift, evaluations, monitors, outcomes
+from cellwork_hub.platform import alert_deeds, alerts, batches, datasets, drift, evaluations, monitors, outcomes
 from cellwork_hub.platform.state import State
 
 DAY = datetime(2024, 5, 1, 12, tzinfo=UTC)
 ENDPOINT = "shop/churn"
-ROUTERS = (outcomes, alerts, monitors, drift)
+ROUTERS = (outcomes, alerts, monitors, drift, alert_deeds)
 MIGRATIONS = [records.MIGRATION, *(r.MIGRATION for r in (batches, datasets, evaluations, *ROUTERS))]
 
 
@@ -50,7 +51,7 @@ class World:
         routes = [
             Route("GET", "/api/v1/predictions", after, "endpoints:read", answer=list[Prediction]),
             *(route for router in ROUTERS for route in router.routes(self.state)),
-            *records.routes(self.state.engine),
+            *records.routes(self.state.engine, functools.partial(outcomes.edges, self.state)),
         ]
         return _Both("cellwork", routes, authorise=world.authorise)
 

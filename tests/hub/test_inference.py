@@ -20,15 +20,18 @@ import pytest
 import serving_world as world
 from click.testing import CliRunner
 
-from cellwork import errors
+from cellwork import db, errors
 from cellwork.cli import main
 from cellwork.client import Client
 from cellwork.serving.plan import Key
 from cellwork.wire.endpoints import Deploy, Request, Row
 from cellwork.wire.evaluations import Check
 from cellwork.wire.features import OnlineValue
+from cellwork_hub.context import Context
 from cellwork_hub.edge import Service
 from cellwork_hub.inference.app import build
+from cellwork_hub.platform import alert_deeds
+from cellwork_hub.platform.state import State
 
 NOW = datetime.now(UTC)
 ONLINE = {
@@ -295,6 +298,21 @@ def test_the_same_request_id_at_once_is_answered_and_logged_once(client: Client,
     answers = together([lambda: client.endpoints.predict(moving, request).outputs[0]] * 8)
     assert len({(output.id, output.score) for output in answers}) == 1
     assert len([p for p in client.endpoints.predictions(moving) if p.request_id == "order-8"]) == 1
+
+
+def test_an_alert_rolls_back_the_version_it_is_about_and_no_other(client: Client, moving: str, tmp_path: Path) -> None:
+    """What the platform does of itself is the same call as a person's, and only while that version answers."""
+    here = world.context(tmp_path)
+    (here.home.secrets / "cellwork-token").write_text("deployer")
+    (here.home.secrets / "cellwork-token").chmod(0o600)
+    port = int(client.connection.url.rpartition(":")[2])
+    engine = db.open_database(f"sqlite:///{tmp_path}/platform.sqlite", [])
+    state = State(engine, here.home, Context(here.settings, {**here.ports, "public": port}))
+    client.endpoints.deploy(moving, Deploy(version=2))
+    assert alert_deeds._roll_back(state, moving, f"{moving}@7", "another") == "not needed: version 2 answers"
+    assert alert_deeds._roll_back(state, moving, f"{moving}@2", "worse").startswith("version 1 answers again")
+    assert alert_deeds._roll_back(state, moving, f"{moving}@2", "twice") == "not needed: version 1 answers"
+    assert client.endpoints.get(moving).routes.live.version == 1
 
 
 def test_rollback_goes_back_at_once_and_deploying_the_live_version_changes_nothing(client: Client, moving: str) -> None:

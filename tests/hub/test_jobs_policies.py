@@ -21,7 +21,7 @@ from jobs_world import USERS, RunTokens
 from jobs_world import state as make_state
 from test_jobs_fires import add, due_since, runs
 
-from cellwork import clock
+from cellwork import clock, notify
 from cellwork.errors import BadInput
 from cellwork.jobs import schedule
 from cellwork.wire.jobs import Claim, Notify, Policy, Progress, RunRequest, Schedule
@@ -223,7 +223,7 @@ def test_a_webhook_is_told_of_a_failure_signed_and_until_it_listens(state: State
     told = json.loads(body)
     assert (told["state"], told["job"], told["run"]) == ("failed", "flights/score", of.run.id)
     assert b"not for others" not in body
-    key = notices.signing_key(state.home).encode()
+    key = notify.signing_key(state.home).encode()
     assert signature == "sha256=" + hmac.new(key, body, hashlib.sha256).hexdigest()
     assert state.home.secret("webhook-key").stat().st_mode & 0o077 == 0
 

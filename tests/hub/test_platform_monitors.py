@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ import serving_world as world
 from log_world import DAY, ENDPOINT, World
 from sqlalchemy import text
 
-from cellwork import clock, errors
+from cellwork import clock, errors, notify
 from cellwork.client import Client
 from cellwork.data import sketches
 from cellwork.wire.datasets import Dataset
@@ -25,7 +29,7 @@ from cellwork.wire.monitors import Monitor
 from cellwork.wire.origin import Origin
 from cellwork.wire.outcomes import Outcome
 from cellwork_hub import records
-from cellwork_hub.platform import monitors, serving_hours
+from cellwork_hub.platform import alert_deeds, monitors, serving_hours
 
 DATASET = "ds_" + "1" * 26
 TRAINED = 2_000
@@ -114,6 +118,43 @@ def test_predictions_like_the_training_data_do_not_drift_and_others_do(shop: Wor
     assert (first.rows, {c.verdict for c in first.columns}) == (600, {"stable"})
 
 
+def weekdays(hours: int, *, seed: int, shift: float = 0.0) -> pl.DataFrame:
+    """Rows of so many hours from `DAY` on, 10 each, whose text is their weekday."""
+    every = pl.DataFrame(rows(10 * hours, seed=seed, shift=shift)).with_columns(
+        at=pl.Series([DAY + k // 10 * HOUR for k in range(10 * hours)])
+    )
+    return every.with_columns(shop=pl.col("at").dt.weekday().cast(pl.String))
+
+
+def test_a_single_day_is_compared_with_the_same_weekday_of_the_training_data(shop: World, client: Client) -> None:
+    """Its weekday is constant, so beside all weekdays it would always drift; what really moved that day still does."""
+    weekdays(24 * 70, seed=1).write_parquet(shop.state.home.dataset(DATASET) / "data.parquet")
+    later = weekdays(24 * 70 + 48, seed=2).tail(480).drop("at").to_dicts()
+    for hour in range(48):
+        day = later[10 * hour : 10 * hour + 10]
+        moved = [{**row, "amount": row["amount"] + 2} for row in day] if hour >= 24 else day
+        predict(shop, moved, hour=24 * 70 + hour)
+    first, start = DAY + 24 * 70 * HOUR, DAY + 24 * 71 * HOUR
+    calm = client.monitors.drift(ENDPOINT, start=first, end=first + 24 * HOUR)
+    assert ({c.verdict for c in calm.columns}, calm.season) == ({"stable"}, "its hours of Wed, Thu")
+    plain = client.monitors.drift(ENDPOINT, start=first, end=first + 24 * HOUR, beside="training")
+    assert ([c.column for c in plain.columns if c.verdict == "drift"], plain.season) == (["shop"], "")
+    loud = client.monitors.drift(ENDPOINT, start=start, end=start + 24 * HOUR)
+    assert [c.column for c in loud.columns if c.verdict == "drift"] == ["amount"]
+
+
+def test_a_window_can_be_compared_with_the_one_before_and_then_its_scores_too(shop: World, client: Client) -> None:
+    for week, score in ((0, 0.2), (1, 0.2), (2, 0.8)):
+        predict(shop, rows(300, seed=week), hour=24 * 7 * week, score=score)
+    second = client.monitors.drift(ENDPOINT, start=DAY + 7 * 24 * HOUR, end=DAY + 14 * 24 * HOUR, beside="before")
+    assert (second.reference, second.reference_rows) == ("2024-05-01 to 2024-05-08", 300)
+    assert {c.verdict for c in second.columns} == {"stable"}
+    third = client.monitors.drift(ENDPOINT, beside="before")
+    assert [c.column for c in third.columns if c.verdict == "drift"] == ["_score"]
+    with pytest.raises(errors.NotFound, match="wait for a second window"):
+        client.monitors.drift(ENDPOINT, end=DAY + 24 * HOUR, beside="before")
+
+
 def test_a_version_with_too_few_predictions_leaves_the_word_to_the_one_before(shop: World, client: Client) -> None:
     trained(shop, version=2)
     predict(shop, rows(600, seed=2))
@@ -178,8 +219,8 @@ def test_drift_is_one_alert_that_is_counted_and_resolves_itself(shop: World, cli
     assert client.monitors.check("shop/m").state == "alert"
     assert client.monitors.check("shop/m").state == "alert"
     [alert] = client.monitors.alerts("shop")
-    assert (alert.state, alert.times, alert.severity, alert.subject) == ("open", 2, "critical", f"{ENDPOINT}@1")
-    assert alert.words.startswith("amount distributed otherwise, PSI")
+    assert (alert.state, alert.times, alert.severity, alert.subject) == ("open", 2, "critical", ENDPOINT)
+    assert alert.words.startswith(f"{ENDPOINT}@1: amount distributed otherwise, PSI")
     assert alert.evidence["columns"][0]["column"] == "amount"
     predict(shop, rows(600, seed=9), hour=30)
     fine = client.monitors.check("shop/m")
@@ -252,6 +293,105 @@ def test_the_thread_lets_monitors_look_when_they_are_due(shop: World, client: Cl
     assert client.monitors.list("shop")[0].state == "alert"
 
 
+def test_outcomes_that_arrive_let_the_monitors_of_their_endpoint_look_at_once(shop: World, client: Client) -> None:
+    shop.log.write([shop.prediction(f"o{k}", k / 400, features={}) for k in range(400)])
+    fine = [
+        msgspec.convert({"name": n, "endpoint": "churn", "kind": "quality", "drop": 0.1, "every": "1d"}, Monitor)
+        for n in "ab"
+    ]
+    client.monitors.apply("shop", [fine[0], msgspec.structs.replace(fine[1], endpoint="other")])
+    for name in "ab":
+        client.monitors.check(f"shop/{name}")
+    with shop.state.engine.begin() as db:  # they looked some time ago
+        db.execute(text("UPDATE monitors SET checked = checked - 60000000"))
+    seen = monitors.hurry(shop.state, 0)
+    assert due(shop) == []
+    truths(client, {f"o{k}": k / 400 for k in range(400)}, right=0.6)
+    assert monitors.hurry(shop.state, seen) > seen
+    assert due(shop) == ["a"]
+
+
+def due(shop: World) -> list[str]:
+    with shop.state.engine.connect() as db:
+        query = text("SELECT name FROM monitors WHERE next <= :now")
+        return list(db.execute(query, {"now": records.micros(clock.now())}).scalars())
+
+
+def test_a_new_version_that_is_no_better_is_the_same_alert(shop: World, client: Client) -> None:
+    """So a retraining that the alert starts does not start the next one by its own result."""
+    trained(shop, version=2)
+    predict(shop, rows(600, seed=8, shift=1.0))
+    watch(client, kind="drift", window="1d")
+    client.monitors.check("shop/m")
+    predict(shop, rows(600, seed=9, shift=1.0), hour=3, version=2)
+    client.monitors.check("shop/m")
+    [alert] = client.monitors.alerts("shop")
+    assert (alert.times, alert.evidence["version"]) == (2, f"{ENDPOINT}@2")
+    assert len(told(client)) == 1
+
+
+class Hook(BaseHTTPRequestHandler):
+    """Takes webhooks; the first one gets an error."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.seen.append((body, self.headers["x-cellwork-signature"]))  # type: ignore[attr-defined]
+        self.send_response(500 if len(self.server.seen) == 1 else 204)  # type: ignore[attr-defined]
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hook() -> Iterator[HTTPServer]:
+    server = HTTPServer(("127.0.0.1", 0), Hook)
+    server.seen = []  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join(20)
+
+
+def test_a_webhook_is_told_of_an_alert_signed_and_until_it_listens(
+    shop: World, client: Client, hook: HTTPServer
+) -> None:
+    predict(shop, rows(600, seed=8, shift=1.0))
+    url = f"http://127.0.0.1:{hook.server_port}/told?key=hidden"
+    watch(client, kind="drift", window="1d", tell=[{"webhook": url}, {"webhook": url, "on": ["resolved"]}])
+    client.monitors.check("shop/m")
+    client.monitors.check("shop/m")
+    done = []
+    for _ in range(3):
+        done.append(alert_deeds.do_waiting(shop.state))
+        with shop.state.engine.begin() as db:
+            db.execute(text("UPDATE alert_deeds SET next = 0"))
+    assert done == [0, 1, 0], "once refused, then taken, then over"
+    (first, _), (body, signature) = hook.seen  # type: ignore[attr-defined]
+    assert first == body, "the same notice each time"
+    said = msgspec.json.decode(body)
+    assert (said["event"], said["subject"], said["severity"]) == ("alert.raised", ENDPOINT, "critical")
+    assert said["url"].endswith("overview.ipynb?endpoint=shop/churn")
+    key = notify.signing_key(shop.state.home).encode()
+    assert signature == "sha256=" + hmac.new(key, body, hashlib.sha256).hexdigest()
+    [deed] = client.monitors.deeds(said["alert"])
+    assert (deed.what, deed.tries, deed.words, deed.to) == ("webhook", 2, "arrived", f"127.0.0.1:{hook.server_port}")
+    client.monitors.apply("shop", [])
+    assert [d.event for d in client.monitors.deeds(said["alert"])] == ["raised", "resolved", "resolved"]
+
+
+def test_without_a_mail_server_a_deed_says_what_to_set(shop: World, client: Client) -> None:
+    predict(shop, rows(600, seed=8, shift=1.0))
+    watch(client, kind="drift", tell=[{"mail": ["ada@example.org"], "least": "critical"}])
+    client.monitors.check("shop/m")
+    assert alert_deeds.do_waiting(shop.state) == 0
+    [alert] = client.monitors.alerts("shop")
+    [deed] = client.monitors.deeds(alert.id)
+    assert (deed.done, deed.to, "CELLWORK_MAIL_SERVER" in deed.words) == (None, "ada@example.org", True)
+
+
 def test_taking_a_monitor_down_resolves_its_alerts_and_an_unchanged_one_keeps_what_it_found(
     shop: World, client: Client
 ) -> None:
@@ -272,10 +412,12 @@ def test_taking_a_monitor_down_resolves_its_alerts_and_an_unchanged_one_keeps_wh
         ({"kind": "batches"}, "needs its dataset"),
         ({"kind": "quality"}, "needs a bound"),
         ({"kind": "drift", "every": "1s"}, "too often"),
+        ({"kind": "predictions", "then": "rollback"}, "does not go with predictions"),
+        ({"kind": "drift", "tell": [{"webhook": "file:///etc/passwd"}]}, "is not one address"),
         ({"kind": "drift", "window": "week"}, "not a positive number with a unit"),
     ],
 )
-def test_a_monitor_that_could_not_work_is_refused(client: Client, fields: dict[str, str], says: str) -> None:
+def test_a_monitor_that_could_not_work_is_refused(client: Client, fields: dict[str, Any], says: str) -> None:
     with pytest.raises(errors.BadInput, match=says):
         watch(client, **fields)
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
+import polars as pl
 import pytest
 import serving_world as world
 from hypothesis import HealthCheck, given, settings
@@ -95,13 +97,83 @@ def test_only_the_first_prediction_of_an_observation_and_version_counts(shop: Wo
     assert [(p.version, p.predictions, round(p.mean_score, 3)) for p in points] == [(1, 2, 0.3), (2, 1, 0.3)]
 
 
+def test_what_was_known_at_a_time_can_still_be_asked(shop: World, client: Client) -> None:
+    shop.predict("a", 0.2), shop.predict("b", 0.8)
+    client.outcomes.send("shop", [truth("a", 1, arrived_at=DAY), truth("b", 1, arrived_at=DAY + timedelta(hours=2))])
+    client.outcomes.send("shop", [truth("a", 0, arrived_at=DAY + timedelta(hours=1))])
+    known = [
+        [(p.outcomes, p.rate) for p in client.outcomes.quality(ENDPOINT, as_of=f"2024-05-01T{hour}:30:00Z").points]
+        for hour in (11, 12, 13, 14)
+    ]
+    assert known == [[(0, None)], [(1, 1.0)], [(1, 0.0)], [(2, 0.5)]]
+
+
+def frame(**columns: list[object]) -> pl.DataFrame:
+    rows = len(next(iter(columns.values())))
+    return pl.DataFrame({"value": [1.0] * rows, "observed_at": [DAY] * rows, **columns})
+
+
+def test_a_frame_of_outcomes_joins_like_single_ones_and_repeats_change_nothing(shop: World, client: Client) -> None:
+    names = [shop.predict(f"o{k}", k / 10) for k in range(10)]
+    sent = frame(observation=[f"o{k}" for k in range(12)])
+    answer = client.outcomes.load(ENDPOINT, sent)
+    assert (answer.taken, answer.matched, answer.repeated) == (12, 10, 0)
+    assert client.outcomes.load(ENDPOINT, sent).repeated == 12
+    by_id = client.outcomes.load(ENDPOINT, frame(prediction=names[:3], value=[0.0, 1.0, 0.0]))
+    assert (by_id.taken, by_id.matched, by_id.repeated) == (2, 2, 1), "of the same observations: two corrections"
+    assert told(client) == [(10, 10, 0.8)]
+
+
+@pytest.mark.parametrize(
+    ("sent", "says"),
+    [
+        (pl.DataFrame({"value": [1.0], "observation": ["a"]}), "lack the column 'observed_at'"),
+        (pl.DataFrame({"value": [1.0], "observed_at": [DAY]}), "lack the column 'observation'"),
+        (frame(observation=["a"], observed_at=[DAY.replace(tzinfo=None)]), "no time with a time zone"),
+        (frame(observation=["a", ""]), "are missing"),
+        (frame(observation=["a"], valeu=[1]), "did you mean 'value'"),
+    ],
+)
+def test_a_frame_that_is_no_outcomes_is_refused(client: Client, sent: pl.DataFrame, says: str) -> None:
+    with pytest.raises(errors.BadInput, match=says):
+        client.outcomes.load(ENDPOINT, sent)
+
+
+def test_a_delivery_that_was_taken_and_not_told_is_told_at_the_next_start(shop: World) -> None:
+    """The process dies between the two databases: the event and the audit come later, once."""
+    sent = pl.DataFrame([outcomes._row("shop", 0, truth("a", 1), DAY)], schema=outcomes.SENT)
+    shop.state.outcomes.take(sent, "user:ada", "req_1")
+    for _ in range(2):
+        outcomes.take_over(shop.state)
+    with shop.state.engine.connect() as db:
+        assert db.execute(text("SELECT name FROM events")).scalars().all() == ["outcomes.arrived"]
+        assert db.execute(text("SELECT principal, action FROM audit")).all() == [("user:ada", "outcomes.send")]
+
+
+def test_outcomes_of_a_home_of_before_are_taken_over_once(shop: World) -> None:
+    values = {"o": "a", "at": 1_714_564_800_000_000}
+    with shop.state.engine.begin() as db:
+        db.execute(
+            text(
+                "INSERT INTO outcomes (project, endpoint, observation, prediction, value, observed_at, arrived_at, source) "
+                f"VALUES ('shop', '{ENDPOINT}', :o, '', 1, :at, :at, '')"
+            ),
+            values,
+        )
+    for _ in range(2):
+        outcomes.take_over(shop.state)
+    assert shop.state.outcomes.rows("SELECT observation, value FROM outcomes").rows() == [("a", 1.0)]
+
+
 def test_quality_is_told_per_day_and_version_with_an_interval_over_all(shop: World, client: Client) -> None:
     for k in range(20):
         shop.predict(f"o{k}", k / 20, at=DAY + timedelta(days=k % 2))
     client.outcomes.send("shop", [truth(f"o{k}", float(k > 8 or k == 3)) for k in range(20)])
     quality = client.outcomes.quality(ENDPOINT)
     expected = auc([float(k > 8 or k == 3) for k in range(20)], [k / 20 for k in range(20)])
-    assert quality.auc == expected
+    assert quality.auc
+    assert expected
+    assert msgspec.structs.astuple(quality.auc) == pytest.approx(msgspec.structs.astuple(expected))
     assert [(p.day, p.predictions) for p in quality.points] == [("2024-05-01", 10), ("2024-05-02", 10)]
 
 
@@ -160,8 +232,7 @@ def test_any_order_of_predictions_outcomes_and_mirroring_ends_in_the_same_join(
         nonlocal after
         page = shop.log.after(after)
         if page:
-            with shop.state.engine.begin() as connection:
-                outcomes._keep(connection, page, after, page[-1].seq)
+            shop.state.outcomes.keep(outcomes.scored(page), outcomes.LOG, page[-1].seq)
             after = page[-1].seq
 
     call = world.call()
@@ -176,6 +247,9 @@ def test_any_order_of_predictions_outcomes_and_mirroring_ends_in_the_same_join(
             sent = truth(observation, float(value), arrived_at=DAY + timedelta(seconds=arrival))
             outcomes.take(shop.state, call, outcomes.OutcomesRequest(project="shop", outcomes=[sent]))
     mirror()
-    with shop.state.engine.connect() as connection:
-        joined = {row.id: row.outcome for row in connection.execute(text("SELECT id, outcome FROM scored"))}
+    joined = dict(
+        shop.state.outcomes.rows(
+            "SELECT p.id, j.outcome FROM predictions p LEFT JOIN joined j ON j.seq = p.seq AND j.key = p.key"
+        ).rows()
+    )
     assert joined == {name: newest.get(observation) for observation, ids in names.items() for name in ids}

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import date
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellwork.monitoring import summary
-from cellwork.monitoring.ranking import auc, midranks
+from cellwork.monitoring.ranking import auc
 
-DAY = datetime(2024, 5, 1, 23, 59, tzinfo=UTC)
+DAY = date(2024, 5, 1)
 
 
 def counted(labels: list[int], scores: list[float]) -> float:
@@ -59,14 +60,17 @@ def test_labels_other_than_0_and_1_have_no_area() -> None:
     assert auc([0, 1, 2], [0.1, 0.2, 0.3]) is None
 
 
-def test_equal_values_share_the_mean_of_their_ranks() -> None:
-    assert midranks(np.array([3.0, 1.0, 3.0, 2.0])).tolist() == [3.5, 1.0, 3.5, 2.0]
+def frames(rows: list[tuple[date, int, float, float | None]]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    schema = {"day": pl.Date, "version": pl.Int32, "score": pl.Float64, "outcome": pl.Float64}
+    every = pl.DataFrame(rows, schema=schema, orient="row")
+    traffic = every.group_by("day", "version").agg(predictions=pl.len(), mean_score=pl.col("score").mean())
+    return traffic, every.drop_nulls("outcome")
 
 
 def test_quality_keeps_days_and_versions_apart_and_none_where_nothing_is_known() -> None:
-    later = datetime(2024, 5, 2, 0, 0, tzinfo=UTC)
+    later = date(2024, 5, 2)
     rows = [(DAY, 1, 0.2, 0.0), (DAY, 1, 0.8, 1.0), (DAY, 2, 0.4, None), (later, 1, 0.6, 1.0)]
-    quality = summary.quality("shop/churn", rows)
+    quality = summary.quality("shop/churn", *frames(rows))
     assert (quality.predictions, quality.outcomes) == (4, 3)
     seen = [(p.day, p.version, p.predictions, p.outcomes, p.rate, p.auc) for p in quality.points]
     assert seen == [
@@ -76,6 +80,16 @@ def test_quality_keeps_days_and_versions_apart_and_none_where_nothing_is_known()
     ]
 
 
+def test_each_day_has_the_area_and_the_interval_of_its_own_rows() -> None:
+    dice = np.random.default_rng(3)
+    rows = [(date(2024, 5, 1 + k % 3), 1, float(dice.integers(0, 9)), float(dice.integers(0, 2))) for k in range(300)]
+    for point in summary.quality("shop/churn", *frames(rows)).points:
+        own = [row for row in rows if row[0].isoformat() == point.day]
+        alone = auc([row[3] for row in own], [row[2] for row in own])
+        assert alone is not None
+        assert (point.auc, point.auc_low, point.auc_high) == pytest.approx((alone.value, alone.low, alone.high))
+
+
 def test_quality_of_no_predictions_is_empty() -> None:
-    quality = summary.quality("shop/churn", [])
+    quality = summary.quality("shop/churn", *frames([]))
     assert (quality.predictions, quality.auc, quality.points) == (0, None, [])

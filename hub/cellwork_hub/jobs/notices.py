@@ -1,31 +1,22 @@
 """Tell people and programs how runs ended: written with the end of the run, sent by a thread of its own until it arrives.
 
-At least once: who is told twice is told the same `id`. A webhook is signed (HMAC-SHA256 over the body, header
-``x-cellwork-signature``) with a secret of this installation, is never redirected, and gets what a reader of the run could see,
-no parameter and no traceback.
+At least once: who is told twice is told the same `id`. A webhook gets what a reader of the run could see, no parameter and no
+traceback; how it is sent and signed is `cellwork.notify`'s.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
-import secrets
-import smtplib
 import threading
 from collections.abc import Mapping
-from email.message import EmailMessage
 from typing import Any
-from urllib.parse import urlsplit
 
-import httpx
 import msgspec
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
-from cellwork import files
-from cellwork.errors import CellworkError, Unavailable
-from cellwork.home import Home
+from cellwork import notify
+from cellwork.errors import CellworkError
 from cellwork.wire.jobs import Notify, Policy
 from cellwork_hub.jobs import store
 from cellwork_hub.jobs.store import State
@@ -33,8 +24,6 @@ from cellwork_hub.jobs.store import State
 log = logging.getLogger("cellwork.jobs")
 
 LOOK_SECONDS = 1.0
-MOST_TRIES = 12
-FIRST_WAIT, MOST_WAIT = 2_000_000, 3600 * 1_000_000
 WAITING = "SELECT * FROM notices WHERE sent IS NULL AND next_try <= :now ORDER BY seq LIMIT 20"
 
 
@@ -61,12 +50,12 @@ def send_waiting(state: State) -> int:
                 arrived += 1
                 store.write(db, "UPDATE notices SET sent = :now, error = '' WHERE seq = :seq", now=store.now(), seq=notice["seq"])  # fmt: skip
                 continue
-            wait = min(FIRST_WAIT * 2 ** notice["tries"], MOST_WAIT)
-            given_up = store.now() if notice["tries"] + 1 >= MOST_TRIES else None
+            wait = notify.wait(notice["tries"] + 1)
+            given_up = store.now() if wait is None else None
             change = (
                 "UPDATE notices SET tries = tries + 1, next_try = :next, error = :error, sent = :up WHERE seq = :seq"
             )
-            store.write(db, change, next=store.now() + wait, error=error[:500], up=given_up, seq=notice["seq"])
+            store.write(db, change, next=store.now() + (wait or 0), error=error[:500], up=given_up, seq=notice["seq"])
         log.warning("run %s: the notice did not arrive: %s", notice["run"], error)
     return arrived
 
@@ -80,44 +69,15 @@ def _try(state: State, notice: Mapping[str, Any], run: Mapping[str, Any]) -> str
     }  # fmt: skip
     try:
         if told.webhook:
-            _post(state.home, told.webhook, body)
+            notify.post(state.home, told.webhook, body)
         else:
-            _mail(state, told.mail, body)
-    except (httpx.HTTPError, OSError, smtplib.SMTPException, CellworkError) as error:
+            what = f"{body['job'] or body['notebook']} {body['state']}"
+            text = f"{what}\n{body['url']}\ncellwork run show {body['run']}\n"
+            server = (state.mail_server, state.mail_from, told.mail)
+            notify.mail(*server, id=body["id"], subject=f"[cellwork] {what}", text=text)
+    except (OSError, CellworkError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
-
-
-def _post(home: Home, url: str, body: dict[str, Any]) -> None:
-    data = msgspec.json.encode(body)
-    signature = hmac.new(signing_key(home).encode(), data, hashlib.sha256).hexdigest()
-    headers = {"content-type": "application/json", "x-cellwork-signature": f"sha256={signature}"}
-    answer = httpx.post(url, content=data, headers=headers, timeout=10, trust_env=False, follow_redirects=False)
-    if not answer.is_success:
-        raise Unavailable("webhook", urlsplit(url).netloc, f"answered {answer.status_code}", "look at its log")
-
-
-def signing_key(home: Home) -> str:
-    """Return the secret that webhooks are signed with; made when it is first needed."""
-    path = home.secret("webhook-key")
-    if not path.exists():
-        files.write(path, secrets.token_hex(32), mode=0o600)
-    return files.read_secret(path)
-
-
-def _mail(state: State, people: list[str], body: dict[str, Any]) -> None:
-    if not state.mail_server:
-        raise Unavailable("mail server", "", "is not set", "set CELLWORK_MAIL_SERVER to host:port")
-    message = EmailMessage()
-    message["Subject"] = f"[cellwork] {body['job'] or body['notebook']} {body['state']}"
-    message["From"], message["To"] = state.mail_from, ", ".join(people)
-    message["Message-ID"] = f"<{body['id']}@cellwork>"
-    message.set_content(
-        f"{body['job'] or body['notebook']} {body['state']}\n{body['url']}\ncellwork run show {body['run']}\n"
-    )
-    host, _, port = state.mail_server.partition(":")
-    with smtplib.SMTP(host, int(port or 25), timeout=10) as server:
-        server.send_message(message)
 
 
 class Sender:

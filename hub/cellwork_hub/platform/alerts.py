@@ -6,7 +6,7 @@ which start jobs and reach whoever listens; what is found again only counts. A s
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from sqlalchemy import Connection, text
@@ -14,8 +14,9 @@ from sqlalchemy import Connection, text
 from cellwork import clock, ids
 from cellwork.errors import NotFound
 from cellwork.wire import Struct
-from cellwork.wire.monitors import Alert, Severity
+from cellwork.wire.monitors import Alert, Deed, Monitor, Severity
 from cellwork_hub import records
+from cellwork_hub.platform import alert_deeds
 from cellwork_hub.platform.state import State
 from cellwork_hub.records import micros, moment
 from cellwork_hub.route import Call, Route
@@ -62,7 +63,11 @@ def routes(state: State) -> list[Route]:
                 records.audit(db, call, "alert.resolve", before.id, before=before.words)
         return get(state, before.id)
 
+    def deeds(call: Call) -> list[Deed]:
+        return alert_deeds.of(state, one(call).id)
+
     return [
+        Route("GET", "/api/v1/alerts/{alert}/deeds", deeds, "monitors:read", None, list[Deed], "Who was told of an alert, and what was done."),
         Route("GET", "/api/v1/alerts", read, "monitors:read", None, list[Alert], "Alerts, newest first."),
         Route("GET", "/api/v1/alerts/{alert}", one, "monitors:read", None, Alert, "One alert with what its monitor saw."),
         Route("POST", "/api/v1/alerts/{alert}/resolve", resolve, "monitors:write", None, Alert, "Resolve an alert; it opens again if it is found again."),
@@ -108,7 +113,7 @@ def _open(db: Connection, project: str, monitor: str, finding: Finding, *, told:
         values,
     )
     if told:
-        _tell(db, "alert.raised", project, name, monitor, finding.subject, finding.severity, finding.words)
+        _tell(db, "raised", _now(db, name))
 
 
 def _again(db: Connection, alert: Alert, finding: Finding, *, told: bool) -> None:
@@ -119,8 +124,7 @@ def _again(db: Connection, alert: Alert, finding: Finding, *, told: bool) -> Non
         {**_said(finding), "now": micros(clock.now()), "id": alert.id},
     )
     if told and alert.severity == "warning" and finding.severity == "critical":
-        args = (alert.project, alert.id, alert.monitor, alert.subject, finding.severity, finding.words)
-        _tell(db, "alert.raised", *args)
+        _tell(db, "raised", _now(db, alert.id))
 
 
 def _close(db: Connection, alert: Alert, by: str, *, told: bool) -> None:
@@ -129,16 +133,27 @@ def _close(db: Connection, alert: Alert, by: str, *, told: bool) -> None:
         {"now": micros(clock.now()), "by": by, "id": alert.id},
     )
     if told:
-        args = (alert.project, alert.id, alert.monitor, alert.subject, alert.severity, alert.words)
-        _tell(db, "alert.resolved", *args)
+        _tell(db, "resolved", alert)
 
 
-def _tell(
-    db: Connection, event: str, project: str, alert: str, monitor: str, subject: str, severity: str, words: str
-) -> None:
-    records.event(
-        db, event, project, alert, alert=alert, monitor=monitor, about=subject, severity=severity, words=words
-    )
+def _tell(db: Connection, event: Literal["raised", "resolved"], alert: Alert) -> None:
+    """Write the event, and what follows from it by the monitor's own words."""
+    said = {
+        "alert": alert.id,
+        "monitor": alert.monitor,
+        "about": alert.subject,
+        "severity": alert.severity,
+        "words": alert.words,
+    }
+    records.event(db, f"alert.{event}", alert.project, alert.id, **said)
+    query = text("SELECT definition FROM monitors WHERE project = :p AND name = :n")
+    definition = db.execute(query, {"p": alert.project, "n": alert.monitor}).scalar()
+    if definition:
+        alert_deeds.note(db, msgspec.json.decode(definition, type=Monitor), alert, event)
+
+
+def _now(db: Connection, alert: str) -> Alert:
+    return _alert(db.execute(text("SELECT * FROM alerts WHERE id = :id"), {"id": alert}).mappings().one())
 
 
 def _said(finding: Finding) -> dict[str, Any]:

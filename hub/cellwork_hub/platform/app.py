@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,6 +14,7 @@ from cellwork_hub.auth import HubTokens
 from cellwork_hub.context import Context
 from cellwork_hub.edge import Service
 from cellwork_hub.platform import (
+    alert_deeds,
     alerts,
     batches,
     datasets,
@@ -27,6 +29,7 @@ from cellwork_hub.platform import (
     outcomes,
     search,
     secrets,
+    skew,
     splits,
     statistics,
     store,
@@ -55,6 +58,8 @@ ROUTERS = (
     feature_proposals,
     feature_history,
     transformers,
+    skew,
+    alert_deeds,
 )
 MIGRATIONS = [records.MIGRATION, *(router.MIGRATION for router in ROUTERS)]
 """Append only: a number, once used, keeps its meaning."""
@@ -64,21 +69,27 @@ def build(context: Context) -> Service:
     """Return the service on the database and folders of `context`."""
     engine = db.open_database(context.database_url("platform"), MIGRATIONS)
     state = State(engine, context.home, context, on_batch=(features.enqueue,))
-    worker, watch = features.Worker(state), monitors.Watch(state)
+    worker, watch, deeds = features.Worker(state), monitors.Watch(state), alert_deeds.Deeds(state)
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         await anyio.to_thread.run_sync(erasure.resume, state)
+        await anyio.to_thread.run_sync(outcomes.take_over, state)
         worker.start()
         watch.start()
+        deeds.start()
         yield
+        deeds.stop()
         watch.stop()
         worker.stop()
-        state.engine.dispose()
+        state.close()
 
     return Service(
         "cellwork",
-        [*records.routes(state.engine), *(route for router in ROUTERS for route in router.routes(state))],
+        [
+            *records.routes(state.engine, functools.partial(outcomes.edges, state)),
+            *(route for router in ROUTERS for route in router.routes(state)),
+        ],
         authorise=HubTokens(
             context.hub_api, context.token("cellwork"), cache_seconds=context.settings.token_cache_seconds
         ),

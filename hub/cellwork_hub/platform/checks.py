@@ -1,6 +1,7 @@
 """What each kind of monitor looks at. A check returns what it found, or raises when nothing can be found out yet.
 
-Drift and quality look back from the newest prediction, so that a replayed past is judged like the present; whether anything came at
+An alert of drift or quality is about the endpoint, whichever version answers: a new version that is no better is no new alert, so what an
+alert starts, such as a retraining, is not started again by its own result. Drift and quality look back from the newest prediction, so that a replayed past is judged like the present; whether anything came at
 all is judged by the clock.
 """
 
@@ -40,12 +41,12 @@ def check(state: State, project: str, monitor: Monitor) -> tuple[list[Finding], 
 
 def _drift(state: State, project: str, monitor: Monitor) -> tuple[list[Finding], str]:
     serving_hours.follow(state)
-    window = clock.duration(monitor.window)
-    found = drift.of(state, f"{project}/{monitor.endpoint}", window=window, rules=monitor.rules)
+    window, endpoint = clock.duration(monitor.window), f"{project}/{monitor.endpoint}"
+    found = drift.of(state, endpoint, window=window, rules=monitor.rules, beside=monitor.beside)
     columns = [c for c in found.columns if not monitor.columns or c.column in monitor.columns]
     moved = [c for c in columns if c.verdict == "drift"]
     judged = sum(c.verdict != "not enough data" for c in columns)
-    looked = f"{found.rows:,} predictions of {found.start:%F} to {found.end:%F} beside {found.reference}: {len(moved)} of {judged} columns drifted"
+    looked = f"{found.rows:,} predictions of {found.start:%F} to {found.end:%F} beside {found.reference}{f' at {found.season}' if found.season else ''}: {len(moved)} of {judged} columns drifted"
     if not judged:
         raise NotFound(
             "columns with enough predictions", found.subject, "are none", f"wait for {found.rules.least_rows}"
@@ -54,9 +55,14 @@ def _drift(state: State, project: str, monitor: Monitor) -> tuple[list[Finding],
         return [], looked
     severity: Severity = "critical" if any(c.severity == "critical" for c in moved) else "warning"
     named = "; ".join(_column(c) for c in moved[:NAMED]) + ("; …" if len(moved) > NAMED else "")
-    evidence = {"rows": found.rows, "reference": found.reference, "columns": msgspec.to_builtins(moved)}
+    evidence = {
+        "version": found.subject,
+        "rows": found.rows,
+        "reference": found.reference,
+        "columns": msgspec.to_builtins(moved),
+    }
     evidence |= {"start": found.start.isoformat(), "end": found.end.isoformat()}
-    return [Finding(subject=found.subject, severity=severity, words=named, evidence=evidence)], looked
+    return [Finding(subject=endpoint, severity=severity, words=f"{found.subject}: {named}", evidence=evidence)], looked
 
 
 def _column(column: ColumnDrift) -> str:
@@ -67,42 +73,41 @@ def _quality(state: State, project: str, monitor: Monitor) -> tuple[list[Finding
     outcomes.mirror(state)
     endpoint = f"{project}/{monitor.endpoint}"
     model, version, start, end, measured, known = _measured(state, endpoint, monitor)
-    subject, needed = f"{endpoint}@{version}", _needed(state, model, version, monitor)
+    needed = _needed(state, model, version, monitor)
     looked = f"ROC AUC {measured.value:.3f} ({measured.low:.3f} to {measured.high:.3f}) of {known:,} outcomes, {start:%F} to {end:%F}"
     if needed is None or measured.high >= needed:
         return [], looked
-    evidence = {"auc": msgspec.to_builtins(measured), "needed": needed, "outcomes": known}
+    evidence = {
+        "version": f"{endpoint}@{version}",
+        "auc": msgspec.to_builtins(measured),
+        "needed": needed,
+        "outcomes": known,
+    }
     evidence |= {"start": start.isoformat(), "end": end.isoformat()}
-    words = f"{looked}: surely below {needed:.3f}"
-    return [Finding(subject=subject, severity=monitor.severity, words=words, evidence=evidence)], looked
+    words = f"{endpoint}@{version}: {looked}: surely below {needed:.3f}"
+    return [Finding(subject=endpoint, severity=monitor.severity, words=words, evidence=evidence)], looked
 
 
 def _measured(state: State, endpoint: str, monitor: Monitor) -> tuple[str, int, datetime, datetime, Metric, int]:
     """Return model, version, start, end, ROC AUC and number of outcomes of the version whose outcomes are the newest."""
+    joined = "FROM joined WHERE endpoint = ? AND counts"
+    last = state.outcomes.rows(f"SELECT version, ts {joined} ORDER BY ts DESC, version DESC LIMIT 1", endpoint)
+    if not last.height:
+        raise NotFound("endpoint", endpoint, "has no outcome yet", "send them: cellwork.monitoring.outcomes.send")
+    version, newest = last.row(0)
+    start = newest - _micros(monitor)
+    known = state.outcomes.rows(f"SELECT score, outcome {joined} AND version = ? AND ts > ?", endpoint, version, start)
     with state.engine.connect() as db:
-        newest = db.execute(
-            text("SELECT version, at FROM scored WHERE endpoint = :e AND counts = 1 AND outcome IS NOT NULL ORDER BY at DESC, version DESC LIMIT 1"),
-            {"e": endpoint},
-        ).first()  # fmt: skip
-        if newest is None:
-            raise NotFound("endpoint", endpoint, "has no outcome yet", "send them: cellwork.monitoring.outcomes.send")
-        start = newest.at - _micros(monitor)
-        rows = db.execute(
-            text("SELECT score, outcome FROM scored WHERE endpoint = :e AND version = :v AND counts = 1 AND outcome IS NOT NULL AND at > :start"),
-            {"e": endpoint, "v": newest.version, "start": start},
-        ).all()  # fmt: skip
-        model = db.execute(
-            text("SELECT model FROM serving_hours WHERE endpoint = :e AND version = :v LIMIT 1"),
-            {"e": endpoint, "v": newest.version},
-        ).scalar()
-    if len(rows) < monitor.least_outcomes:
+        query = text("SELECT model FROM serving_hours WHERE endpoint = :e AND version = :v LIMIT 1")
+        model = db.execute(query, {"e": endpoint, "v": version}).scalar()
+    if known.height < monitor.least_outcomes:
         raise NotFound(
-            f"outcomes of {endpoint}@{newest.version}", len(rows), f"are fewer than {monitor.least_outcomes}", "wait"
+            f"outcomes of {endpoint}@{version}", known.height, f"are fewer than {monitor.least_outcomes}", "wait"
         )
-    area = auc([row.outcome for row in rows], [row.score for row in rows])
+    area = auc(known["outcome"], known["score"])
     if area is None:
-        raise NotFound(f"ROC AUC of {endpoint}@{newest.version}", "", "is not defined: all outcomes are alike", "wait")
-    return model or endpoint, newest.version, moment(start), moment(newest.at), area, len(rows)
+        raise NotFound(f"ROC AUC of {endpoint}@{version}", "", "is not defined: all outcomes are alike", "wait")
+    return model or endpoint, version, moment(start), moment(newest), area, known.height
 
 
 def _micros(monitor: Monitor) -> int:
@@ -124,24 +129,22 @@ def _needed(state: State, model: str, version: int, monitor: Monitor) -> float |
 
 def _predictions(state: State, project: str, monitor: Monitor) -> tuple[list[Finding], str]:
     serving_hours.follow(state)
-    query, endpoint = "SELECT max(logged) FROM serving_hours WHERE endpoint = :s", f"{project}/{monitor.endpoint}"
-    return _absent(endpoint, monitor, "prediction", _newest(state, query, endpoint))
+    endpoint = f"{project}/{monitor.endpoint}"
+    with state.engine.connect() as db:
+        query = text("SELECT max(logged) FROM serving_hours WHERE endpoint = :s")
+        newest = db.execute(query, {"s": endpoint}).scalar()
+    return _absent(endpoint, monitor, "prediction", None if newest is None else moment(newest))
 
 
 def _outcomes(state: State, project: str, monitor: Monitor) -> tuple[list[Finding], str]:
-    query, endpoint = "SELECT max(arrived_at) FROM outcomes WHERE endpoint = :s", f"{project}/{monitor.endpoint}"
-    return _absent(endpoint, monitor, "outcome", _newest(state, query, endpoint))
+    endpoint = f"{project}/{monitor.endpoint}"
+    newest = state.outcomes.rows("SELECT max(arrived_at) FROM outcomes WHERE endpoint = ?", endpoint).item()
+    return _absent(endpoint, monitor, "outcome", None if newest is None else moment(newest))
 
 
 def _batches(state: State, project: str, monitor: Monitor) -> tuple[list[Finding], str]:
     newest = max((batch.at for batch in batches.current(state, project, monitor.dataset)), default=None)
     return _absent(f"{project}/{monitor.dataset}", monitor, "batch", newest)
-
-
-def _newest(state: State, query: str, subject: str) -> datetime | None:
-    with state.engine.connect() as db:
-        newest = db.execute(text(query), {"s": subject}).scalar()
-    return None if newest is None else moment(newest)
 
 
 def _absent(subject: str, monitor: Monitor, what: str, newest: datetime | None) -> tuple[list[Finding], str]:

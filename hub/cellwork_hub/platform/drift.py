@@ -1,23 +1,31 @@
 """Drift of what an endpoint predicts from, beside the dataset its version was trained on.
 
-The dataset is sketched once, when it is first asked for, and the sketch kept beside it. Only columns of the model are compared.
+The dataset is sketched once, when it is first asked for, and the sketch kept beside it; a window without all weekdays is compared
+with the rows of the same hours of the week (`season`). Only columns of the model are compared.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple, get_args
 
+import msgspec
 import polars as pl
 from sqlalchemy import text
 
 from cellwork import clock, files
 from cellwork.data import sketches
 from cellwork.data.sketches import Sketch
-from cellwork.errors import BadInput, NotFound
+from cellwork.errors import BadInput, NotFound, near_miss
 from cellwork.models import versions
+from cellwork.monitoring import season, usual
 from cellwork.monitoring.drift import compare
 from cellwork.wire.datasets import Dataset
-from cellwork.wire.drift import Drift, DriftRules
+from cellwork.wire.drift import Beside, Drift, DriftRules, Usual
 from cellwork_hub.platform import datasets, serving_hours
 from cellwork_hub.platform.state import State
 from cellwork_hub.records import moment
@@ -26,6 +34,7 @@ from cellwork_hub.route import Call, Route
 MIGRATION = serving_hours.MIGRATION
 WEEK = timedelta(days=7)
 DAY = 24 * serving_hours.HOUR
+BESIDES: tuple[Beside, ...] = get_args(Beside)
 
 
 def routes(state: State) -> list[Route]:
@@ -34,7 +43,10 @@ def routes(state: State) -> list[Route]:
         start, end = (clock.utc(call.query[key]) if call.query.get(key) else None for key in ("start", "end"))
         if start and end and start >= end:
             raise BadInput("start", start.isoformat(), f"is not before the end {end.isoformat()}", "swap them")
-        return of(state, _endpoint(call), call.number("version", 0), start=start, end=end)
+        beside = call.query.get("beside") or "season"
+        if beside not in BESIDES:
+            raise BadInput("beside", beside, "is not known", near_miss(beside, BESIDES))
+        return of(state, _endpoint(call), call.number("version", 0), start=start, end=end, beside=beside)
 
     def by_day(call: Call) -> list[Drift]:
         serving_hours.follow(state)
@@ -53,8 +65,9 @@ def _endpoint(call: Call) -> str:
 def of(
     state: State, endpoint: str, version: int = 0, *, window: timedelta = WEEK,
     start: datetime | None = None, end: datetime | None = None, rules: DriftRules | None = None,
+    beside: Beside = "season",
 ) -> Drift:  # fmt: skip
-    """Return the drift of `version` between `start` and `end`.
+    """Return the drift of `version` between `start` and `end`, `beside` what the version learned from or answered before.
 
     Version 0 is the one that answered last, or, while that has too few predictions for a verdict, the one before it. Without
     `end`: up to the newest hour with a prediction of it. Without `start`: `window` before the end.
@@ -69,16 +82,19 @@ def of(
     for model, number, _, last in reversed(_answered(state, endpoint, version)):
         until = end or moment(last + serving_hours.HOUR)
         since = start or until - window
-        hours = [sketch for _, sketch in serving_hours.between(state, endpoint, model, number, since, until)]
+        hours = serving_hours.between(state, endpoint, model, number, since, until)
         windows.append((model, number, since, until, hours))
-        if sum(sketch.rows for sketch in hours) >= rules.least_rows:
+        if sum(sketch.rows for _, sketch in hours) >= rules.least_rows:
             break
-    model, number, since, until, hours = max(windows, key=lambda w: sum(sketch.rows for sketch in w[-1]))
+    model, number, since, until, hours = max(windows, key=lambda w: sum(sketch.rows for _, sketch in w[-1]))
     if not hours:
         asked = f"{since:%F %T} to {until:%F %T}"
         raise NotFound(f"predictions of {endpoint}@{number}", asked, "are none", "see: cellwork monitor drift --days")
-    trained, found = training(state, model, number), serving_hours.merged(hours)
-    return _compared(f"{endpoint}@{number}", trained, reference(state, trained), found, since, until, rules)
+    found = Window(f"{endpoint}@{number}", since, until, hours)
+    if beside == "before":
+        return _compared(found, _before(state, endpoint, model, number, found), rules)
+    trained = training(state, model, number)
+    return _compared(found, _learned(state, trained, found, rules, whole=beside == "training"), rules)
 
 
 def days(state: State, endpoint: str, version: int = 0) -> list[Drift]:
@@ -93,17 +109,12 @@ def days(state: State, endpoint: str, version: int = 0) -> list[Drift]:
 
 def _days_of(state: State, endpoint: str, model: str, number: int, first: int, last: int) -> list[Drift]:
     trained = training(state, model, number)
-    expected, rules = reference(state, trained), DriftRules()
-    parts: dict[int, list[Sketch]] = {}
+    rules = DriftRules()
+    parts: dict[int, list[tuple[int, Sketch]]] = {}
     for hour, sketch in serving_hours.between(state, endpoint, model, number, moment(first), moment(last + 1)):
-        parts.setdefault(hour // DAY * DAY, []).append(sketch)
-    return [
-        _compared(
-            f"{endpoint}@{number}", trained, expected, serving_hours.merged(each),
-            moment(day), moment(day + DAY), rules,
-        )
-        for day, each in parts.items()
-    ]  # fmt: skip
+        parts.setdefault(hour // DAY * DAY, []).append((hour, sketch))
+    windows = [Window(f"{endpoint}@{number}", moment(day), moment(day + DAY), each) for day, each in parts.items()]
+    return [_compared(window, _learned(state, trained, window, rules), rules) for window in windows]
 
 
 def _answered(state: State, endpoint: str, version: int) -> list[tuple[str, int, int, int]]:
@@ -143,12 +154,76 @@ def reference(state: State, dataset: Dataset) -> Sketch:
     return made
 
 
-def _compared(
-    subject: str, trained: Dataset, expected: Sketch, found: Sketch,
-    start: datetime, end: datetime, rules: DriftRules,
-) -> Drift:  # fmt: skip
-    known = Sketch(found.rows, {name: column for name, column in found.columns.items() if name in expected.columns})
+Seasonal = tuple[Sketch, dict[str, Usual]]
+
+
+def _of_season(folder: Path, time: str, columns: tuple[str, ...], hours: season.Hours) -> Seasonal:
+    """Return the sketch of the rows in `hours`, and what is usual of them; made once and kept beside the dataset."""
+    made = folder / f"season-{hashlib.sha256(repr(sorted(hours)).encode()).hexdigest()[:16]}"
+    sketch, apart = made.with_suffix(".sketch"), made.with_suffix(".json")
+    if not apart.is_file():
+        frame = pl.read_parquet(folder / "data.parquet", columns=list(dict.fromkeys([*columns, time])))
+        rows = season.rows(frame, time, hours)
+        found = sketches.of(rows.select(columns), count_distinct=False)
+        files.write(sketch, sketches.pack(found))
+        files.write(apart, msgspec.json.encode(usual.of(rows, time, found)))
+    return sketches.unpack(sketch.read_bytes()), msgspec.json.decode(apart.read_bytes(), type=dict[str, Usual])
+
+
+@dataclass(frozen=True)
+class Window:
+    subject: str
+    start: datetime
+    end: datetime
+    hours: list[tuple[int, Sketch]]
+    """(hour in microseconds since 1970, sketch), those with predictions."""
+
+    @property
+    def season(self) -> season.Hours:
+        return season.of(moment(hour) for hour, _ in self.hours)
+
+
+class Reference(NamedTuple):
+    name: str
+    sketch: Sketch
+    part: str = ""
+    """Which part of it, in words."""
+    usual: Mapping[str, Usual] = {}
+
+
+def _learned(state: State, trained: Dataset, window: Window, rules: DriftRules, *, whole: bool = False) -> Reference:
+    """Return what the version learned from: rows of the window's season, or all where `whole` is asked or that are too few."""
+    columns, folder = (*trained.inputs, *trained.features), state.home.dataset(trained.id)
+    hours = season.ALL if whole else window.season
+    if hours and trained.time_column in pl.read_parquet_schema(folder / "data.parquet"):
+        found, apart = _of_season(folder, trained.time_column, columns, hours)
+        if found.rows >= rules.least_rows:
+            return Reference(trained.id, found, season.say(hours), apart)
+    return Reference(trained.id, reference(state, trained))
+
+
+def _before(state: State, endpoint: str, model: str, number: int, window: Window) -> Reference:
+    """Return what the version predicted, and from what, in the window before: of the same length, on the same weekdays."""
+    length = window.end - window.start
+    back = length if length >= WEEK else WEEK
+    start, end = window.start - back, window.end - back
+    hours = serving_hours.between(state, endpoint, model, number, start, end)
+    if not hours:
+        asked = f"{start:%F %T} to {end:%F %T}"
+        raise NotFound(
+            f"predictions of {window.subject}",
+            asked,
+            "are none",
+            "wait for a second window, or compare with the training dataset",
+        )
+    return Reference(f"{start:%F} to {end:%F}", serving_hours.merged([sketch for _, sketch in hours]))
+
+
+def _compared(window: Window, beside: Reference, rules: DriftRules) -> Drift:
+    found, expected = serving_hours.merged([sketch for _, sketch in window.hours]), beside.sketch
+    known = {name: column for name, column in found.columns.items() if name in expected.columns}
     return Drift(
-        subject=subject, reference=trained.id, start=start.astimezone(UTC), end=end.astimezone(UTC), rows=found.rows,
-        reference_rows=expected.rows, columns=compare(expected, known, rules), rules=rules,
+        subject=window.subject, reference=beside.name, start=window.start.astimezone(UTC), end=window.end.astimezone(UTC),
+        rows=found.rows, reference_rows=expected.rows, season=beside.part, rules=rules,
+        columns=compare(expected, Sketch(found.rows, known), rules, beside.usual),
     )  # fmt: skip

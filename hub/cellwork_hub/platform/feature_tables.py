@@ -31,8 +31,9 @@ _writing = threading.Lock()
 
 
 def prepared_rows(
-    state: State, definitions: Definitions, name: str, *, batches: Sequence[Batch] | None = None, sealed: bool = False
-) -> pl.DataFrame:
+    state: State, definitions: Definitions, name: str, *, batches: Sequence[Batch] | None = None, sealed: bool = False,
+    cached: bool = True,
+) -> pl.DataFrame:  # fmt: skip
     """Return the rows of a Prepared with `_batch`, batch by batch.
 
     Parameters
@@ -40,13 +41,15 @@ def prepared_rows(
     batches : batches of its first source (default the current ones). The other sources are always whole, as they are now,
         and readable values only.
     sealed : with the sealed values of those batches. For the platform's own use; no route may pass it on.
+    cached : False makes the rows anew from raw rows and keeps nothing.
     """
     prepared = references.prepared_of(definitions, name)
     project = definitions.project
     wanted = _current(state, project, prepared.sources[0]) if batches is None else batches
     others = {source: _current(state, project, source) for source in prepared.sources[1:]}
     cache = _Prepared(state, project, prepared, others)
-    frames = [cache.rows(batch, sealed=sealed and bool(batch.sealed)) for batch in wanted]
+    read = cache.rows if cached else cache.made
+    frames = [read(batch, sealed=sealed and bool(batch.sealed)) for batch in wanted]
     return pl.concat(frames, how="vertical_relaxed") if frames else cache.none()
 
 
@@ -66,7 +69,7 @@ class _Prepared:
         try:
             return pl.read_parquet(file, hive_partitioning=False)
         except FileNotFoundError:
-            made = self._run(batch, sealed=sealed)
+            made = self.made(batch, sealed=sealed)
         files.write(file, _parquet(made), mode=0o600)
         for older in file.parent.glob(f"{batch.id}-*.parquet"):
             if older != file:
@@ -78,7 +81,7 @@ class _Prepared:
         driving = batches.raw_rows(self.state, self.project, self.prepared.sources[0], [])
         return prepare.run(self.prepared, _plain(driving), self._loaded()).with_columns(pl.lit("").alias(BATCH))
 
-    def _run(self, batch: Batch, *, sealed: bool) -> pl.DataFrame:
+    def made(self, batch: Batch, *, sealed: bool) -> pl.DataFrame:
         driving = batches.raw_rows(self.state, self.project, batch.dataset, [batch.id], sealed=sealed)
         made = prepare.run(self.prepared, _plain(driving), self._loaded())
         return made.with_columns(pl.lit(batch.id).alias(BATCH))

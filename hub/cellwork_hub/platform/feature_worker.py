@@ -9,6 +9,7 @@ of which views), but their rows are kept from every reader of the feature table.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -23,6 +24,7 @@ from cellwork.features.row import BATCH, EVENT
 from cellwork.wire.batches import Batch
 from cellwork.wire.features import Definitions, Rolling
 from cellwork_hub import records
+from cellwork_hub.loop import Loop
 from cellwork_hub.platform import batches, feature_online, feature_queue, feature_seals, feature_tables
 from cellwork_hub.platform.feature_definitions import definitions
 from cellwork_hub.platform.feature_queue import Claim, Done
@@ -34,37 +36,18 @@ working = threading.Lock()
 IDLE_SECONDS = 0.2
 
 
-class Worker:
-    """The thread. `start` and `stop` may be called twice; `stop` returns when the run in hand is done."""
+class Worker(Loop):
+    """The thread that executes what is queued, run after run."""
 
     def __init__(self, state: State) -> None:
+        super().__init__("feature-pipelines", lambda: step(state), idle=IDLE_SECONDS, after_error=IDLE_SECONDS)
         self.state = state
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        if self._thread is None:
-            self._stop.clear()
-            feature_queue.recover(self.state)
-            self._thread = threading.Thread(target=self._work, name="feature-pipelines", daemon=True)
-            self._thread.start()
+    def prepare(self) -> None:
+        feature_queue.recover(self.state)
 
-    def stop(self, timeout: float = 30.0) -> None:
-        if self._thread is not None:
-            self._stop.set()
-            self._thread.join(timeout)
-            self._thread = None
-
-    def _work(self) -> None:
+    def warm(self) -> None:
         feature_online.prewarm(self.state)
-        while not self._stop.is_set():
-            try:
-                found = step(self.state)
-            except Exception:  # the thread must outlive whatever the database does; the run stays and is tried again
-                log.exception("the feature pipelines could not go on")
-                found = False
-            if not found:
-                self._stop.wait(IDLE_SECONDS)
 
 
 def step(state: State) -> bool:
@@ -130,13 +113,24 @@ def execute(state: State, run: Claim) -> None:
         records.event(db, "features.ready", run.project, feature_set, **told)
 
 
-class _Made:
-    """What one run reads and makes."""
+def again(state: State, run: Claim) -> pl.DataFrame:
+    """Return the feature rows that a run which succeeded has made, made anew from raw batches; nothing is kept or written.
 
-    def __init__(self, state: State, known: Definitions, run: Claim) -> None:
+    Other sources than the view's first are read as they are now.
+    """
+    past = [*itertools.takewhile(lambda done: done.step.batch != run.batch, feature_queue.done(state, run))]
+    made = _Made(state, definitions(state, run.project, run.revision)[0], run, past)
+    return made.rolling()[0] if isinstance(made.view.pipeline, Rolling) else made.select()
+
+
+class _Made:
+    """What one run reads and makes; with `past` what it would have made after those runs, from raw rows only."""
+
+    def __init__(self, state: State, known: Definitions, run: Claim, past: list[Done] | None = None) -> None:
         self.state, self.known, self.revision = state, known, run.revision
         self.view, self.batch = references.view_of(known, run.view), batches.get(state, run.batch)
-        self.past = feature_queue.done(state, run)
+        self.cached = past is None
+        self.past = feature_queue.done(state, run) if past is None else past
         self.keys = references.join_keys(known, self.view)
         self.others = references.prepared_of(known, self.view.pipeline.rows).sources[1:]
         self.corrects = any(done.step.batch == self.batch.supersedes for done in self.past)
@@ -144,7 +138,7 @@ class _Made:
 
     def prepared(self, wanted: list[Batch]) -> pl.DataFrame:
         return feature_tables.prepared_rows(
-            self.state, self.known, self.view.pipeline.rows, batches=wanted, sealed=True
+            self.state, self.known, self.view.pipeline.rows, batches=wanted, sealed=True, cached=self.cached
         )
 
     def select(self) -> pl.DataFrame:

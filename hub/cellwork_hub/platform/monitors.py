@@ -1,4 +1,5 @@
-"""Monitors: checks that are repeated, what they last found, and the thread that repeats them.
+"""Monitors: checks that are repeated, what they last found, and the thread that repeats them: by the clock, and when an event says
+that there is something new to see.
 
 A check reads; what it found, the alerts that follow and the time of the next one are written in one transaction. A check that dies
 before it is repeated as soon as the service is back: the same findings make no second alert.
@@ -6,30 +7,30 @@ before it is repeated as soon as the service is back: the same findings make no 
 
 from __future__ import annotations
 
-import logging
-import threading
 from typing import Any
 
 import msgspec
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from cellwork import clock, ids
 from cellwork.errors import BadInput, CellworkError, NotFound, near_miss
 from cellwork.wire.monitors import Monitor, MonitorsRequest, MonitorStatus, SilenceRequest
 from cellwork_hub import records
+from cellwork_hub.loop import Loop
 from cellwork_hub.platform import alerts, checks
 from cellwork_hub.platform.alerts import Finding
 from cellwork_hub.platform.state import State
 from cellwork_hub.records import micros, moment
 from cellwork_hub.route import Call, Route
 
-log = logging.getLogger("cellwork.monitors")
-
 MIGRATION = (
     "CREATE TABLE monitors (project TEXT NOT NULL, name TEXT NOT NULL, definition {json} NOT NULL, owner TEXT NOT NULL, state TEXT NOT NULL, "
     "words TEXT NOT NULL, checked BIGINT, next BIGINT NOT NULL, silenced BIGINT, PRIMARY KEY (project, name))",
 )
 IDLE_SECONDS = 1.0
+PAUSE_SECONDS = 10
+CAUSES: dict[str, tuple[str, ...]] = {"outcomes.arrived": ("quality", "drift", "outcomes"), "batch.ready": ("batches",)}
+"""Event -> the kinds of monitors of its endpoint or data set that look then, without waiting for their time."""
 MOST = 200
 """Monitors of a project."""
 
@@ -95,6 +96,23 @@ def _refuse_wrong(monitor: Monitor) -> None:
         raise BadInput(f"every of {subject}", monitor.every, "is too often", "write 10s or more")
     if monitor.kind == "quality" and monitor.least is None and monitor.drop is None:
         raise BadInput(subject, "quality", "needs a bound", "write least: 0.7, or drop: 0.05")
+    if monitor.then and monitor.kind not in ("drift", "quality"):
+        raise BadInput(
+            f"then of {subject}",
+            monitor.then,
+            f"does not go with {monitor.kind}",
+            "it is about a version: of drift or quality",
+        )
+    for told in monitor.tell:
+        if bool(told.webhook) == bool(told.mail) or (
+            told.webhook and not told.webhook.startswith(("http://", "https://"))
+        ):
+            raise BadInput(
+                f"tell of {subject}",
+                told.webhook,
+                "is not one address",
+                "write webhook: https://… or mail: [ada@example.org]",
+            )
 
 
 def _write(db: Any, project: str, monitor: Monitor, owner: str) -> None:
@@ -160,46 +178,70 @@ def _silence(state: State, call: Call, found: MonitorStatus, request: SilenceReq
 
 def _select(state: State, where: str, **values: Any) -> list[MonitorStatus]:
     with state.engine.connect() as db:
-        rows = db.execute(text(f"SELECT * FROM monitors WHERE {where} ORDER BY project, name"), values).mappings()
-        return [
-            MonitorStatus(
-                project=row["project"], monitor=msgspec.json.decode(row["definition"], type=Monitor), state=row["state"],
-                words=row["words"], checked=None if row["checked"] is None else moment(row["checked"]), owner=row["owner"],
-                silenced_until=None if (row["silenced"] or 0) <= micros(clock.now()) else moment(row["silenced"]),
-            )
-            for row in rows
-        ]  # fmt: skip
+        return _rows(db, where, **values)
 
 
-class Watch:
-    """The thread that lets each monitor look when it is due. `stop` returns when the check in hand is done."""
+def _rows(db: Connection, where: str, **values: Any) -> list[MonitorStatus]:
+    rows = db.execute(text(f"SELECT * FROM monitors WHERE {where} ORDER BY project, name"), values).mappings()
+    return [
+        MonitorStatus(
+            project=row["project"], monitor=msgspec.json.decode(row["definition"], type=Monitor), state=row["state"],
+            words=row["words"], checked=None if row["checked"] is None else moment(row["checked"]), owner=row["owner"],
+            silenced_until=None if (row["silenced"] or 0) <= micros(clock.now()) else moment(row["silenced"]),
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+class Watch(Loop):
+    """The thread that lets each monitor look when it is due, and at once when something happens that it looks at."""
 
     def __init__(self, state: State) -> None:
-        self.state = state
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        super().__init__("monitors", self._look, idle=IDLE_SECONDS)
+        self.state, self._seen = state, 0
 
-    def start(self) -> None:
-        if self._thread is None:
-            self._stop.clear()
-            self._thread = threading.Thread(target=self._work, name="monitors", daemon=True)
-            self._thread.start()
+    def prepare(self) -> None:
+        with self.state.engine.connect() as db:
+            self._seen = db.execute(text("SELECT coalesce(max(seq), 0) FROM events")).scalar_one()
 
-    def stop(self, timeout: float = 30.0) -> None:
-        if self._thread is not None:
-            self._stop.set()
-            self._thread.join(timeout)
-            self._thread = None
+    def _look(self) -> bool:
+        self._seen = hurry(self.state, self._seen)
+        for due in _select(self.state, "next <= :now", now=micros(clock.now())):
+            if self.stopping.is_set():
+                break
+            look(self.state, due.project, due.monitor)
+        return False
 
-    def _work(self) -> None:
-        while not self._stop.wait(IDLE_SECONDS):
-            try:
-                for due in _select(self.state, "next <= :now", now=micros(clock.now())):
-                    if self._stop.is_set():
-                        return
-                    look(self.state, due.project, due.monitor)
-            except (
-                Exception
-            ):  # the thread must outlive whatever a check meets; that monitor stays due and is tried again
-                log.exception("the monitors could not go on")
-                self._stop.wait(10 * IDLE_SECONDS)
+
+def hurry(state: State, after: int) -> int:
+    """Make due what looks at something that happened after the event `after`; returns the last event.
+
+    A monitor that has just looked waits `PAUSE_SECONDS`, however much happens.
+    """
+    happened: set[tuple[str, str, str]] = set()
+    since = after
+    for name in CAUSES:
+        for event in records.events(state.engine, since, name):
+            about = event.data["dataset"] if name == "batch.ready" else event.subject.partition("/")[2]
+            happened.add((event.project, name, about))
+            after = max(after, event.seq)
+    if not happened:
+        return after
+    with state.engine.begin() as db:
+        for each in _rows(db, "state <> ''"):
+            caused = {
+                (each.project, name, each.monitor.endpoint or each.monitor.dataset)
+                for name in CAUSES
+                if each.monitor.kind in CAUSES[name]
+            }
+            if caused & happened:
+                values = {"p": each.project, "n": each.monitor.name, "soon": _soon(each)}
+                db.execute(
+                    text("UPDATE monitors SET next = :soon WHERE project = :p AND name = :n AND next > :soon"), values
+                )
+    return after
+
+
+def _soon(status: MonitorStatus) -> int:
+    looked = micros(status.checked) if status.checked else 0
+    return max(micros(clock.now()), looked + PAUSE_SECONDS * 1_000_000)

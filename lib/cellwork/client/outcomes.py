@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import builtins
+import io
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from cellwork.client.base import Connection
+from cellwork.client.batches import PARQUET
 from cellwork.wire.outcomes import Outcome, OutcomesAnswer, OutcomesRequest, Quality
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 class Outcomes:
@@ -18,9 +26,16 @@ class Outcomes:
             "cellwork", "POST", "/api/v1/outcomes", OutcomesAnswer, OutcomesRequest(project=project, outcomes=outcomes)
         )
 
+    def load(self, endpoint: str, frame: pl.DataFrame) -> OutcomesAnswer:
+        """Send a frame of ``observation`` (or ``prediction``), ``value``, ``observed_at`` and, if known, ``arrived_at`` and ``source``."""
+        buffer = io.BytesIO()
+        frame.write_parquet(buffer, compression="zstd")
+        answer = self._to.raw("cellwork", "PUT", f"/api/v1/outcomes/{endpoint}", buffer.getvalue(), PARQUET)
+        return msgspec.json.decode(answer.content, type=OutcomesAnswer)
+
     def list(self, endpoint: str, *, prediction: str = "") -> Iterator[Outcome]:
         return self._to.listing("cellwork", "/api/v1/outcomes", Outcome, endpoint=endpoint, prediction=prediction)
 
-    def quality(self, endpoint: str) -> Quality:
-        """Quality of the endpoint `project/name` per day and version, over the outcomes that arrived so far."""
-        return self._to.call("cellwork", "GET", f"/api/v1/quality/{endpoint}", Quality)
+    def quality(self, endpoint: str, *, as_of: str = "") -> Quality:
+        """Quality of the endpoint `project/name` per day and version, over the outcomes that arrived so far, or until `as_of`."""
+        return self._to.call("cellwork", "GET", f"/api/v1/quality/{endpoint}", Quality, as_of=as_of)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import html
 import re
 
+from cellwork import ids
 from cellwork.client import Client
 from cellwork.errors import BadInput, NotFound
 from cellwork.lineage import say
 from cellwork.lineage.walk import Walk, kind_of
 from cellwork.wire import records
+from cellwork.wire.skew import Recomputed
 
 
 class Trail(records.Trail):
@@ -56,3 +58,9 @@ def why(client: Client, subject: str, *, forward: bool = False) -> Trail:
     if len(walk.steps) == 1 and kind in ("training run", "feature set", "observation", "holdout"):
         raise NotFound(kind, subject, "has no lineage here", "look at the id again")
     return Trail(subject=subject, steps=walk.steps)
+
+
+def recompute(client: Client, prediction: str) -> Recomputed:
+    """Make the features of `prediction` anew from the raw batches they name; say whether they are what was logged, bit for bit."""
+    found = client.endpoints.prediction(ids.check(prediction, "pred"))
+    return client.monitors.recompute(found.endpoint.partition("/")[0], prediction)

@@ -9,14 +9,21 @@ whose kind changed, drifts without a test. Below `least_rows` there is no verdic
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
+from cellwork.data import sketches
 from cellwork.data.sketches import Column, Ranks, Sketch
 from cellwork.monitoring import distances
 from cellwork.monitoring.distances import Floats
-from cellwork.wire.drift import ColumnDrift, DriftRules
+from cellwork.wire.drift import ColumnDrift, DriftRules, Usual
+
+if TYPE_CHECKING:
+    import polars as pl
 
 CATEGORIES = 50
 """The reference's most frequent texts are a category each; all others together are one."""
@@ -37,20 +44,40 @@ class _Test:
 class _Compared:
     found: ColumnDrift
     tests: list[_Test] = field(default_factory=list)
+    least_psi: float = 0.0
+    """The PSI from which on a difference matters."""
     ks: tuple[float, float, float] | None = None
     """Distance and both numbers of rows; the p-values of all columns are computed at once."""
 
 
-def compare(reference: Sketch, window: Sketch, rules: DriftRules | None = None) -> list[ColumnDrift]:
-    """Return how far each column of `window` is from `reference`; those that drifted first, then by falling PSI."""
+def between(reference: Sketch, window: pl.DataFrame, rules: DriftRules | None = None) -> list[ColumnDrift]:
+    """Return how far each column of the rows `window` is from `reference`, as `compare` does."""
+    return compare(reference, sketches.of(window, count_distinct=False), rules)
+
+
+def compare(
+    reference: Sketch, window: Sketch, rules: DriftRules | None = None, usual: Mapping[str, Usual] | None = None
+) -> list[ColumnDrift]:
+    """Return how far each column of `window` is from `reference`; those that drifted first, then by falling PSI.
+
+    What is `usual` of a column is no drift, nor what is not `rules.beyond` times as far.
+    """
     rules = rules or DriftRules()
     names = list(dict.fromkeys([*reference.columns, *window.columns]))
-    compared = [_column(name, reference, window, rules) for name in names]
+    compared = [_column(name, reference, window, _ruled(rules, name, usual or {})) for name in names]
     compared = [each for each in compared if each.found.kind not in ("time", "other")]
-    _test_numbers(compared, rules)
+    _test_numbers(compared)
     _judge(compared, rules)
     order = {"drift": 0, "stable": 1, "not enough data": 2}
     return sorted((each.found for each in compared), key=lambda c: (order[c.verdict], -(c.psi or 0.0), c.column))
+
+
+def _ruled(rules: DriftRules, name: str, usual: Mapping[str, Usual]) -> DriftRules:
+    """Return `rules` with what matters of the column `name`, given what is usual of it."""
+    if name not in usual:
+        return rules
+    psi, missing = rules.beyond * usual[name].psi, rules.beyond * usual[name].missing
+    return msgspec.structs.replace(rules, psi=max(rules.psi, psi), missing=max(rules.missing, missing))
 
 
 def _column(name: str, reference: Sketch, window: Sketch, rules: DriftRules) -> _Compared:
@@ -68,7 +95,7 @@ def _column(name: str, reference: Sketch, window: Sketch, rules: DriftRules) -> 
         column=name, kind=kind, verdict="not enough data", reference=old.rows, window=new.rows,
         missing_reference=_missing(old), missing_window=_missing(new),
     )  # fmt: skip
-    compared = _Compared(found)
+    compared = _Compared(found, least_psi=rules.psi)
     if min(old.rows, new.rows) >= rules.least_rows and kind not in ("time", "other"):
         found.verdict = "stable"
         _test_missing(compared, old, new, rules)
@@ -160,7 +187,7 @@ def _test_new(compared: _Compared, before: dict[str, int], now: dict[str, int], 
     compared.tests.append(_Test(p, share >= rules.outside, f"{share:.1%} new: {named}"))
 
 
-def _test_numbers(compared: list[_Compared], rules: DriftRules) -> None:
+def _test_numbers(compared: list[_Compared]) -> None:
 
     numbers = [(each, each.ks) for each in compared if each.ks]
     if not numbers:
@@ -169,7 +196,7 @@ def _test_numbers(compared: list[_Compared], rules: DriftRules) -> None:
     for (each, _), p in zip(numbers, distances.ks_p_values(of_all[:, 0], of_all[:, 1], of_all[:, 2]), strict=True):
         psi = each.found.psi or 0.0
         each.found.p_value = float(p)
-        each.tests.append(_Test(float(p), psi >= rules.psi, f"distributed otherwise, PSI {psi:.2f}"))
+        each.tests.append(_Test(float(p), psi >= each.least_psi, f"distributed otherwise, PSI {psi:.2f}"))
 
 
 def _judge(compared: list[_Compared], rules: DriftRules) -> None:

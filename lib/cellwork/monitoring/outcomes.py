@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import msgspec
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 CHUNK = 5000
+ROWS = 1_000_000
+"""Rows of a frame in one delivery."""
 
 
 def send(
@@ -33,10 +35,24 @@ def send(
     BadInput
         A column is missing or of the wrong type.
     """
-    rows = [_outcome(endpoint, row, source) for row in _rows(outcomes)]
-    client, total = connect(), OutcomesAnswer(taken=0, matched=0, repeated=0)
-    for start in range(0, len(rows), CHUNK):
-        part = client.outcomes.send(ids.split_name(endpoint)[0], rows[start : start + CHUNK])
+    client = connect()
+    if _is_frame(outcomes):
+        return _together(client.outcomes.load(endpoint, part) for part in _parts(outcomes, source))
+    project, rows = (
+        ids.split_name(endpoint)[0],
+        [_outcome(endpoint, row, source) for row in cast(Iterable[Outcome | Mapping[str, Any]], outcomes)],
+    )
+    parts = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+    return _together(client.outcomes.send(project, part) for part in parts)
+
+
+def _is_frame(outcomes: object) -> TypeGuard[pl.DataFrame]:
+    return hasattr(outcomes, "iter_slices")
+
+
+def _together(answers: Iterable[OutcomesAnswer]) -> OutcomesAnswer:
+    total = OutcomesAnswer(taken=0, matched=0, repeated=0)
+    for part in answers:
         total = OutcomesAnswer(
             taken=total.taken + part.taken,
             matched=total.matched + part.matched,
@@ -50,16 +66,19 @@ def quality(endpoint: str) -> Quality:
     return connect().outcomes.quality(endpoint)
 
 
-def _rows(outcomes: Any) -> list[Outcome | Mapping[str, Any]]:
-    if not hasattr(outcomes, "to_dicts"):
-        return list(outcomes)
-    missing = {"value", "observed_at"} - set(outcomes.columns)
-    if missing or not {"observation", "prediction"} & set(outcomes.columns):
+def _parts(frame: pl.DataFrame, source: str) -> Iterator[pl.DataFrame]:
+    """Return the rows of `frame` that are outcomes, in parts that a delivery holds."""
+    import polars as pl
+
+    missing = {"value", "observed_at"} - set(frame.columns)
+    if missing or not {"observation", "prediction"} & set(frame.columns):
         raise BadInput(
-            "outcomes", ", ".join(outcomes.columns), "lack a column",
+            "outcomes", ", ".join(frame.columns), "lack a column",
             "columns are: observation (or prediction), value, observed_at, and arrived_at if you know it",
         )  # fmt: skip
-    return [row for row in outcomes.to_dicts() if row["value"] is not None]
+    if source and "source" not in frame.columns:
+        frame = frame.with_columns(source=pl.lit(source))
+    return frame.filter(pl.col("value").is_not_null()).iter_slices(ROWS)
 
 
 def _outcome(endpoint: str, row: Outcome | Mapping[str, Any], source: str) -> Outcome:

@@ -1,42 +1,45 @@
-"""Quality of predictions per day and version, over the outcomes that arrived so far. Pure: rows in, `Quality` out."""
+"""Quality of predictions per day and version, over the outcomes that arrived so far. Pure: frames in, `Quality` out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 from cellwork.monitoring.ranking import auc
 from cellwork.wire.outcomes import Quality, QualityPoint
 
-Scored = tuple[datetime, int, float, float | None]
-"""(time the prediction is for, version, score, outcome or None)."""
+if TYPE_CHECKING:
+    import polars as pl
+
+GROUP = ["day", "version"]
 
 
-def quality(endpoint: str, rows: Sequence[Scored]) -> Quality:
-    """Return the quality of `rows`; each observation and version is in it once."""
-    groups: dict[tuple[str, int], list[Scored]] = {}
-    for row in rows:
-        groups.setdefault((row[0].date().isoformat(), row[1]), []).append(row)
-    known = _known(rows)
+def quality(endpoint: str, traffic: pl.DataFrame, known: pl.DataFrame) -> Quality:
+    """Return the quality of an endpoint.
+
+    Parameters
+    ----------
+    traffic : columns ``day`` (date), ``version``, ``predictions``, ``mean_score``; a row a group
+        All predictions.
+    known : columns ``day``, ``version``, ``score``, ``outcome``
+        Those with an outcome, each observation and version once.
+    """
+    by_group = known.partition_by(GROUP, as_dict=True)
     return Quality(
         endpoint=endpoint,
-        predictions=len(rows),
-        outcomes=len(known),
-        auc=auc([truth for truth, _ in known], [score for _, score in known]),
-        points=[_point(day, version, group) for (day, version), group in sorted(groups.items())],
+        predictions=int(traffic.get_column("predictions").sum()),
+        outcomes=known.height,
+        auc=auc(known.get_column("outcome"), known.get_column("score")),
+        points=[
+            _point(row, by_group.get((row["day"], row["version"]))) for row in traffic.sort(GROUP).iter_rows(named=True)
+        ],
     )
 
 
-def _known(rows: Sequence[Scored]) -> list[tuple[float, float]]:
-    return [(outcome, score) for _, _, score, outcome in rows if outcome is not None]
-
-
-def _point(day: str, version: int, rows: list[Scored]) -> QualityPoint:
-    known = _known(rows)
-    area = auc([truth for truth, _ in known], [score for _, score in known])
+def _point(row: dict[str, Any], known: pl.DataFrame | None) -> QualityPoint:
+    area = None if known is None else auc(known.get_column("outcome"), known.get_column("score"))
     return QualityPoint(
-        day=day, version=version, predictions=len(rows), outcomes=len(known),
-        mean_score=sum(row[2] for row in rows) / len(rows),
-        rate=sum(truth for truth, _ in known) / len(known) if known else None,
-        auc=area.value if area else None,
+        day=row["day"].isoformat(), version=row["version"], predictions=row["predictions"], mean_score=row["mean_score"],
+        outcomes=0 if known is None else known.height,
+        rate=None if known is None else float(known.get_column("outcome").to_numpy().mean()),
+        auc=area.value if area else None, auc_low=area.low if area else None, auc_high=area.high if area else None,
     )  # fmt: skip

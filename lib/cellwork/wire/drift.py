@@ -9,6 +9,9 @@ import msgspec
 
 from cellwork.wire import Struct
 
+Beside = Literal["season", "training", "before"]
+"""What a window is compared with: the rows of its version's training dataset at the same hours of the week (all of them, where the
+window has every weekday); the whole dataset; or what the version predicted from in the window before."""
 Verdict = Literal["stable", "drift", "not enough data"]
 
 
@@ -47,6 +50,14 @@ class ColumnDrift(Struct):
     new_share: float | None = None
 
 
+class Usual(Struct):
+    """The most that one week of a reference was apart from all of it, in the same hours of the week."""
+
+    psi: float = 0.0
+    missing: float = 0.0
+    """Difference of the shares that are missing."""
+
+
 class DriftRules(Struct):
     """When a difference is drift: it must be surely there (`alpha`), and large enough to matter (the others)."""
 
@@ -58,6 +69,8 @@ class DriftRules(Struct):
     """A change of the share of missing values that matters."""
     outside: float = 0.01
     """A share of values out of range, or new, that matters."""
+    beyond: float = 1.5
+    """Of a window without all weekdays: how many times as far as the same hours of any week of the reference are from all of them."""
     critical: float = 0.25
     """PSI, or any of these shares, from here on is critical; below it is a warning."""
 
@@ -67,10 +80,12 @@ class Drift(Struct):
 
     subject: str
     reference: str
-    """What the window is compared with, such as the training dataset's id."""
+    """What the window is compared with: the training dataset's id, or the times of the window before."""
     start: datetime
     end: datetime
     rows: int
     reference_rows: int
     columns: list[ColumnDrift]
     rules: DriftRules = msgspec.field(default_factory=DriftRules)
+    season: str = ""
+    """Which part of the reference it is compared with, in words; none means all."""

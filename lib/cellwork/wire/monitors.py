@@ -8,10 +8,20 @@ from typing import Any, Literal
 import msgspec
 
 from cellwork.wire import Struct
-from cellwork.wire.drift import DriftRules
+from cellwork.wire.drift import Beside, DriftRules
 
 Kind = Literal["drift", "quality", "predictions", "outcomes", "batches"]
 Severity = Literal["warning", "critical"]
+
+
+class Tell(Struct, forbid_unknown_fields=True):
+    """Whom to tell of a monitor's alerts: a `webhook` (POST, JSON, signed), or people by `mail`."""
+
+    webhook: str = ""
+    mail: list[str] = []
+    least: Severity = "warning"
+    """``critical`` leaves out the others."""
+    on: tuple[Literal["raised", "resolved"], ...] = ("raised", "resolved")
 
 
 class Monitor(Struct, forbid_unknown_fields=True):
@@ -33,6 +43,8 @@ class Monitor(Struct, forbid_unknown_fields=True):
     columns: list[str] = []
     """Of drift: the columns to look at; none means all."""
     rules: DriftRules = msgspec.field(default_factory=DriftRules)
+    beside: Beside = "season"
+    """Of drift: what the window is compared with: ``season``, ``training`` or ``before``."""
     least: float | None = None
     """Of quality: ROC AUC that is surely below it (its whole 95 % interval) is an alert."""
     drop: float | None = None
@@ -40,6 +52,10 @@ class Monitor(Struct, forbid_unknown_fields=True):
     least_outcomes: int = 200
     severity: Severity = "warning"
     """Of an alert that does not say by itself how bad it is; drift does."""
+    tell: list[Tell] = []
+    then: Literal["", "rollback"] = ""
+    """Of drift and quality: ``rollback`` serves the previous version again when an alert is critical, once, if the version that
+    the alert is about still answers."""
 
 
 class MonitorsRequest(Struct):
@@ -58,6 +74,19 @@ class MonitorStatus(Struct):
     checked: datetime | None = None
     silenced_until: datetime | None = None
     owner: str = ""
+
+
+class Deed(Struct):
+    """What was done, or is still to be done, because of an alert."""
+
+    event: Literal["raised", "resolved"]
+    what: Literal["webhook", "mail", "rollback"]
+    to: str
+    """The webhook's host, the people, or the version that is rolled back."""
+    tries: int
+    done: datetime | None = None
+    words: str = ""
+    """What came of it; why it did not succeed so far."""
 
 
 class SilenceRequest(Struct):

@@ -32,11 +32,6 @@ class OutcomesAnswer(Struct):
     repeated: int
 
 
-class QualityRequest(Struct):
-    endpoint: str
-    by: str = "day"
-
-
 class QualityPoint(Struct):
     """Quality of the predictions for one day (UTC) and version; metrics are None where they can't be computed."""
 
@@ -47,6 +42,9 @@ class QualityPoint(Struct):
     mean_score: float
     rate: float | None
     auc: float | None
+    auc_low: float | None = None
+    """Lower end of its 95 % interval."""
+    auc_high: float | None = None
 
 
 class Quality(Struct):

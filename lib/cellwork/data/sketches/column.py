@@ -64,8 +64,8 @@ class Column:
         return None if self.variance is None else self.variance**0.5
 
 
-def of(series: pl.Series) -> Column:
-    """Return the sketch of `series`, of any type."""
+def of(series: pl.Series, *, count_distinct: bool = True) -> Column:
+    """Return the sketch of `series`, of any type; without `count_distinct` that of numbers and times takes half as long and has none."""
     import polars as pl
 
     dtype, base = series.dtype, Column("other", len(series), series.null_count())
@@ -75,12 +75,12 @@ def of(series: pl.Series) -> Column:
     if dtype in (pl.String, pl.Categorical, pl.Enum):
         return _texts(base, values.cast(pl.String))
     if dtype.is_temporal() and dtype != pl.Time:
-        return _numbers(replace(base, kind="time"), _micros(values).to_numpy())
+        return _numbers(replace(base, kind="time"), _micros(values).to_numpy(), count_distinct)
     if dtype == pl.Boolean:
-        return _numbers(replace(base, kind="bool"), values.cast(pl.Int8).to_numpy())
+        return _numbers(replace(base, kind="bool"), values.cast(pl.Int8).to_numpy(), count_distinct)
     if dtype.is_numeric():
         kept = values if dtype.is_integer() else values.cast(pl.Float64)
-        return _numbers(replace(base, kind="number"), kept.to_numpy())
+        return _numbers(replace(base, kind="number"), kept.to_numpy(), count_distinct)
     return base
 
 
@@ -94,7 +94,7 @@ def _micros(values: pl.Series) -> pl.Series:
     return values.dt.cast_time_unit("us").cast(pl.Int64)
 
 
-def _numbers(base: Column, values: NDArray[Any]) -> Column:
+def _numbers(base: Column, values: NDArray[Any], count_distinct: bool) -> Column:
     if values.dtype.kind == "f":
         finite = np.isfinite(values)
         if not finite.all():
@@ -107,7 +107,7 @@ def _numbers(base: Column, values: NDArray[Any]) -> Column:
     mean, squares = _mean_and_squares(ordered)
     return replace(
         base, mean=mean, squares=squares, least=float(ordered[0]), greatest=float(ordered[-1]),
-        distinct=distinct.of_ordered(ordered), ranks=ranks.of_sorted(ordered),
+        distinct=distinct.of_ordered(ordered) if count_distinct else _NONE, ranks=ranks.of_sorted(ordered),
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,10 +31,11 @@ class Sketch:
         return self.columns[name]
 
 
-def of(frame: pl.DataFrame) -> Sketch:
+def of(frame: pl.DataFrame, *, count_distinct: bool = True) -> Sketch:
     """Return the sketch of `frame`: 100 columns of a million numbers take about two seconds on two cores."""
+    sketch = functools.partial(column.of, count_distinct=count_distinct)
     with ThreadPoolExecutor(_WORKERS, thread_name_prefix="sketch") as pool:
-        columns = list(pool.map(column.of, frame.iter_columns()))
+        columns = list(pool.map(sketch, frame.iter_columns()))
     return Sketch(frame.height, dict(zip(frame.columns, columns, strict=True)))
 
 

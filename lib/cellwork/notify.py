@@ -1,0 +1,87 @@
+"""Tell somebody outside: a signed webhook, or a mail. Used by every service that has something to say; each keeps what waits itself.
+
+A webhook's body is JSON, signed with HMAC-SHA256 (header ``x-cellwork-signature``) by a secret of this installation; it is never
+redirected and takes no proxy from the environment. Whoever is told twice is told the same `id`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import smtplib
+from collections.abc import Sequence
+from email.message import EmailMessage
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from cellwork import files
+from cellwork.errors import Unavailable
+
+if TYPE_CHECKING:
+    from cellwork.home import Home
+
+SECONDS = 10
+FIRST_WAIT, MOST_WAIT = 2_000_000, 3600 * 1_000_000
+"""Microseconds between tries, doubled each time."""
+MOST_TRIES = 12
+
+
+def post(home: Home, url: str, body: dict[str, Any]) -> None:
+    """Send `body` to `url`.
+
+    Raises
+    ------
+    Unavailable
+        It did not arrive, or was not answered with success.
+    """
+    import httpx
+    import msgspec
+
+    data = msgspec.json.encode(body)
+    signature = hmac.new(signing_key(home).encode(), data, hashlib.sha256).hexdigest()
+    headers = {"content-type": "application/json", "x-cellwork-signature": f"sha256={signature}"}
+    try:
+        answer = httpx.post(
+            url, content=data, headers=headers, timeout=SECONDS, trust_env=False, follow_redirects=False
+        )
+    except httpx.HTTPError as error:
+        raise Unavailable("webhook", urlsplit(url).netloc, f"did not answer: {error}", "look at its log") from None
+    if not answer.is_success:
+        raise Unavailable("webhook", urlsplit(url).netloc, f"answered {answer.status_code}", "look at its log")
+
+
+def signing_key(home: Home) -> str:
+    """Return the secret that webhooks are signed with; made when it is first needed."""
+    path = home.secret("webhook-key")
+    if not path.exists():
+        files.write(path, secrets.token_hex(32), mode=0o600)
+    return files.read_secret(path)
+
+
+def mail(server: str, sender: str, people: Sequence[str], *, id: str, subject: str, text: str) -> None:
+    """Send a mail through `server` (host:port).
+
+    Raises
+    ------
+    Unavailable
+        No server is set, or it did not take the mail.
+    """
+    if not server:
+        raise Unavailable("mail server", "", "is not set", "set CELLWORK_MAIL_SERVER to host:port")
+    message = EmailMessage()
+    message["Subject"] = subject
+    message["From"], message["To"] = sender, ", ".join(people)
+    message["Message-ID"] = f"<{id}@cellwork>"
+    message.set_content(text)
+    host, _, port = server.partition(":")
+    try:
+        with smtplib.SMTP(host, int(port or 25), timeout=SECONDS) as opened:
+            opened.send_message(message)
+    except (OSError, smtplib.SMTPException) as error:
+        raise Unavailable("mail server", server, f"did not take the mail: {error}", "look at its log") from None
+
+
+def wait(tries: int) -> int | None:
+    """Return how many microseconds to wait after so many tries that failed; None to give up."""
+    return None if tries >= MOST_TRIES else min(FIRST_WAIT * 2 ** (tries - 1), MOST_WAIT)
