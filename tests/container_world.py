@@ -88,6 +88,10 @@ class Contained(Platform):
         answer = self.ask(profile, name, user)
         assert answer.status_code in (201, 202), answer.text
         assert answer.status_code == 201 or self.story(name, user)[-1].get("ready")
+        return self.reach(name, user)
+
+    def reach(self, name: str = "", user: str = "ada") -> Server:
+        """Return a server that runs, with a token for it."""
         with self.hub() as hub:
             wanted = {"expires_in": 3600, "scopes": [f"access:servers!user={user}"]}
             token = str(hub.post(f"/users/{user}/tokens", json=wanted).json()["token"])

@@ -19,3 +19,8 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
     from cellwork_jupyter import kernel
 
     kernel.unload(shell)
+
+
+def _jupyter_server_extension_points() -> list[dict[str, str]]:
+    """Called by Jupyter Server: where its part of the package lies."""
+    return [{"module": "cellwork_jupyter.server"}]

@@ -34,6 +34,8 @@ class Asked:
         self._read: list[Message] = []
         self.rewritten = 0
         """Bytes of the body that is handed on in the place of what came; 0: nothing was changed."""
+        self.answer: Callable[[bytes], bytes] | None = None
+        """Makes of a successful answer's body the one that is sent."""
 
     async def body(self, most: int = 1024 * 1024) -> bytes:
         """Return the whole body, which is also handed on; raises TooLarge above `most` bytes."""
@@ -114,12 +116,16 @@ class Gate:
         if principal.kind == "nobody":
             raise no_credential(scope)
         asked = Asked(scope, path, receive)
-        await self.rules(principal, asked)
+        try:
+            await self.rules(principal, asked)
+        except (errors.Refused, errors.NotFound):  # what is known of the caller may be some seconds old
+            principal = await self.login({**scope, "cellwork.fresh": True})
+            await self.rules(principal, asked)
         handed = _handed_on(scope, asked)
         if self.on_behalf:
             token = self.login.token_of(scope).encode("latin-1")
             handed = {**handed, "headers": [*handed["headers"], (VIEWER_HEADER.encode(), token)]}
-        serving = self.app(handed, asked.replay, send)
+        serving = self.app(handed, asked.replay, _changed(send, asked.answer) if asked.answer else send)
         if scope["type"] == "websocket":
             await watched(serving, lambda: self._still(scope, asked))
         else:
@@ -145,6 +151,28 @@ def _handed_on(scope: Scope, asked: Asked) -> Scope:
         headers = [(key, value) for key, value in headers if key not in framing]
         headers += [(b"content-length", str(asked.rewritten).encode()), (b"content-type", b"application/json")]
     return {**scope, "path": asked.path, "raw_path": asked.path.encode(), "root_path": "", "headers": headers}
+
+
+def _changed(send: Send, change: Callable[[bytes], bytes]) -> Send:
+    """Return a `send` that holds a successful answer back until it is whole, and sends what `change` makes of it."""
+    start: Message = {}
+    parts: list[bytes] = []
+
+    async def sent(message: Message) -> None:
+        nonlocal start
+        if message["type"] == "http.response.start" and message["status"] == 200:
+            start = message
+        elif start and message["type"] == "http.response.body":
+            parts.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                body = change(b"".join(parts))
+                headers = [(k, v) for k, v in start["headers"] if k.lower() != b"content-length"]
+                await send({**start, "headers": [*headers, (b"content-length", str(len(body)).encode())]})
+                await send({"type": "http.response.body", "body": body})
+        else:
+            await send(message)
+
+    return sent
 
 
 async def _redirect(send: Send, headers: list[tuple[str, str]]) -> None:

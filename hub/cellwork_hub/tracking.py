@@ -16,6 +16,7 @@ from cellwork import errors
 from cellwork.client import Client
 from cellwork.home import Home
 from cellwork.wire.records import Principal
+from cellwork_hub import boundary
 from cellwork_hub.bodies import field
 from cellwork_hub.context import Context
 from cellwork_hub.edge import serve
@@ -168,11 +169,16 @@ RULES = (
 )
 
 
-def rules(services: Client) -> Rules:
-    """Return the door's rules; what an author says of a run or a version is held against what `services` know."""
+def rules(services: Client, *, bounded: bool = False) -> Rules:
+    """Return the door's rules; what an author says of a run or a version is held against what `services` know.
+
+    With `bounded`, people see what belongs to their projects and nothing else (`boundary`).
+    """
 
     async def judge(principal: Principal, asked: Asked) -> None:
         await _judge(Door(principal, services), asked)
+        if bounded and principal.kind != "service":
+            await boundary.check(asked, principal)
 
     return judge
 
@@ -231,7 +237,8 @@ def mlflow_app(home: Home, database_url: str) -> ASGIApp:
 def build(context: Context) -> ASGIApp:
     login = Login.of(context, "mlflow")
     app = mlflow_app(context.home, context.database_url("mlflow"))
-    return Gate(app, login, rules(context.client("mlflow")), dialect=dialect)
+    bounded = context.settings.trust == "team"
+    return Gate(app, login, rules(context.client("mlflow"), bounded=bounded), dialect=dialect)
 
 
 if __name__ == "__main__":

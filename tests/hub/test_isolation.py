@@ -14,8 +14,8 @@ import pytest
 from crew_world import Crew, project_of
 from running import wait_for
 from team_world import Person
-from websockets.exceptions import InvalidStatus
-from websockets.sync.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
 
 from cellwork.home import Home
 from cellwork.wire.jobs import RunRequest
@@ -350,6 +350,26 @@ def test_a_token_that_was_taken_back_opens_no_server_any_more(crew: Crew) -> Non
         hub.delete(f"/users/anna/tokens/{made['id']}")
     wait_for(lambda: answers(crew, "anna", made["token"]) in (302, 401, 403), 60, "the end of the token")
     assert answers(crew, "anna", anna.token()) == 200
+
+
+def test_an_open_connection_to_a_kernel_ends_with_its_token(crew: Crew, kernel: str) -> None:
+    where = f"{crew.url.replace('http', 'ws', 1)}/user/bert/api/kernels/{kernel}/channels"
+    with crew.hub() as hub:
+        made = hub.post("/users/bert/tokens", json={"expires_in": 3600, "scopes": ["access:servers!user=bert"]}).json()
+        headers = {"authorization": f"token {made['token']}"}
+        with connect(where, additional_headers=headers, proxy=None, open_timeout=30) as socket:
+            hub.delete(f"/users/bert/tokens/{made['id']}")
+            assert _closed(socket) == 4403
+    assert crew.run("bert", "hidden") == "'of bert'", "his other connections go on"
+
+
+def _closed(socket: ClientConnection) -> int:
+    """Return the code with which the other side closes the connection; what it says until then is left unread."""
+    try:
+        while True:
+            socket.recv(timeout=60)
+    except ConnectionClosed as error:
+        return error.rcvd.code if error.rcvd else 0
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from cellwork.home import Home
 from cellwork.settings import Settings
 from cellwork.wire import PREFIX
 from cellwork_hub import profiles
+from cellwork_hub.config.orphans import remove_when_started
 from cellwork_hub.config.team import lost
 from cellwork_hub.containers import engine, images, way
 from cellwork_hub.containers.reasons import explain, last_words
@@ -324,6 +325,7 @@ def set_containers(c: Any, settings: Settings, ports: dict[str, int], chosen: wa
     c.ContainerSpawner.machine_cores = chosen.cores
     c.ContainerSpawner.ready_seconds = settings.server_ready_seconds
     c.ContainerSpawner.by_groups = int(settings.trust == "team")
+    remove_when_started(home, chosen)
 
 
 def environment(url: str) -> dict[str, str]:
