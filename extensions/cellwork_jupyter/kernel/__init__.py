@@ -22,12 +22,13 @@ def remember_cell(info: ExecutionInfo) -> None:
 def load(shell: InteractiveShell) -> None:
     """Register hook and magics; a second call changes nothing."""
     from cellwork_jupyter.kernel.features import FeatureMagics
+    from cellwork_jupyter.kernel.jobs import JobMagics
     from cellwork_jupyter.kernel.magics import CellworkMagics
     from cellwork_jupyter.kernel.train import TrainMagics
 
     unload(shell)
     shell.events.register("pre_run_cell", remember_cell)
-    shell.register_magics(CellworkMagics, FeatureMagics, TrainMagics)
+    shell.register_magics(CellworkMagics, FeatureMagics, JobMagics, TrainMagics)
 
 
 def unload(shell: InteractiveShell) -> None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from cellwork import errors, files, project
 from cellwork.cli import show
-
-if TYPE_CHECKING:
-    from cellwork.client import Client
 
 
 @click.command()
@@ -27,25 +24,16 @@ def diff(a: str, b: str, page: Path | None, json: bool) -> None:
 
     Example: cellwork run diff run_01k9x0c6m2v5e8t3a7q4d1b6zj run_01k9y2f8n4w7g0v5c9s6f3d8bk --html diff.html
     """
-    import msgspec
-
     from cellwork.client import connect
     from cellwork.runs import diff as diffs
 
-    client = connect()
-    runs = client.jobs.run(a), client.jobs.run(b)
-    pages = msgspec.json.decode(client.jobs.notebook(a)), msgspec.json.decode(client.jobs.notebook(b))
-    found = diffs.compare(*runs, pages, (_batches(client, a), _batches(client, b)))
+    found = diffs.of(connect(), a, b)
     if page:
         files.write(page, diffs.as_page(found))
     if json:
         show.document(found)
     else:
         click.echo(diffs.as_text(found) + (f"\n{page}" if page else ""))
-
-
-def _batches(client: Client, run: str) -> list[str]:
-    return sorted({edge.to for edge in client.records.edges(run) if edge.from_ == run and edge.to.startswith("bat_")})
 
 
 @click.command()

@@ -10,11 +10,16 @@ import difflib
 import html
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from cellwork.runs import resume
 from cellwork.wire import Struct
 from cellwork.wire.jobs import Run
+
+if TYPE_CHECKING:
+    from cellwork.client import Client
 
 NUMBER = re.compile(r"[-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?%?")
 ROW = re.compile(r"(?s)<tr.*?</tr>")
@@ -52,6 +57,17 @@ class Diff(Struct):
     @property
     def same(self) -> bool:
         return not (self.changes or self.code or self.plots)
+
+
+def of(client: Client, a: str, b: str) -> Diff:
+    """Return what differs between two runs of the platform."""
+    runs = client.jobs.run(a), client.jobs.run(b)
+    pages = msgspec.json.decode(client.jobs.notebook(a)), msgspec.json.decode(client.jobs.notebook(b))
+    return compare(*runs, pages, (_batches(client, a), _batches(client, b)))
+
+
+def _batches(client: Client, run: str) -> list[str]:
+    return sorted({edge.to for edge in client.records.edges(run) if edge.from_ == run and edge.to.startswith("bat_")})
 
 
 def compare(a: Run, b: Run, pages: tuple[Mapping[str, Any], Mapping[str, Any]], batches: tuple[Sequence[str], Sequence[str]] = ((), ())) -> Diff:  # fmt: skip
