@@ -287,3 +287,53 @@ def test_a_failed_run_is_opened_in_lab_at_its_kernel_and_goes_on_after_the_cell_
     resumed = platform.command("run", "resume", run.id, "--follow")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert "the total is 7" in client.jobs.notebook(run.id)
+
+
+def test_a_form_in_a_notebook_makes_a_job_and_the_list_compares_its_runs(page, platform, client):
+    """`%job` and `%runs` in Lab; jobs and runs are asked of the service, never of the page."""
+    folder = workspace(platform) / "nightly"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / "cellwork.toml").write_text('[project]\nname = "pressed"\n')
+    report = _notebook("days: int = 3")
+    report["cells"][0]["metadata"] = {"tags": ["parameters"]}  # type: ignore[index]
+    (folder / "report.ipynb").write_text(json.dumps(report))
+    (folder / "form.ipynb").write_text(json.dumps(_notebook("%job report.ipynb")))
+    open_notebook(page, platform, "nightly/form.ipynb")
+    run_all(page, page.locator("button:has-text('Create job')").count)
+    page.get_by_label("Cron").fill("30 6 * * 1-5")
+    page.wait_for_selector("text=next due:")
+    page.get_by_label("days").fill("7")
+    page.click("button:has-text('Create job')")
+
+    def made() -> object:
+        return next((job for job in client.jobs.list("pressed")), None)
+
+    job = wait_for(made, 60, "the job")
+    assert (job.name, job.schedule.cron, job.parameters) == ("report", "30 6 * * 1-5", {"days": 7})
+    runs = [client.jobs.start(RunRequest(job="pressed/report", parameters={"days": days})).id for days in (1, 2)]
+    assert {client.jobs.wait(run, timeout=180).state for run in runs} == {"succeeded"}
+    (folder / "list.ipynb").write_text(json.dumps(_notebook("%runs pressed/report")))
+    open_notebook(page, platform, "nightly/list.ipynb")
+    run_all(page, page.locator(".cellwork-runs tbody tr").count)
+    page.click("button:has-text('Compare')")
+    page.frame_locator("iframe[title='difference']").locator("td:text-is('days')").wait_for()
+    page.click("button:has-text('Run again')")
+    wait_for(lambda: len(list(client.jobs.runs(job="pressed/report"))) == 3, 60, "the third run")
+    client.jobs.remove("pressed/report")
+
+
+def test_labs_own_create_notebook_job_makes_a_run_and_a_job_of_the_platform(page, platform, client):
+    folder = workspace(platform) / "byform"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / "cellwork.toml").write_text('[project]\nname = "byform"\n')
+    (folder / "sums.ipynb").write_text(json.dumps(_notebook("print(1 + 1)")))
+    open_notebook(page, platform, "byform/sums.ipynb")
+    page.click(".jp-NotebookPanel-toolbar [data-jp-item-name='create-job']")
+    page.locator(".jp-create-job-form input[name='jobName']").fill("Sums")
+    page.locator(".jp-create-job-form ~ * >> button:text-is('Create'), button:text-is('Create')").last.click()
+    wait_for(lambda: any(client.jobs.runs(project="byform")), 90, "the run")
+    run = next(iter(client.jobs.runs(project="byform")))
+    assert client.jobs.wait(run.id, timeout=180).state == "succeeded"
+    assert (run.notebook, run.labels["jupyter.name"]) == ("sums.ipynb", '"Sums"')
