@@ -330,7 +330,7 @@ def test_labs_own_create_notebook_job_makes_a_run_and_a_job_of_the_platform(page
     (folder / "cellwork.toml").write_text('[project]\nname = "byform"\n')
     (folder / "sums.ipynb").write_text(json.dumps(_notebook("print(1 + 1)")))
     open_notebook(page, platform, "byform/sums.ipynb")
-    page.click(".jp-NotebookPanel-toolbar [data-jp-item-name='create-job']")
+    page.click("[data-command='scheduling:create-from-notebook']")
     page.locator(".jp-create-job-form input[name='jobName']").fill("Sums")
     page.locator(".jp-create-job-form ~ * >> button:text-is('Create'), button:text-is('Create')").last.click()
     wait_for(lambda: any(client.jobs.runs(project="byform")), 90, "the run")

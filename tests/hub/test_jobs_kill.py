@@ -19,10 +19,13 @@ from pathlib import Path
 import pytest
 from jobs_world import World, free_port, start_service
 
+from cellwork import db
 from cellwork.client import Client
 from cellwork.errors import CellworkError, Conflict
+from cellwork.home import Home
 from cellwork.wire.jobs import JobRequest, Progress, Run, RunRequest, Schedule
-from cellwork_hub.jobs import claims, store
+from cellwork_hub.jobs import app, claims, store
+from cellwork_hub.records import micros
 
 HERE = Path(__file__).resolve().parent
 WORKS = (HERE.parent / "notebooks" / "works.ipynb").read_text()
@@ -149,6 +152,56 @@ def test_kills_lose_no_fire_and_publish_none_twice(tmp_path: Path) -> None:
 @pytest.mark.timeout(3600)
 def test_200_kills_during_1000_fires(tmp_path: Path) -> None:
     check(tmp_path, jobs=4, kills=200, least_fires=1000)
+
+
+def test_after_ten_minutes_down_each_jobs_policy_is_kept_exactly(tmp_path: Path) -> None:
+    """Killed, and started ten minutes later as far as its jobs know: what comes due meanwhile is computed here, from the interval alone."""
+    port, down, step = free_port(), timedelta(minutes=10), timedelta(seconds=90)
+    service = start_service(tmp_path / "home", port)
+    try:
+        client = Client(f"http://127.0.0.1:{port}", "ada-token", timeout=20)
+        for policy in ("all", "last", "none"):
+            plan = Schedule(every_seconds=90, catch_up=policy)  # type: ignore[arg-type]
+            client.jobs.ensure(JobRequest(project="p", name=policy, notebook="n.ipynb", content=WORKS, schedule=plan))
+        service.kill()
+        service.wait(5)
+        for run in list_of(tmp_path / "home", "SELECT id FROM runs"):
+            raise AssertionError(f"{run} fired before")
+        first = aligned(datetime.now(UTC) - down, step)
+        list_of(tmp_path / "home", "UPDATE jobs SET next_due = :due", due=micros(first))
+        service = start_service(tmp_path / "home", port)
+        end = time.monotonic() + 60
+        while not next(client.jobs.runs(job="p/last"), None) and time.monotonic() < end:
+            time.sleep(0.1)
+        runs = list(client.jobs.runs())
+        back = min(run.created for run in runs)
+    finally:
+        service.kill()
+        service.wait(5)
+    missed = [first + k * step for k in range(20) if first + k * step <= back]
+    punctual = [missed[-1]] if back - missed[-1] <= timedelta(seconds=60) else []
+    got = {policy: sorted(run.due for run in runs if run.job == f"p/{policy}" and run.due and run.due <= back) for policy in ("all", "last", "none")}  # fmt: skip
+    assert got == {"all": missed, "last": missed[-1:], "none": punctual}
+    assert len(missed) in (6, 7)
+
+
+def aligned(at: datetime, step: timedelta) -> datetime:
+    """Return the first time from `at` on that is due: intervals count from 1970."""
+    epoch = datetime(1970, 1, 1, tzinfo=UTC)
+    return epoch + ((at - epoch) // step + 1) * step
+
+
+def list_of(home: Path, statement: str, **values: object) -> list[dict[str, object]]:
+    """Execute `statement` on the database of a service that does not run."""
+    engine = db.open_database(f"sqlite:///{Home(home).database('jobs')}", app.MIGRATIONS)
+    try:
+        with engine.begin() as connection:
+            if statement.startswith("SELECT"):
+                return store.select(connection, statement)
+            store.write(connection, statement, **values)
+            return []
+    finally:
+        engine.dispose()
 
 
 def two_runners_one_run(world: World) -> Counter[str]:
