@@ -332,7 +332,7 @@ def test_labs_own_create_notebook_job_makes_a_run_and_a_job_of_the_platform(page
     open_notebook(page, platform, "byform/sums.ipynb")
     page.click("[data-command='scheduling:create-from-notebook']")
     page.locator(".jp-create-job-form input[name='jobName']").fill("Sums")
-    page.locator(".jp-create-job-form ~ * >> button:text-is('Create'), button:text-is('Create')").last.click()
+    page.locator("button:text-is('Create')").last.click()
     wait_for(lambda: any(client.jobs.runs(project="byform")), 90, "the run")
     run = next(iter(client.jobs.runs(project="byform")))
     assert client.jobs.wait(run.id, timeout=180).state == "succeeded"

@@ -16,7 +16,7 @@ SOURCES = {"cellwork": ROOT / "lib", "cellwork_hub": ROOT / "hub", "cellwork_jup
 MAY_IMPORT = {  # the table of the design: ours that each package may import
     "cellwork": set(),
     "cellwork.ui": {"cellwork"},
-    "cellwork_jupyter": {"cellwork"},
+    "cellwork_jupyter": {"cellwork", "cellwork.ui"},
     "cellwork_hub": {"cellwork"},
 }
 NEVER_IN_LIB = {"jupyterhub", "tornado", "IPython"}

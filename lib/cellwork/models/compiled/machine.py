@@ -56,6 +56,24 @@ class Machine:
             step(matrix)
         return self._compute(matrix)
 
+    def of_columns(self, columns: Sequence[Vector]) -> Vector:
+        """Return one score a row of float64 columns, NaN where there is no value, in the program's order; for many rows at once.
+
+        Raises
+        ------
+        BadInput
+            As `scores`; or a column is not of numbers, for which there is `scores`.
+        """
+        if self._tables:
+            text = self.program.columns[self._tables[0].column].name
+            raise BadInput("column", text, "is not of numbers for this model", "score its rows")
+        matrix = np.empty((len(columns[0]), self.program.width))
+        for slot, taken in enumerate(self.program.take):
+            matrix[:, slot] = columns[self.program.numbers[taken]]
+        for step in self._passes:
+            step(matrix)
+        return self._compute(matrix)
+
     def _matrix(self, rows: Sequence[tuple[Any, ...]]) -> Matrix:
         if self._plain:
             return np.array(rows, dtype=np.float64)
