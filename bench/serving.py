@@ -97,7 +97,8 @@ def serve(home: Path, port: int, folder: Path, workers: int, number: int) -> Non
     from cellwork.models import package
     from cellwork.scopes import ROLES
     from cellwork.settings import Settings
-    from cellwork.wire.evaluations import Gate, VersionRef
+    from cellwork.wire.evaluations import VersionRef
+    from cellwork.wire.gate import Gate
     from cellwork.wire.records import Principal
     from cellwork_hub import edge
     from cellwork_hub.context import Context

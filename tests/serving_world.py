@@ -27,8 +27,9 @@ from cellwork import scopes
 from cellwork.client import Client
 from cellwork.models import columns, package, registry
 from cellwork.settings import Settings
-from cellwork.wire.evaluations import Check, Gate, VersionRef
+from cellwork.wire.evaluations import VersionRef
 from cellwork.wire.features import Definitions, Entity, Field, Select, View
+from cellwork.wire.gate import Check, Gate
 from cellwork.wire.origin import Origin
 from cellwork.wire.records import Principal
 from cellwork_hub import edge

@@ -96,7 +96,7 @@ def test_the_retraining_either_took_over_or_said_why_not(toured):
     run = next(iter(toured.client.jobs.runs(job="shop/retrain")))
     text = toured.client.jobs.notebook(run.id)
     live = toured.client.endpoints.get("shop/tardy").routes.live.version
-    gate = toured.client.evaluations.gate("shop/tardy", 2)
+    gate = toured.client.gate.check("shop/tardy", 2)
     assert run.state == "succeeded"
     assert ("version 2 answers" in text) == (live == 2)
     assert live == 2 or not gate.passed

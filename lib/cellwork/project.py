@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from cellwork import ids
-from cellwork.errors import BadInput, NotFound
+from cellwork.errors import BadInput, NotFound, near_miss
+from cellwork.wire.gate import Rules
 
 FILE = "cellwork.toml"
 
@@ -20,6 +24,8 @@ class Project:
     contact: str = ""
     definitions: tuple[Path, ...] = ()
     """Python files with raw data sets, Feast objects and pipelines (`[features] paths`)."""
+    gate: Rules = field(default_factory=Rules)
+    """`[gate]`: what a version has to show before it may be champion."""
 
     def full_name(self, name: str) -> str:
         return f"{self.name}/{ids.name(name)}"
@@ -52,4 +58,18 @@ def read(folder: Path) -> Project:
     if not about.get("name"):
         raise BadInput("project file", file, "has no name", 'add [project] name = "…"')
     paths = tuple(folder / path for path in content.get("features", {}).get("paths", ["definitions.py"]))
-    return Project(ids.name(about["name"], "project"), folder, about.get("owner", ""), about.get("contact", ""), paths)
+    owner, contact = about.get("owner", ""), about.get("contact", "")
+    return Project(
+        ids.name(about["name"], "project"), folder, owner, contact, paths, _rules(file, content.get("gate", {}))
+    )
+
+
+def _rules(file: Path, said: dict[str, Any]) -> Rules:
+    """Return `[gate]`; raises BadInput for a word it does not have, or a value of the wrong kind."""
+    for name in said:
+        if name not in Rules.__struct_fields__:
+            raise BadInput(f"[gate] of {file}", name, "is not known", near_miss(name, Rules.__struct_fields__))
+    try:
+        return msgspec.convert(said, Rules)
+    except msgspec.ValidationError as error:
+        raise BadInput("[gate] of", file, str(error), "mend it") from None

@@ -25,9 +25,9 @@ from cellwork.cli import main
 from cellwork.client import Client
 from cellwork.serving.plan import Key
 from cellwork.wire.endpoints import Deploy, Request, Row
-from cellwork.wire.evaluations import Check
 from cellwork.wire.features import OnlineValue
 from cellwork_hub.context import Context
+from cellwork.wire.gate import Check
 from cellwork_hub.edge import Service
 from cellwork_hub.inference.app import build
 from cellwork_hub.platform import alert_deeds

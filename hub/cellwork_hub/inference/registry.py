@@ -12,8 +12,9 @@ from cellwork.client import Client
 from cellwork.errors import NotFound, Refused
 from cellwork.models import package
 from cellwork.models.package import Manifest
-from cellwork.wire.evaluations import Gate, VersionRef
+from cellwork.wire.evaluations import VersionRef
 from cellwork.wire.features import Definitions
+from cellwork.wire.gate import Gate
 
 _copying = threading.Lock()
 
@@ -44,7 +45,7 @@ class PlatformRegistry:
         self.client = client
 
     def gate(self, name: str, version: int) -> Gate:
-        return self.client.evaluations.gate(name, version)
+        return self.client.gate.check(name, version)
 
     def fetch(self, ref: VersionRef, folder: Path) -> None:
         package.download(self.client, ref.name, ref.version, folder)

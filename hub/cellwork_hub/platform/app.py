@@ -25,6 +25,7 @@ from cellwork_hub.platform import (
     feature_online,
     feature_proposals,
     features,
+    gate,
     monitors,
     outcomes,
     search,
@@ -60,6 +61,7 @@ ROUTERS = (
     transformers,
     skew,
     alert_deeds,
+    gate,
 )
 MIGRATIONS = [records.MIGRATION, *(router.MIGRATION for router in ROUTERS)]
 """Append only: a number, once used, keeps its meaning."""

@@ -1,4 +1,4 @@
-"""Evaluations of registered versions on sealed holdouts, and the doors to the gate and to promotion.
+"""Evaluations of registered versions on sealed holdouts.
 
 Every question to a holdout is counted before the model is scored, whatever comes of it.
 """
@@ -6,6 +6,7 @@ Every question to a holdout is counted before the model is scored, whatever come
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -13,13 +14,15 @@ from sqlalchemy import Connection, text
 
 from cellwork import clock, ids
 from cellwork.client import Client
-from cellwork.errors import BadInput, NotFound
+from cellwork.errors import NotFound
+from cellwork.evaluation.metrics import primary
 from cellwork.models import package, versions
 from cellwork.models.versions import Version
-from cellwork.wire.evaluations import Evaluation, EvaluationRequest, Gate, Metric, Promoted, Promotion
+from cellwork.wire.evaluations import Difference, Evaluation, EvaluationRequest, Metric
+from cellwork.wire.gate import Rules
 from cellwork_hub import records
-from cellwork_hub.platform import promotion, scoring
-from cellwork_hub.platform.judgements import MIGRATION, asked_of, latest, select
+from cellwork_hub.platform import gate_rules, scoring
+from cellwork_hub.platform.judgements import MIGRATION, asked_of, select
 from cellwork_hub.platform.state import State
 from cellwork_hub.route import Call, Route
 
@@ -45,18 +48,21 @@ def evaluate(state: State, call: Call, request: EvaluationRequest) -> Evaluation
         trained = scoring.trained_on(state, version)
         folder = scoring.copy(state, client, version)
         kind = package.read(folder).kind
+        rules = gate_rules.kept(state, project).rules
         holdout = scoring.sealed(state, request.holdout, trained)
         if request.also:
             holdout = scoring.together(state, holdout, request.also, trained)
-        column = request.baseline or version.tags.get("baseline", "")
+        column = request.baseline or _baseline(rules, version)
         simple = scoring.of_baseline(state, column, kind, trained, holdout)
         question = _count(state, call, project, request)
         found = scoring.of_model(folder, holdout)
-        champion, theirs = (0, {}) if request.also else _champion(state, client, version, request.holdout)
+        champion, theirs = (0, Beside()) if request.also else _champion(state, client, version, request.holdout)
     record = Evaluation(
         id=ids.new("eval"), version=version.ref, holdout=request.holdout, question_no=question, rows=len(holdout.labels),
-        metrics=found, baseline=simple, champion=theirs, dataset=trained.id, by=call.principal.name, at=clock.now(),
-        origin=call.origin, seconds=time.perf_counter() - started, also=request.also,
+        metrics=found.metrics, baseline=simple, champion=theirs.metrics, dataset=trained.id, by=call.principal.name, at=clock.now(),
+        origin=call.origin, seconds=time.perf_counter() - started, also=request.also, baseline_by=column,
+        against_champion=theirs.difference(rules.metric or primary(kind), found, holdout),
+        latency=scoring.sanity(folder).latency, size_bytes=scoring.size(folder),
     )  # fmt: skip
     with state.engine.begin() as db:
         _keep(db, call, record, version, champion)
@@ -82,17 +88,37 @@ def _count(state: State, call: Call, project: str, request: EvaluationRequest) -
         )
 
 
-def _champion(state: State, client: Client, version: Version, holdout: str) -> tuple[int, dict[str, Metric]]:
-    """Return the champion's version and its metrics on `holdout` (0 and none if there is none, or it is `version` itself)."""
+def _baseline(rules: Rules, version: Version) -> str:
+    """Return the baseline that counts for the gate: the project's, else the one it was registered with."""
+    return version.tags.get("baseline", "") if rules.baseline is None else rules.baseline
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What the champion did with the same holdout, if there is one."""
+
+    scored: scoring.Scored | None = None
+    rows: scoring.Sealed | None = None
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        return self.scored.metrics if self.scored else {}
+
+    def difference(self, metric: str, found: scoring.Scored, holdout: scoring.Sealed) -> Difference | None:
+        """Return how much better `found` is, row by row; None without a champion, or one of other rows or another kind."""
+        if self.scored is None or self.rows is None or self.scored.kind != found.kind:
+            return None
+        return scoring.difference(metric, (holdout, found), (self.rows, self.scored))
+
+
+def _champion(state: State, client: Client, version: Version, holdout: str) -> tuple[int, Beside]:
+    """Return the champion's version and what it does with `holdout` (0 and nothing if there is none, or it is `version` itself)."""
     number = versions.aliases(client, version.name).get("champion", 0)
     if number in (0, version.version):
-        return 0, {}
+        return 0, Beside()
     champion = versions.get(client, version.name, number)
-    known = latest(state, version.name, number, digest=champion.digest, holdout=holdout)
-    if known is not None:
-        return number, known.metrics
-    trained = scoring.trained_on(state, champion)
-    return number, scoring.of_model(scoring.copy(state, client, champion), scoring.sealed(state, holdout, trained))
+    rows = scoring.sealed(state, holdout, scoring.trained_on(state, champion))
+    return number, Beside(scoring.of_model(scoring.copy(state, client, champion), rows), rows)
 
 
 def _keep(db: Connection, call: Call, record: Evaluation, version: Version, champion: int) -> None:
@@ -121,12 +147,6 @@ def edges(db: Connection, version: Version, dataset: str) -> None:
     records.edge(db, version.subject, "trained_on", dataset)
 
 
-def _number(call: Call, name: str) -> int:
-    if not call.path[name].isdecimal():
-        raise BadInput("version", call.path[name], "is not a number", "write its number, e.g. 3")
-    return int(call.path[name])
-
-
 def routes(state: State) -> list[Route]:
     def post_evaluation(call: Call) -> Evaluation:
         return evaluate(state, call, call.body)
@@ -150,12 +170,6 @@ def routes(state: State) -> list[Route]:
         call.enter(ids.split_name(found[0].version.name)[0])
         return found[0]
 
-    def get_gate(call: Call) -> Gate:
-        return promotion.gate(state, f"{call.path['project']}/{call.path['name']}", _number(call, "version"))
-
-    def post_gate(call: Call) -> Promoted:
-        return promotion.promote(state, call, call.body)
-
     def route(method: str, path: str, handler: Any, scope: str, answer: Any, doc: str, body: Any = None) -> Route:
         return Route(method, path, handler, scope=scope, body=body, answer=answer, doc=doc)
 
@@ -163,6 +177,4 @@ def routes(state: State) -> list[Route]:
         route("POST", "/api/v1/evaluations", post_evaluation, "holdout:evaluate", Evaluation, "Score a version on a sealed holdout.", EvaluationRequest),
         route("GET", "/api/v1/evaluations", list_evaluations, "models:read", list[Evaluation], "Evaluations of a model, newest first."),
         route("GET", "/api/v1/evaluations/{evaluation}", get_evaluation, "models:read", Evaluation, "One evaluation."),
-        route("GET", "/api/v1/gate/{project}/{name}/{version}", get_gate, "models:read", Gate, "What the gate says about a version."),
-        route("POST", "/api/v1/gate", post_gate, "models:promote", Promoted, "Make a version the champion if the gate passes.", Promotion),
     ]  # fmt: skip

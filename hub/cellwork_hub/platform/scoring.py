@@ -12,23 +12,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import polars as pl
 
 from cellwork.client import Client
 from cellwork.errors import BadInput, NotFound, Refused, near_miss
-from cellwork.evaluation import baseline, metrics
+from cellwork.evaluation import baseline, metrics, paired
 from cellwork.models import package, sandbox
 from cellwork.models.columns import to_pandas
 from cellwork.models.versions import Version
 from cellwork.wire.datasets import Dataset
-from cellwork.wire.evaluations import Metric
+from cellwork.wire.evaluations import Difference, Latency, Metric
 from cellwork_hub.platform import datasets
 from cellwork_hub.platform.state import State
 
 DIGITS = 4
 Metrics = dict[str, Metric]
-_sane: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Sane:
+    """What was seen when a version scored its own example in a clean process."""
+
+    text: str
+    latency: Latency
+    company: float
+    """By how much, relatively, a row's score changes where it is asked alone; serving asks rows in any company."""
+
+
+_sane: dict[str, Sane] = {}
+_answered: dict[tuple[str, bytes], list[float]] = {}
 _copying: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
@@ -38,6 +52,8 @@ class Sealed:
 
     features: pl.DataFrame
     labels: pl.Series
+    ids: pl.Series | None = None
+    """What tells the rows apart, where two versions are compared row by row; None where rows of several sources are together."""
 
 
 def trained_on(state: State, version: Version) -> Dataset:
@@ -94,7 +110,8 @@ def sealed(state: State, holdout: str, trained: Dataset) -> Sealed:
     frame = frame.filter(pl.col(trained.label).is_not_null())
     if not frame.height:
         raise NotFound("holdout", holdout, "has no row with a label", "look at: cellwork batch list")
-    return Sealed(frame.select([*trained.inputs, *trained.features]), frame.get_column(trained.label).cast(pl.Float64))
+    labels = frame.get_column(trained.label).cast(pl.Float64)
+    return Sealed(frame.select([*trained.inputs, *trained.features]), labels, frame.get_column(trained.id_column))
 
 
 def together(state: State, holdout: Sealed, dataset: str, trained: Dataset) -> Sealed:
@@ -130,14 +147,39 @@ def references(trained: Dataset) -> list[str]:
     return found
 
 
-def of_model(folder: Path, holdout: Sealed) -> Metrics:
-    """Return the metrics of the model in `folder`, scored in a child process together with its own example."""
+@dataclass(frozen=True)
+class Scored:
+    """A model's scores of the holdout's rows, in their order, and what they are worth. The scores stay in this process."""
+
+    kind: metrics.Kind
+    scores: np.ndarray[Any, Any]
+    metrics: Metrics
+
+
+def of_model(folder: Path, holdout: Sealed) -> Scored:
+    """Score the holdout with the model in `folder`, in a child process together with its own example."""
     manifest = package.read(folder)
     example = example_rows(manifest, holdout.features)
     rows = holdout.features.height
-    scores = sandbox.score(folder, pl.concat([holdout.features.select(example.columns), example]))
-    _sane[folder.name] = _seen(scores[rows:])
-    return rounded(metrics.measure(holdout.labels, scores[:rows], kind=manifest.kind))
+    probe = sandbox.probe(folder, pl.concat([holdout.features.select(example.columns), example]))
+    _sane[folder.name] = _seen(probe, probe.scores[rows:])
+    found = metrics.measure(holdout.labels, probe.scores[:rows], kind=manifest.kind)
+    return Scored(manifest.kind, probe.scores[:rows], rounded(found))
+
+
+def difference(metric: str, one: tuple[Sealed, Scored], other: tuple[Sealed, Scored]) -> Difference | None:
+    """Return how much better `one` scored than `other` on the rows that both have; None if they are not the same rows."""
+    sides = []
+    for rows, scored in (one, other):
+        if rows.ids is None:
+            return None
+        sides.append(pl.DataFrame({"id": rows.ids, "label": rows.labels, "score": scored.scores}).sort("id"))
+    mine, theirs = sides
+    if mine["id"].dtype != theirs["id"].dtype or not mine.select("id", "label").equals(theirs.select("id", "label")):
+        return None
+    found = paired.difference(mine["label"], mine["score"], theirs["score"], metric=metric)
+    shown = {name: round(getattr(found, name), DIGITS) for name in ("value", "low", "high", "p")}
+    return Difference(metric=metric, **shown)
 
 
 def example_rows(manifest: package.Manifest, like: pl.DataFrame | None = None) -> pl.DataFrame:
@@ -153,21 +195,45 @@ def example_rows(manifest: package.Manifest, like: pl.DataFrame | None = None) -
     return frame.cast({name: like.schema[name] for name in frame.columns})
 
 
-def sanity(folder: Path) -> str:
+def sanity(folder: Path) -> Sane:
     """Return what was seen when the model of a checked folder scored its example in a clean process.
 
     Content does not change under a digest, so each is tried once in this process's life.
     """
     if folder.name not in _sane:
-        _sane[folder.name] = _seen(sandbox.score(folder, example_rows(package.read(folder)), timeout=120))
+        probe = sandbox.probe(folder, example_rows(package.read(folder)), timeout=120)
+        _sane[folder.name] = _seen(probe, probe.scores)
     return _sane[folder.name]
 
 
-def _seen(scores: np.ndarray[Any, Any]) -> str:
+def answers(folder: Path, requests: list[dict[str, Any]]) -> list[float]:
+    """Return the model's scores of single requests, whose missing columns are missing values; each list once for a content."""
+    key = folder.name, msgspec.json.encode(requests, order="sorted")
+    if key not in _answered:
+        _answered[key] = _answers(folder, requests)
+    return _answered[key]
+
+
+def _answers(folder: Path, requests: list[dict[str, Any]]) -> list[float]:
+    types = {c.name: pl.String() if c.kind == "text" else pl.Float64() for c in package.read(folder).columns}
+    for name in dict.fromkeys(name for row in requests for name in row):
+        if name not in types:
+            raise BadInput("column of a sanity request", name, "is not the model's", near_miss(name, types))
+    frame = pl.DataFrame({name: [row.get(name) for row in requests] for name in types}, types, strict=False)
+    scores: list[float] = sandbox.score(folder, frame, timeout=120).tolist()
+    return scores
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _seen(probe: sandbox.Probe, scores: np.ndarray[Any, Any]) -> Sane:
     if not scores.size:
         raise BadInput("model", "", "has no example rows to try it on", "register it with an example")
     span = f"from {scores.min():.4f} to {scores.max():.4f}"
-    return f"loads in a clean process and scores its {scores.size} example rows {span}"
+    text = f"loads in a clean process and scores its {scores.size} example rows {span}"
+    return Sane(text, probe.latency, abs(probe.alone - float(scores[-1])) / max(1.0, abs(float(scores[-1]))))
 
 
 def of_baseline(state: State, column: str, kind: metrics.Kind, trained: Dataset, holdout: Sealed) -> Metrics:

@@ -30,7 +30,7 @@ HELP = {
     "search": "Find data, features and labels by words.",
     "feature": "Features: apply definitions, look at views, read online.",
     "dataset": "Training frames: build, list, read.",
-    "model": "Registered models: evaluate, promote.",
+    "model": "Registered models: evaluate, promote, roll back.",
     "endpoint": "Endpoints: deploy, roll back, predict.",
     "run": "Execute notebooks and look at their runs.",
     "job": "Scheduled notebooks.",

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
-import msgspec
 
 from cellwork import project as projects
-from cellwork.cli import show
+from cellwork.cli import gate, show
 from cellwork.client import connect
 from cellwork.evaluation.compare import report
 from cellwork.models import versions
-from cellwork.wire.evaluations import EvaluationRequest, Gate
+from cellwork.wire.evaluations import EvaluationRequest
 
 
 @click.group()
 def model() -> None:
-    """Registered models: evaluate, promote.
+    """Registered models: evaluate, promote, roll back.
 
     Example: cellwork model gate flights/delay@2
     """
@@ -92,42 +89,5 @@ def evaluate(version: str, holdout: str, baseline: str, json: bool) -> None:
     return click.echo(repr(report(found)))
 
 
-@model.command()
-@click.argument("version", metavar="PROJECT/NAME@VERSION")
-@show.as_json
-def gate(version: str, json: bool) -> None:
-    """What the gate says about a version; exit code 3 if it does not pass.
-
-    Example: cellwork model gate flights/delay@2
-    """
-    found = connect().evaluations.gate(*versions.parse(version))
-    if json:
-        show.document(found)
-    else:
-        _print(found)
-    if not found.passed:
-        sys.exit(3)
-
-
-@model.command()
-@click.argument("version", metavar="PROJECT/NAME@VERSION")
-@click.option("--reason", default="", help="Why; it stands in the audit.")
-@show.as_json
-def promote(version: str, reason: str, json: bool) -> None:
-    """Make a version the champion if the gate passes; exit code 3 if it does not.
-
-    Example: cellwork model promote flights/delay@2 --reason "better on November"
-    """
-    found = connect().evaluations.promote(*versions.parse(version), reason=reason)
-    if json:
-        return show.document(msgspec.to_builtins(found))
-    _print(found.gate)
-    before = f", before it version {found.previous.version}" if found.previous else ""
-    return click.echo(f"champion of {found.version.name} is version {found.version.version}{before}")
-
-
-def _print(found: Gate) -> None:
-    show.table(
-        [("passed" if check.passed else "REFUSED", check.name, check.text) for check in found.checks],
-        ("verdict", "check", "what was seen"),
-    )
+for _command in gate.COMMANDS:
+    model.add_command(_command)

@@ -8,6 +8,7 @@ from cellwork.client.datasets import Datasets
 from cellwork.client.endpoints import Endpoints
 from cellwork.client.evaluations import Evaluations
 from cellwork.client.features import Features
+from cellwork.client.gate import Gates
 from cellwork.client.jobs import Jobs
 from cellwork.client.monitors import Monitors
 from cellwork.client.outcomes import Outcomes
@@ -28,6 +29,7 @@ class Client:
         self.features = Features(self.connection)
         self.datasets = Datasets(self.connection)
         self.evaluations = Evaluations(self.connection)
+        self.gate = Gates(self.connection)
         self.outcomes = Outcomes(self.connection)
         self.monitors = Monitors(self.connection)
         self.endpoints = Endpoints(self.connection)

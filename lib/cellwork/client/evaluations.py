@@ -1,11 +1,11 @@
-"""Evaluations, the gate and promotion over HTTP."""
+"""Evaluations over HTTP."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from cellwork.client.base import Connection
-from cellwork.wire.evaluations import Evaluation, EvaluationRequest, Gate, Promoted, Promotion
+from cellwork.wire.evaluations import Evaluation, EvaluationRequest
 
 
 class Evaluations:
@@ -21,12 +21,3 @@ class Evaluations:
 
     def get(self, evaluation: str) -> Evaluation:
         return self._to.call("cellwork", "GET", f"/api/v1/evaluations/{evaluation}", Evaluation)
-
-    def gate(self, name: str, version: int) -> Gate:
-        return self._to.call("cellwork", "GET", f"/api/v1/gate/{name}/{version}", Gate)
-
-    def promote(self, name: str, version: int, reason: str = "") -> Promoted:
-        """Move `champion` to `version` if the gate passes; the old champion becomes `previous`."""
-        return self._to.call(
-            "cellwork", "POST", "/api/v1/gate", Promoted, Promotion(name=name, version=version, reason=reason)
-        )

@@ -57,10 +57,10 @@ def measure(
     """
     import numpy as np
 
-    truth, score = _checked(y, scores, kind)
+    truth, score = checked(y, scores, kind)
     order = np.argsort(score, kind="stable")
     truth, score = truth[order], score[order]
-    drawn = [_all(kind, truth, score, weights) for weights in _weights(len(truth), draws, seed)]
+    drawn = [_all(kind, truth, score, each) for each in weights(len(truth), draws, seed)]
     point = _all(kind, truth, score, np.ones((1, len(truth))))
     result = {}
     for name in NAMES[kind]:
@@ -87,7 +87,8 @@ def kind_of(metric: str) -> Kind:
     )
 
 
-def _checked(y: ArrayLike, scores: ArrayLike, kind: Kind) -> tuple[Floats, Floats]:
+def checked(y: ArrayLike, scores: ArrayLike, kind: Kind) -> tuple[Floats, Floats]:
+    """Return labels and scores as float64; raises what `measure` raises."""
     import numpy as np
 
     truth, score = np.asarray(y, dtype=float), np.asarray(scores, dtype=float)
@@ -115,7 +116,15 @@ def _checked(y: ArrayLike, scores: ArrayLike, kind: Kind) -> tuple[Floats, Float
     return truth, score
 
 
-def _weights(n: int, draws: int, seed: int) -> Iterator[Floats]:
+def under(kind: Kind, truth: Floats, score: Floats, drawn: Floats) -> dict[str, Floats]:
+    """Return every metric of `kind` for each row of `drawn`, (draws, n): how often each of the n labels and scores counts."""
+    import numpy as np
+
+    order = np.argsort(score, kind="stable")
+    return _all(kind, truth[order], score[order], drawn[:, order])
+
+
+def weights(n: int, draws: int, seed: int) -> Iterator[Floats]:
     """Yield matrices (draws, n) of how often each row was drawn."""
     import numpy as np
 

@@ -1,6 +1,7 @@
 """The child of `sandbox`: limits itself before anything is loaded, scores, and writes the scores as raw float64.
 
-Run as ``python -I -m cellwork.models.child FOLDER FEATURES MEMORY_MB SECONDS BYTES``. Whatever the model prints goes to stderr.
+Run as ``python -I -m cellwork.models.child FOLDER FEATURES MEMORY_MB SECONDS BYTES CALLS``. With CALLS there follow the scores:
+seconds of loading, the last row's score when it is asked alone, and the seconds of as many calls with it. Whatever the model prints goes to stderr.
 """
 
 from __future__ import annotations
@@ -8,7 +9,10 @@ from __future__ import annotations
 import os
 import resource
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -30,7 +34,8 @@ def limit(memory_mb: int, seconds: int, most_bytes: int) -> None:
         resource.setrlimit(kind, (value, value) if hard == resource.RLIM_INFINITY else (min(value, hard),) * 2)
 
 
-def main(folder: Path, features: Path, output: int) -> None:
+def main(folder: Path, features: Path, output: int, calls: int) -> None:
+    import numpy as np
     from pyarrow import ipc
 
     from cellwork.models import package
@@ -38,10 +43,25 @@ def main(folder: Path, features: Path, output: int) -> None:
 
     with features.open("rb") as file:
         frame = ipc.open_file(file).read_all().to_pandas()
+    began = time.perf_counter()
     model = package.load(folder)
-    scores = package.scores(model, to_pandas(frame, package.read(folder).columns))
+    loaded = time.perf_counter() - began
+    rows = to_pandas(frame, package.read(folder).columns)
+    scores = package.scores(model, rows)
+    more = [loaded, *_alone(model, rows.tail(1), calls)] if calls else []
     with os.fdopen(output, "wb") as file:
-        file.write(scores.astype("<f8").tobytes())
+        file.write(np.concatenate([scores, more]).astype("<f8").tobytes())
+
+
+def _alone(model: Any, row: Any, calls: int) -> Iterator[float]:
+    """Yield the row's score, then the seconds of each call but that first one, which may fill caches."""
+    from cellwork.models import package
+
+    yield float(package.scores(model, row)[0])
+    for _ in range(calls):
+        began = time.perf_counter()
+        package.scores(model, row)
+        yield time.perf_counter() - began
 
 
 if __name__ == "__main__":
@@ -49,7 +69,7 @@ if __name__ == "__main__":
     result = os.dup(1)
     os.dup2(2, 1)
     try:
-        main(Path(sys.argv[1]), Path(sys.argv[2]), result)
+        main(Path(sys.argv[1]), Path(sys.argv[2]), result, int(sys.argv[6]))
     except CellworkError as error:
         problem = Problem(
             type=type(error).__name__,

@@ -17,7 +17,7 @@ import msgspec
 from cellwork import ids, origin, project
 from cellwork.client import Client, connect
 from cellwork.errors import BadInput, CellworkError, NotFound
-from cellwork.models import columns, package, tracking, versions
+from cellwork.models import columns, environment, package, tracking, versions
 from cellwork.wire.datasets import Dataset
 from cellwork.wire.evaluations import Metric, VersionRef
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 EXAMPLE_ROWS = 5
 REQUIREMENTS = ("scikit-learn", "skops", "numpy", "scipy", "pandas")
+OWN = {"xgboost.": ("xgboost", "xgboost-cpu"), "lightgbm.": ("lightgbm",), "cellwork.": ("cellwork",)}
+"""How a type's name begins -> the distributions that may have brought it."""
 
 
 def register(
@@ -101,14 +103,16 @@ def save(
     from mlflow.models import Model
 
     trusted = package.untrusted(skops.io.dumps(model))
+    needed = [*REQUIREMENTS, *environment.behind(trusted, OWN)]
     frame = package.example(manifest)
     mlflow.sklearn.save_model(
         model, folder, mlflow_model=Model(model_id=logged_model, run_id=run), serialization_format="skops",
         skops_trusted_types=trusted, signature=_signature(manifest, _trial(model, frame)),
-        pip_requirements=[f"{package_name}=={installed(package_name)}" for package_name in REQUIREMENTS],
+        pip_requirements=[f"{package_name}=={installed(package_name)}" for package_name in needed],
         pyfunc_predict_fn="predict_proba" if manifest.kind == "classifier" else "predict",
     )  # fmt: skip
     (folder / package.MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+    (folder / environment.LOCK).write_text(environment.lock(needed))
 
 
 def _flat(metrics: Mapping[str, float | Metric]) -> dict[str, float]:
@@ -125,13 +129,15 @@ def _flat(metrics: Mapping[str, float | Metric]) -> dict[str, float]:
 def _origin(dataset: Dataset, baseline: str) -> dict[str, str]:
     """Return the tags that say where the model comes from."""
     here = msgspec.structs.asdict(origin.gather())
-    if not here["project"]:
-        try:
-            here["project"] = project.find().name
-        except NotFound:
-            here["project"] = dataset.project
+    owned: dict[str, str] = {}
+    try:
+        found = project.find()
+        here["project"] = here["project"] or found.name
+        owned = {"owner": found.owner, "contact": found.contact} if found.name == dataset.project else {}
+    except NotFound:
+        here["project"] = here["project"] or dataset.project
     said = {key: str(value) for key, value in here.items() if value}
-    return {**said, **versions.about(dataset), "baseline": baseline}
+    return {**said, **owned, **versions.about(dataset), "baseline": baseline}
 
 
 def _split(dataset: Dataset | Rows) -> str:

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -21,12 +22,15 @@ import msgspec
 from cellwork.errors import BadInput, Refused
 from cellwork.models import package
 from cellwork.wire import Problem
+from cellwork.wire.evaluations import Latency
 
 if TYPE_CHECKING:
     import numpy as np
     import polars as pl
 
 MOST_WORDS = 64 * 1024
+CALLS = 20
+"""One row at a time, to know how long a row takes."""
 
 
 def score(folder: Path, frame: pl.DataFrame, *, timeout: float = 300, memory_mb: int = 4096) -> np.ndarray[Any, Any]:
@@ -46,7 +50,33 @@ def score(folder: Path, frame: pl.DataFrame, *, timeout: float = 300, memory_mb:
     Refused
         It holds a type that may not be loaded.
     """
-    columns = [column.name for column in package.read(folder).columns]
+    return _scored(folder, frame, 0, timeout, memory_mb)[0]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Scores, and how the last row was answered when it was asked alone. The times are the child's word: the model's own code runs there."""
+
+    scores: np.ndarray[Any, Any]
+    latency: Latency
+    alone: float
+    """The last row's score without any other beside it."""
+
+
+def probe(
+    folder: Path, frame: pl.DataFrame, *, calls: int = CALLS, timeout: float = 300, memory_mb: int = 4096
+) -> Probe:
+    """Score `frame` as `score` does, and then its last row alone, `calls` times. Errors are those of `score`."""
+    scores, more = _scored(folder, frame, calls, timeout, memory_mb)
+    return Probe(scores, _latency(more), float(more[1]))
+
+
+def _scored(
+    folder: Path, frame: pl.DataFrame, calls: int, timeout: float, memory_mb: int
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return the scores, and what the child says after them."""
+    manifest = package.read(folder)
+    columns = [column.name for column in manifest.columns]
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise BadInput(
@@ -58,8 +88,12 @@ def score(folder: Path, frame: pl.DataFrame, *, timeout: float = 300, memory_mb:
     with tempfile.TemporaryDirectory(prefix="cellwork-score-") as temporary:
         features = Path(temporary) / "features.arrow"
         frame.select(columns).write_ipc(features, compat_level=_oldest())
-        raw = _run(folder, features, timeout, memory_mb, most_bytes=8 * frame.height + MOST_WORDS, home=temporary)
-    return _checked(raw, frame.height, package.read(folder).kind)
+        most = 8 * (frame.height + calls + 2) + MOST_WORDS
+        limits = [memory_mb, int(timeout) + 1, most, calls]
+        raw = _run([str(folder.absolute()), str(features), *map(str, limits)], timeout, memory_mb, most, temporary)
+    extra = calls + 2 if calls else 0
+    values = _checked(raw, frame.height, extra)
+    return _scores(values[: frame.height], manifest.kind), values[frame.height :]
 
 
 def _oldest() -> Any:
@@ -68,9 +102,8 @@ def _oldest() -> Any:
     return pl.CompatLevel.oldest()
 
 
-def _run(folder: Path, features: Path, timeout: float, memory_mb: int, *, most_bytes: int, home: str) -> bytes:
-    limits = [str(memory_mb), str(int(timeout) + 1), str(most_bytes)]
-    command = [sys.executable, "-I", "-m", "cellwork.models.child", str(folder.absolute()), str(features), *limits]
+def _run(arguments: list[str], timeout: float, memory_mb: int, most_bytes: int, home: str) -> bytes:
+    command = [sys.executable, "-I", "-m", "cellwork.models.child", *arguments]
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as words:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=words, env=environment(home), cwd=home, start_new_session=True
@@ -119,18 +152,33 @@ def _verdict(code: int, last: str, memory_mb: int) -> BadInput | Refused:
     return _failed(f"ended with exit code {code}" + (f": {last}" if last else ""), "score it in a notebook to see why")
 
 
-def _checked(raw: bytes, rows: int, kind: str) -> np.ndarray[Any, Any]:
+def _checked(raw: bytes, rows: int, extra: int) -> np.ndarray[Any, Any]:
     import numpy as np
 
-    if len(raw) != 8 * rows:
-        raise _failed(f"gave {len(raw) / 8:g} scores for {rows} rows", "predict one number a row")
-    values = np.frombuffer(raw, dtype=np.float64)
+    if len(raw) != 8 * (rows + extra):
+        raise _failed(f"gave {len(raw) / 8 - extra:g} scores for {rows} rows", "predict one number a row")
+    return np.frombuffer(raw, dtype=np.float64)
+
+
+def _scores(values: np.ndarray[Any, Any], kind: str) -> np.ndarray[Any, Any]:
+    import numpy as np
+
     wrong = int((~np.isfinite(values)).sum())
     if wrong:
         raise _failed(f"gave {wrong} scores that are not finite", "impute missing values in the pipeline")
-    if kind == "classifier" and rows and not (values.min() >= 0 and values.max() <= 1):
+    if kind == "classifier" and values.size and not (values.min() >= 0 and values.max() <= 1):
         raise _failed(f"gave probabilities from {values.min():g} to {values.max():g}", "predict between 0 and 1")
     return values
+
+
+def _latency(more: np.ndarray[Any, Any]) -> Latency:
+    import numpy as np
+
+    calls = np.nan_to_num(more[2:], nan=np.inf)
+    one, late = np.percentile(calls, [50, 95]) * 1e3
+    return Latency(
+        load_s=round(float(more[0]), 3), one_ms=round(float(one), 3), p95_ms=round(float(late), 3), calls=len(calls)
+    )
 
 
 def _failed(verdict: str, way_out: str) -> BadInput:

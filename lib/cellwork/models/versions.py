@@ -123,6 +123,11 @@ def set_alias(client: Client, name: str, alias: str, version: int) -> None:
     tracking.send(client, "/registered-models/alias", body)
 
 
+def delete_alias(client: Client, name: str, alias: str) -> None:
+    """Take the alias away; raises NotFound if there is none."""
+    tracking.send(client, "/registered-models/alias", {"name": mlflow_name(name), "alias": alias}, method="DELETE")
+
+
 def create(client: Client, name: str, *, source: str, run: str, tags: Mapping[str, str], description: str = "") -> int:
     """Register a logged model (`source` is ``models:/<id>``) as the next version of `name` and return its number."""
     tracking.ensure_model(client, mlflow_name(name))

@@ -38,7 +38,7 @@ def deploy(
     """
     client = client or connect()
     if promote:
-        client.evaluations.promote(model or endpoint, version, reason)
+        client.gate.promote(model or endpoint, version, reason)
     return client.endpoints.deploy(endpoint, Deploy(version=version, model=model, revision=revision, reason=reason))
 
 

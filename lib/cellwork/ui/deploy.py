@@ -14,7 +14,7 @@ from .. import serving
 from ..client import Client, connect
 from ..errors import CellworkError, NotFound
 from ..wire.endpoints import RouteTable
-from ..wire.evaluations import Gate
+from ..wire.gate import Check, Gate
 
 # %% auto #0
 __all__ = ['checklist', 'routes', 'DeployButton']
@@ -22,13 +22,19 @@ __all__ = ['checklist', 'routes', 'DeployButton']
 # %% ../../../nbs/ui/deploy.ipynb #b8329cce
 def checklist(gate: Gate) -> str:
     """Return the gate's checks as an HTML list; every text is escaped."""
-    lines = "".join(
-        f"<li>{'✔' if check.passed else '✘'} <b>{html.escape(check.name)}</b>: {html.escape(check.text)}</li>"
-        for check in gate.checks
-    )
+    lines = "".join(f"<li>{_line(check)}</li>" for check in gate.checks)
     verdict = "passes" if gate.passed else "does not pass"
     name = html.escape(f"{gate.version.name} version {gate.version.version}")
     return f"<b>{name} {verdict} the gate</b><ul style='list-style:none'>{lines}</ul>"
+
+
+def _line(check: Check) -> str:
+    mark = "✔" if check.passed else "✘"
+    parts = [f"{mark} <b>{html.escape(check.name)}</b>: {html.escape(check.text)}"]
+    parts += [f"<i>{html.escape(check.override)}</i>"] if check.override else []
+    parts += [f"<i>{html.escape(check.way_out)}</i>"] if check.way_out and not check.passed else []
+    asked = f' title="asked: {html.escape(check.asked)}"' if check.asked else ""
+    return f"<span{asked}>{'<br>'.join(parts)}</span>"
 
 # %% ../../../nbs/ui/deploy.ipynb #03636555
 def routes(table: RouteTable | None, endpoint: str) -> str:
@@ -68,7 +74,7 @@ class DeployButton(widgets.VBox):
 
     def refresh(self) -> None:
         """Read gate and routes again, and show them."""
-        gate = self._client.evaluations.gate(self.model, self.version)
+        gate = self._client.gate.check(self.model, self.version)
         table = self._table()
         self._gate.value, self._routes.value = checklist(gate), routes(table, self.endpoint)
         self.revision = table.revision if table else 0

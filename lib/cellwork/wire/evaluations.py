@@ -24,6 +24,31 @@ class Metric(Struct):
     high: float
 
 
+class Difference(Struct):
+    """How much better a model is than another on the same rows: positive is better, with the bounds of its 95 % interval.
+
+    The rows of each bootstrap draw are the same for both, so that what makes rows hard or easy is in neither bound.
+    """
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    p: float
+    """Two-sided, from the draws: how often chance alone would put the better one as far ahead."""
+
+
+class Latency(Struct):
+    """How long a model took in a clean process of the evaluator, on its own example."""
+
+    load_s: float
+    one_ms: float
+    """Median of one row."""
+    p95_ms: float
+    calls: int
+    """Of one row each, after the first, which is not counted."""
+
+
 class EvaluationRequest(Struct):
     name: str
     version: int
@@ -53,30 +78,10 @@ class Evaluation(Struct):
     seconds: float = 0.0
     also: str = ""
     """The dataset that was measured together with the holdout, if any."""
-
-
-class Check(Struct):
-    """One line of the gate's list."""
-
-    name: str
-    passed: bool
-    text: str
-
-
-class Gate(Struct):
-    version: VersionRef
-    passed: bool
-    checks: list[Check]
-
-
-class Promotion(Struct):
-    name: str
-    version: int
-    reason: str = ""
-
-
-class Promoted(Struct):
-    version: VersionRef
-    previous: VersionRef | None
-    gate: Gate
-    at: datetime
+    baseline_by: str | None = None
+    """What the baseline was: the input column, empty for the overall rate, None where nobody noted it."""
+    against_champion: Difference | None = None
+    """The difference from the champion, where both could be scored on the same rows."""
+    latency: Latency | None = None
+    size_bytes: int = 0
+    """Of the version's folder."""
