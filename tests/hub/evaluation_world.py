@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import mlflow_server
 import numpy as np
 import polars as pl
+import pytest
 from feature_world import DAY, work
 from raw_platform import call
 
@@ -122,7 +123,9 @@ class World:
             "client": self.mlflow,
             **changes,
         }
-        return registry.register(model, f"rail/{name}", **given).version
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("CELLWORK_USER", "ada")
+            return registry.register(model, f"rail/{name}", **given).version
 
     def evaluate(self, name: str, version: int, **changes: Any) -> Any:
         return evaluations.evaluate(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
+import msgspec
+
 from cellwork.wire import Struct
 from cellwork.wire.evaluations import VersionRef
 
@@ -39,7 +41,7 @@ class Rules(Struct):
     latency_ms: float = 1000.0
     """Most for one row, the median in a clean process."""
     size_mb: float = 2048.0
-    card: list[str] = ["owner", "origin", "dataset", "environment"]
+    card: list[str] = msgspec.field(default_factory=lambda: ["owner", "origin", "dataset", "environment"])
     """What the card must say."""
     sanity: list[Sanity] = []
 
