@@ -17,6 +17,7 @@ from cellwork_hub.platform import (
     alert_deeds,
     alerts,
     batches,
+    cards,
     datasets,
     drift,
     erasure,
@@ -62,6 +63,7 @@ ROUTERS = (
     skew,
     alert_deeds,
     gate,
+    cards,
 )
 MIGRATIONS = [records.MIGRATION, *(router.MIGRATION for router in ROUTERS)]
 """Append only: a number, once used, keeps its meaning."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from cellwork import project as projects
 from cellwork.cli import gate, show
 from cellwork.client import connect
 from cellwork.evaluation.compare import report
-from cellwork.models import versions
+from cellwork.models import card, versions
 from cellwork.wire.evaluations import EvaluationRequest
 
 
@@ -87,6 +89,26 @@ def evaluate(version: str, holdout: str, baseline: str, json: bool) -> None:
     if json:
         return show.document(found)
     return click.echo(repr(report(found)))
+
+
+@model.command("card")
+@click.argument("version", metavar="PROJECT/NAME@VERSION")
+@click.option("--html", "as_page", is_flag=True, help="HTML, a page of its own; default Markdown.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write it to this file.")
+@show.as_json
+def card_(version: str, as_page: bool, output: Path | None, json: bool) -> None:
+    """A version's card: origin, data, evaluations, questions, gate, overrides, environment.
+
+    Example: cellwork model card flights/delay@2 --html --output delay.html
+    """
+    found = connect().evaluations.card(*versions.parse(version))
+    if json:
+        return show.document(found)
+    said = card.html(found) if as_page else card.markdown(found)
+    if output is None:
+        return click.echo(said, nl=False)
+    output.write_text(said)
+    return click.echo(f"wrote {output}")
 
 
 for _command in gate.COMMANDS:

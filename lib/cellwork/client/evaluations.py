@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cellwork.client.base import Connection
+from cellwork.wire.cards import Card
 from cellwork.wire.evaluations import Evaluation, EvaluationRequest
 
 
@@ -21,3 +22,7 @@ class Evaluations:
 
     def get(self, evaluation: str) -> Evaluation:
         return self._to.call("cellwork", "GET", f"/api/v1/evaluations/{evaluation}", Evaluation)
+
+    def card(self, name: str, version: int) -> Card:
+        """All that the platform knows of a version."""
+        return self._to.call("cellwork", "GET", f"/api/v1/cards/{name}/{version}", Card)

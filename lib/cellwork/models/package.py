@@ -50,6 +50,8 @@ class Manifest(Struct):
     example: list[dict[str, Any]]
     file: str = MODEL
     format: Literal["skops"] = "skops"
+    transformers: list[str] = []
+    """Ids ``tf_…`` of the fitted steps in it that are the platform's kind."""
 
 
 def read(folder: Path) -> Manifest:

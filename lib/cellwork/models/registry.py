@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ import msgspec
 from cellwork import ids, origin, project
 from cellwork.client import Client, connect
 from cellwork.errors import BadInput, CellworkError, NotFound
+from cellwork.features.transform import Transform
 from cellwork.models import columns, environment, package, tracking, versions
 from cellwork.wire.datasets import Dataset
 from cellwork.wire.evaluations import Metric, VersionRef
@@ -162,7 +163,20 @@ def _manifest(model: Any, X_example: pl.DataFrame | pd.DataFrame, dataset: Datas
         {key: None if value != value else value for key, value in row.items()} for row in rows.to_dict("records")
     ]
     kind = "classifier" if hasattr(model, "predict_proba") else "regressor"
-    return package.Manifest(kind=kind, columns=kinds, example=example)  # type: ignore[arg-type]
+    steps = sorted(set(_transformers(model)))
+    return package.Manifest(kind=kind, columns=kinds, example=example, transformers=steps)  # type: ignore[arg-type]
+
+
+def _transformers(model: Any) -> Iterator[str]:
+    """Yield the ids of the fitted `Transform` steps of a model, through pipelines, column transformers and what wraps a model."""
+    if isinstance(model, Transform):
+        yield model.recorded.id
+    inner = [step for _, step in getattr(model, "steps", [])] + [
+        each[1] for each in getattr(model, "transformers_", [])
+    ]
+    for each in [*inner, *(getattr(model, name, None) for name in ("estimator_", "best_estimator_"))]:
+        if each is not None and not isinstance(each, str):
+            yield from _transformers(each)
 
 
 def _signature(manifest: package.Manifest, output: Any) -> ModelSignature:
