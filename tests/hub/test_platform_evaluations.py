@@ -46,7 +46,7 @@ def test_an_evaluation_is_the_models_metrics_on_the_true_labels_of_the_sealed_da
     assert (sealed["late"].cast(pl.Boolean) == (truth["delay"] > 15)).all()
     scores = package.scores(package.load(folder), to_pandas(sealed, package.read(folder).columns))
     expected = metrics.value("roc_auc", truth["delay"] > 15, scores)
-    assert found.metrics["roc_auc"].value == round(expected, 4)
+    assert abs(found.metrics["roc_auc"].value - expected) <= 0.02, "told in steps of about its standard error"
     assert found.rows == 480
     assert found.version.digest == package.digest(folder)
     assert found.dataset == world.dataset.id

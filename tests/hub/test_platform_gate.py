@@ -144,7 +144,7 @@ def test_rollback_goes_back_one_by_one_and_says_when_there_is_no_way_back(world:
     assert (moved.version.version, moved.left.version, moved.kind) == (second, third, "rolled_back")
     assert world.aliases("back") == {"champion": second, "previous": first}
     assert promotion.rollback(world.state, call(), ask) == moved
-    with pytest.raises(Conflict, match=f"version {second}' is not version {first}"):
+    with pytest.raises(Conflict, match=f"'version {second}': is not version {first}"):
         promotion.rollback(world.state, call(), Rollback(name="rail/back", version=first))
     promotion.rollback(world.state, call(), Rollback(name="rail/back"))
     assert world.aliases("back") == {"champion": first}
@@ -195,7 +195,7 @@ def test_an_override_lets_one_line_pass_for_what_it_said_and_stands_in_the_list(
         world.promote("useless", version)
     with pytest.raises(BadInput, match="is empty"):
         override(world.state, person("ada", bounded=False), "rail/useless", version, "baseline", " ")
-    with pytest.raises(BadInput, match="'latency' does not block"):
+    with pytest.raises(BadInput, match="'latency': does not block"):
         override(world.state, person("ada", bounded=False), "rail/useless", version, "latency")
     override(world.state, person("ada", bounded=False), "rail/useless", version, "baseline")
     found = lines(promotion.gate(world.state, "rail/useless", version))["baseline"]

@@ -29,7 +29,7 @@ def test_a_validation_without_baseline_is_one_column() -> None:
     found = validation([1.0, 2.0, 3.0], [1.0, 2.0, 4.0], kind="regressor")
     assert found.head() == ["metric", "model"]
     assert "against" not in repr(found)
-    assert [row[0] for row in found.rows()] == ["rmse", "mae", "r2"]
+    assert [row[0] for row in found.rows()] == ["rmse", "mae", "r2", "mape"]
 
 
 def test_an_evaluation_reads_as_a_sentence_and_a_table() -> None:

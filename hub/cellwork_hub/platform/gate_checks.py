@@ -48,11 +48,11 @@ def lines(asked: Asked) -> Iterator[Check]:
     yield from intact
     if asked.state.context.settings.trust == "team":
         yield _rules_of_another(asked)
-    folder = _folder(asked) if all(check.passed for check in intact) else None
+    folder = _folder(asked)
     yield _card(asked, folder)
     evaluation = _evaluation(asked)
     yield from _evaluated(asked, evaluation)
-    if folder is not None:
+    if folder is not None and all(check.passed for check in intact):
         yield from _tried(asked, folder, evaluation.latency if evaluation else None)
 
 

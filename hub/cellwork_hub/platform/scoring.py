@@ -1,10 +1,11 @@
 """How good a registered version is on a sealed holdout. The author's model sees features, in a child process; the labels stay here.
 
-Nothing in this module hands out a row, a score or a label: only metrics leave it, rounded to `DIGITS` decimals.
+Nothing in this module hands out a row, a score or a label: only metrics leave it, rounded as `coarse` says.
 """
 
 from __future__ import annotations
 
+import secrets
 import tempfile
 import threading
 from collections import defaultdict
@@ -16,6 +17,7 @@ import msgspec
 import numpy as np
 import polars as pl
 
+from cellwork import files
 from cellwork.client import Client
 from cellwork.errors import BadInput, NotFound, Refused, near_miss
 from cellwork.evaluation import baseline, metrics, paired
@@ -24,10 +26,10 @@ from cellwork.models.columns import to_pandas
 from cellwork.models.versions import Version
 from cellwork.wire.datasets import Dataset
 from cellwork.wire.evaluations import Difference, Latency, Metric
-from cellwork_hub.platform import datasets
+from cellwork_hub.platform import coarse, datasets
+from cellwork_hub.platform.coarse import Rounding
 from cellwork_hub.platform.state import State
 
-DIGITS = 4
 Metrics = dict[str, Metric]
 
 
@@ -52,6 +54,7 @@ class Sealed:
 
     features: pl.DataFrame
     labels: pl.Series
+    rounding: Rounding
     ids: pl.Series | None = None
     """What tells the rows apart, where two versions are compared row by row; None where rows of several sources are together."""
 
@@ -111,7 +114,19 @@ def sealed(state: State, holdout: str, trained: Dataset) -> Sealed:
     if not frame.height:
         raise NotFound("holdout", holdout, "has no row with a label", "look at: cellwork batch list")
     labels = frame.get_column(trained.label).cast(pl.Float64)
-    return Sealed(frame.select([*trained.inputs, *trained.features]), labels, frame.get_column(trained.id_column))
+    rounding = Rounding(_secret(state), f"{trained.project}/{holdout}", frame.height)
+    return Sealed(
+        frame.select([*trained.inputs, *trained.features]), labels, rounding, frame.get_column(trained.id_column)
+    )
+
+
+def _secret(state: State) -> bytes:
+    """Return what keys the rounding of all holdouts; it is made once, and only the platform can read it."""
+    path = state.home.secret("holdout-rounding")
+    with _copying[""]:
+        if not path.exists():
+            files.write(path, secrets.token_hex(32), mode=0o600)
+        return files.read_secret(path).encode()
 
 
 def together(state: State, holdout: Sealed, dataset: str, trained: Dataset) -> Sealed:
@@ -134,7 +149,8 @@ def together(state: State, holdout: Sealed, dataset: str, trained: Dataset) -> S
         )
     rows = pl.read_parquet(state.home.dataset(also.id) / "data.parquet").filter(pl.col(also.label).is_not_null())
     labels = pl.concat([holdout.labels, rows.get_column(also.label).cast(pl.Float64)])
-    return Sealed(pl.concat([holdout.features, rows.select(columns)], how="vertical_relaxed"), labels)
+    # A row of the holdout weighs no less in the answer than it does alone: the step is that of the holdout's rows.
+    return Sealed(pl.concat([holdout.features, rows.select(columns)], how="vertical_relaxed"), labels, holdout.rounding)
 
 
 def references(trained: Dataset) -> list[str]:
@@ -163,23 +179,22 @@ def of_model(folder: Path, holdout: Sealed) -> Scored:
     rows = holdout.features.height
     probe = sandbox.probe(folder, pl.concat([holdout.features.select(example.columns), example]))
     _sane[folder.name] = _seen(probe, probe.scores[rows:])
-    found = metrics.measure(holdout.labels, probe.scores[:rows], kind=manifest.kind)
-    return Scored(manifest.kind, probe.scores[:rows], rounded(found))
+    return Scored(manifest.kind, probe.scores[:rows], _told(holdout, probe.scores[:rows], manifest.kind))
 
 
 def difference(metric: str, one: tuple[Sealed, Scored], other: tuple[Sealed, Scored]) -> Difference | None:
     """Return how much better `one` scored than `other` on the rows that both have; None if they are not the same rows."""
     sides = []
     for rows, scored in (one, other):
-        if rows.ids is None:
+        if rows.ids is None or metric not in scored.metrics:
             return None
         sides.append(pl.DataFrame({"id": rows.ids, "label": rows.labels, "score": scored.scores}).sort("id"))
     mine, theirs = sides
     if mine["id"].dtype != theirs["id"].dtype or not mine.select("id", "label").equals(theirs.select("id", "label")):
         return None
     found = paired.difference(mine["label"], mine["score"], theirs["score"], metric=metric)
-    shown = {name: round(getattr(found, name), DIGITS) for name in ("value", "low", "high", "p")}
-    return Difference(metric=metric, **shown)
+    told = one[1].metrics[metric]
+    return one[0].rounding.difference(found, coarse.step(metric, told, mine.height))
 
 
 def example_rows(manifest: package.Manifest, like: pl.DataFrame | None = None) -> pl.DataFrame:
@@ -242,12 +257,9 @@ def of_baseline(state: State, column: str, kind: metrics.Kind, trained: Dataset,
     names = [*trained.inputs, *trained.features]
     fitted = baseline.of(column).fit(to_pandas(rows.select(names)), rows.get_column(trained.label).cast(pl.Float64))
     scores = fitted.predict_proba(to_pandas(holdout.features))[:, 1]
-    return rounded(metrics.measure(holdout.labels, scores, kind=kind))
+    return _told(holdout, scores, kind)
 
 
-def rounded(found: Metrics) -> Metrics:
-    """Return metrics with `DIGITS` decimals: too coarse to read single labels from repeated questions."""
-    return {
-        name: Metric(value=round(metric.value, DIGITS), low=round(metric.low, DIGITS), high=round(metric.high, DIGITS))
-        for name, metric in found.items()
-    }
+def _told(holdout: Sealed, scores: Any, kind: metrics.Kind) -> Metrics:
+    """Return the metrics of scores as they may be told."""
+    return holdout.rounding.metrics(metrics.measure(holdout.labels, scores, kind=kind, clip=coarse.CLIP))

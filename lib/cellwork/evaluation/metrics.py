@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 
 Kind = Literal["classifier", "regressor"]
 NAMES: dict[Kind, tuple[str, ...]] = {
-    "classifier": ("roc_auc", "pr_auc", "log_loss", "brier", "rate"),
-    "regressor": ("rmse", "mae", "r2"),
+    "classifier": ("roc_auc", "pr_auc", "log_loss", "brier", "ece", "rate"),
+    "regressor": ("rmse", "mae", "r2", "mape"),
 }
-"""The first of each is what candidates are ranked by and gates look at. `rate` is the labels' own."""
+"""The first of each is what candidates are ranked by and gates look at. `ece` is the expected calibration error, `mape` leaves labels of 0
+out, `rate` is the labels' own."""
 GREATER_IS_BETTER = frozenset({"roc_auc", "pr_auc", "r2"})
 DRAWS = 200
+CLIP = 1e-15
+BINS = 10
+"""Of equally many rows, for the calibration error."""
 CELLS = 1_000_000
 """Draws x rows held in memory at once."""
 
@@ -40,7 +44,7 @@ def better(metric: str, value: float, other: float) -> bool:
 
 
 def measure(
-    y: ArrayLike, scores: ArrayLike, *, kind: Kind = "classifier", draws: int = DRAWS, seed: int = 0
+    y: ArrayLike, scores: ArrayLike, *, kind: Kind = "classifier", draws: int = DRAWS, seed: int = 0, clip: float = CLIP
 ) -> dict[str, Metric]:
     """Return every metric of `kind` with its 95 % percentile interval.
 
@@ -49,6 +53,9 @@ def measure(
     y, scores : shape (n,)
         Labels (0 and 1 for a classifier) and scores (probabilities of 1, or predictions).
     draws : bootstrap draws; 0 gives intervals of no width.
+    clip : probabilities are taken between this and one less this in the log loss.
+
+    A metric that is not defined (R2 of a constant label, MAPE of zeros) is left out.
 
     Raises
     ------
@@ -60,11 +67,13 @@ def measure(
     truth, score = checked(y, scores, kind)
     order = np.argsort(score, kind="stable")
     truth, score = truth[order], score[order]
-    drawn = [_all(kind, truth, score, each) for each in weights(len(truth), draws, seed)]
-    point = _all(kind, truth, score, np.ones((1, len(truth))))
+    drawn = [_all(kind, truth, score, each, clip) for each in weights(len(truth), draws, seed)]
+    point = _all(kind, truth, score, np.ones((1, len(truth))), clip)
     result = {}
     for name in NAMES[kind]:
         value = float(point[name][0])
+        if not np.isfinite(value):
+            continue
         values = np.concatenate([part[name] for part in drawn]) if drawn else np.array([value])
         usable = values[np.isfinite(values)]
         low, high = np.percentile(usable, [2.5, 97.5]) if usable.size else (value, value)
@@ -135,7 +144,7 @@ def weights(n: int, draws: int, seed: int) -> Iterator[Floats]:
         yield np.stack([np.bincount(random.integers(0, n, n), minlength=n) for _ in range(rows)]).astype(float)
 
 
-def _all(kind: Kind, truth: Floats, score: Floats, weights: Floats) -> dict[str, Floats]:
+def _all(kind: Kind, truth: Floats, score: Floats, weights: Floats, clip: float = CLIP) -> dict[str, Floats]:
     """Return name -> one value a draw; `truth` and `score` are sorted by score."""
     import numpy as np
 
@@ -149,8 +158,10 @@ def _all(kind: Kind, truth: Floats, score: Floats, weights: Floats) -> dict[str,
         error = truth - score
         squares, spread = mean(error**2), mean(truth**2) - mean(truth) ** 2
         with np.errstate(divide="ignore", invalid="ignore"):
-            return {"rmse": np.sqrt(squares), "mae": mean(np.abs(error)), "r2": 1 - squares / spread}
-    clipped = np.clip(score, 1e-15, 1 - 1e-15)
+            share = np.where(truth != 0, np.abs(error / np.where(truth != 0, truth, 1.0)), 0.0)
+            mape = weights @ share / (weights @ (truth != 0))
+            return {"rmse": np.sqrt(squares), "mae": mean(np.abs(error)), "r2": 1 - squares / spread, "mape": mape}
+    clipped = np.clip(score, clip, 1 - clip)
     loss = -np.where(truth == 1, np.log(clipped), np.log1p(-clipped))
     roc, pr = _ranking(truth, score, weights)
     return {
@@ -158,8 +169,19 @@ def _all(kind: Kind, truth: Floats, score: Floats, weights: Floats) -> dict[str,
         "pr_auc": pr,
         "log_loss": mean(loss),
         "brier": mean((truth - score) ** 2),
+        "ece": _calibration(truth, score, weights),
         "rate": mean(truth),
     }
+
+
+def _calibration(truth: Floats, score: Floats, weights: Floats) -> Floats:
+    """Return the expected calibration error: over BINS bins of as many rows each, how far mean score and rate are apart."""
+    import numpy as np
+
+    starts = np.unique(np.linspace(0, len(truth), BINS, endpoint=False).astype(int))
+    gaps = np.add.reduceat(weights * (truth - score), starts, axis=1)
+    found: Floats = np.abs(gaps).sum(axis=1) / weights.sum(axis=1)
+    return found
 
 
 def _ranking(truth: Floats, score: Floats, weights: Floats) -> tuple[Floats, Floats]:

@@ -50,7 +50,7 @@ def main(folder: Path, features: Path, output: int, calls: int) -> None:
     scores = package.scores(model, rows)
     more = [loaded, *_alone(model, rows.tail(1), calls)] if calls else []
     with os.fdopen(output, "wb") as file:
-        file.write(np.concatenate([scores, more]).astype("<f8").tobytes())
+        file.write(np.concatenate([scores.ravel(), more]).astype("<f8").tobytes())
 
 
 def _alone(model: Any, row: Any, calls: int) -> Iterator[float]:
