@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,14 +20,38 @@ from raw_platform import call
 from cellwork import clock, project
 from cellwork.cli import main
 from cellwork.errors import BadInput, Conflict, Refused
-from cellwork.models import versions
+from cellwork.models import registry, versions
+from cellwork.models.columns import to_pandas
 from cellwork.settings import Settings
-from cellwork.wire.gate import Check, Gate, OverrideRequest, Promoted, Promotion, Rollback, Rules, RulesRequest, Sanity
+from cellwork.wire.gate import (
+    Check,
+    Gate,
+    OverrideRequest,
+    Promoted,
+    Promotion,
+    Rollback,
+    Rules,
+    RulesRequest,
+    Sanity,
+    TrustRequest,
+)
 from cellwork.wire.records import Principal
 from cellwork_hub.edge import Service
-from cellwork_hub.platform import gate, gate_rules, promotion
+from cellwork_hub.platform import cards, code_trust, gate, gate_rules, promotion, scoring
 from cellwork_hub.platform.state import State
 from cellwork_hub.route import Call
+
+STEPS = """
+from sklearn.base import BaseEstimator, TransformerMixin
+
+class Doubled(TransformerMixin, BaseEstimator):
+    def fit(self, X, y=None):
+        self.columns_ = list(X.columns)
+        return self
+
+    def transform(self, X):
+        return X[self.columns_].fillna(0.0) * 2
+"""
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +267,47 @@ def test_content_that_changed_is_not_overridden(world: World) -> None:
     world.mlflow.connection.raw("mlflow", "PUT", f"/api/2.0/mlflow-artifacts/artifacts/{path}/{package.MODEL}", b"x")
     with pytest.raises(Refused, match="is one that nobody overrides"):
         override(world.state, person("bob"), "rail/changed", version, "content")
+
+
+def test_code_of_its_own_runs_on_somebodys_word_and_in_a_team_not_on_its_authors(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    (tmp_path / "doubled_steps.py").write_text(STEPS)
+    monkeypatch.syspath_prepend(tmp_path)
+    steps = importlib.import_module("doubled_steps")
+    columns = ["hour", "crowd"]
+    model = make_pipeline(steps.Doubled(), LogisticRegression()).fit(
+        to_pandas(world.frame.select(columns)), world.frame["late"].to_numpy()
+    )
+    monkeypatch.setenv("CELLWORK_USER", "ada")
+    given: Any = {"dataset": world.dataset, "client": world.mlflow, "baseline": "hour"}
+    version = registry.register(
+        model, "rail/coded", X_example=world.frame.select(columns), code=[steps], **given
+    ).version
+    with pytest.raises(Refused, match="brings code that nobody has trusted here"):
+        world.evaluate("coded", version)
+    found = lines(promotion.gate(world.state, "rail/coded", version))["code"]
+    assert (found.passed, found.way_out) == (False, f"look at it, then: cellwork model trust rail/coded@{version}")
+    request = TrustRequest(name="rail/coded", version=version, reason="read it")
+    about = versions.get(world.mlflow, "rail/coded", version)
+    with world.state.context.client("cellwork") as client:
+        folder = scoring.copy(world.state, client, about)
+    assert "class Doubled" in "".join(code_trust.look(folder).values())
+    with pytest.raises(Refused, match="whose word does not count for it"):
+        code_trust.give(team(world), person("ada"), request, about, folder)
+    for _ in range(2):
+        assert [word.by for word in code_trust.give(world.state, person("bob"), request, about, folder)] == ["bob"]
+    world.evaluate("coded", version)
+    assert lines(promotion.gate(world.state, "rail/coded", version))["code"].text.startswith(
+        "bob trusts doubled_steps-0+"
+    )
+    assert world.promote("coded", version).version.version == version
+    assert [(word.by, word.reason) for word in cards.card(world.state, "rail/coded", version).code] == [
+        ("bob", "read it")
+    ]
 
 
 def test_rules_name_what_there_is(tmp_path: Path, world: World) -> None:

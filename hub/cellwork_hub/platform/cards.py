@@ -5,6 +5,7 @@ So a card needs no copy that could differ from the truth, and one asked for year
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import text
@@ -17,8 +18,8 @@ from cellwork.models import environment, package, tracking, versions
 from cellwork.models.versions import Version
 from cellwork.wire.cards import Asked, Card, Trained
 from cellwork.wire.evaluations import Evaluation
-from cellwork.wire.gate import Promoted
-from cellwork_hub.platform import gate_rules, promotion, scoring
+from cellwork.wire.gate import Promoted, Trusted
+from cellwork_hub.platform import code_trust, gate_rules, promotion, scoring
 from cellwork_hub.platform.judgements import select
 from cellwork_hub.platform.state import State
 from cellwork_hub.route import Call, Route
@@ -53,11 +54,26 @@ def _folder(state: State, client: Client, version: Version) -> tuple[dict[str, A
         folder = scoring.copy(state, client, version)
         manifest = package.read(folder)
     except CellworkError as error:
-        return {"kind": "", "columns": [], "transformers": [], "python": "", "environment": [], "size_bytes": 0}, [
-            str(error)
-        ]
+        return {
+            "kind": "",
+            "columns": [],
+            "transformers": [],
+            "code": [],
+            "python": "",
+            "environment": [],
+            "size_bytes": 0,
+        }, [str(error)]
+    project = version.name.partition("/")[0]
+    words = [
+        word
+        if isinstance(word, Trusted)
+        else Trusted(
+            project=project, sha256=word.sha256, file=Path(word.file).name, version=version.ref, by="", at=version.at
+        )
+        for word in code_trust.found(state, project, folder)
+    ]
     return {
-        "kind": manifest.kind, "columns": [f"{c.name} ({c.kind})" for c in manifest.columns], "transformers": manifest.transformers,
+        "code": words, "kind": manifest.kind, "columns": [f"{c.name} ({c.kind})" for c in manifest.columns], "transformers": manifest.transformers,
         "python": environment.python(folder), "environment": environment.read(folder), "size_bytes": scoring.size(folder),
     }, []  # fmt: skip
 

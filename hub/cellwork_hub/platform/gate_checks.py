@@ -15,8 +15,8 @@ from cellwork.evaluation.metrics import GREATER_IS_BETTER, better, primary
 from cellwork.models import environment, versions
 from cellwork.models.versions import Version
 from cellwork.wire.evaluations import Evaluation, Latency, Metric
-from cellwork.wire.gate import Check, KeptRules, Rules
-from cellwork_hub.platform import scoring
+from cellwork.wire.gate import Check, KeptRules, Rules, Trusted
+from cellwork_hub.platform import code_trust, scoring
 from cellwork_hub.platform.judgements import compared_with, latest
 from cellwork_hub.platform.state import State
 
@@ -50,6 +50,8 @@ def lines(asked: Asked) -> Iterator[Check]:
         yield _rules_of_another(asked)
     folder = _folder(asked)
     yield _card(asked, folder)
+    if folder is not None:
+        yield from _code(asked, folder)
     evaluation = _evaluation(asked)
     yield from _evaluated(asked, evaluation)
     if folder is not None and all(check.passed for check in intact):
@@ -112,6 +114,21 @@ def _card(asked: Asked, folder: Path | None) -> Check:
         return _line("card", wanted, "says all of it")
     way = "complete [project] and [gate] of cellwork.toml, and register it again"
     return _line("card", wanted, f"does not say {', '.join(missing)}", False, way)
+
+
+def _code(asked: Asked, folder: Path) -> Iterator[Check]:
+    """What it brings of its author's code is trusted by somebody; a model without any has no such line."""
+    words = code_trust.found(asked.state, asked.version.name.partition("/")[0], folder)
+    missing = [Path(word.file).name for word in words if not isinstance(word, Trusted)]
+    wanted, way = (
+        "the code it brings is trusted by a named person",
+        f"look at it, then: cellwork model trust {asked.subject}",
+    )
+    if missing:
+        yield _line("code", wanted, f"nobody trusted {', '.join(missing)}", False, way)
+    elif words:
+        said = (f"{word.by} trusts {word.file}" for word in words if isinstance(word, Trusted))
+        yield _line("code", wanted, ", ".join(said))
 
 
 def _evaluation(asked: Asked) -> Evaluation | None:

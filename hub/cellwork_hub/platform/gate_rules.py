@@ -21,7 +21,7 @@ from cellwork_hub import records
 from cellwork_hub.platform.state import State
 from cellwork_hub.route import Call
 
-NEVER = frozenset({"content", "sanity"})
+NEVER = frozenset({"content", "code", "sanity"})
 """Lines that nobody overrides: what is promoted has to be what was registered, and to answer."""
 
 

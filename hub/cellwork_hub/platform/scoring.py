@@ -26,7 +26,7 @@ from cellwork.models.columns import to_pandas
 from cellwork.models.versions import Version
 from cellwork.wire.datasets import Dataset
 from cellwork.wire.evaluations import Difference, Latency, Metric
-from cellwork_hub.platform import coarse, datasets
+from cellwork_hub.platform import coarse, code_trust, datasets
 from cellwork_hub.platform.coarse import Rounding
 from cellwork_hub.platform.state import State
 
@@ -94,6 +94,7 @@ def copy(state: State, client: Client, version: Version) -> Path:
     with _copying[version.digest]:
         if not folder.is_dir() or package.digest(folder) != version.digest:
             package.download(client, version.name, version.version, folder)
+        code_trust.lay(state, version.name.partition("/")[0], folder)
     return folder
 
 

@@ -80,6 +80,33 @@ def override(version: str, check: str, reason: str, json: bool) -> None:
 
 
 @click.command()
+@click.argument("version", metavar=VERSION)
+@click.option("--reason", default="", help="Why; it stands on the card.")
+@click.option("--look", is_flag=True, help="Only show the code.")
+@show.as_json
+def trust(version: str, reason: str, look: bool, json: bool) -> None:
+    """Let the code that a version brings run on the platform, on your word; look at it first. In team trust not for one's own.
+
+    Example: cellwork model trust flights/delay@3 --look
+    """
+    name, number = versions.parse(version)
+    client = connect()
+    if look:
+        sources = client.gate.code(name, number)
+        return (
+            show.document(sources)
+            if json
+            else click.echo("\n".join(f"# {path}\n{code}" for path, code in sources.items()))
+        )
+    found = client.gate.trust(name, number, reason)
+    if json:
+        return show.document(found)
+    return show.table(
+        [(word.file, word.sha256[:12], word.by, word.at) for word in found], ("wheel", "sha256", "trusted by", "at")
+    )
+
+
+@click.command()
 @click.argument("model", metavar="PROJECT/NAME")
 @show.as_json
 def moves(model: str, json: bool) -> None:
@@ -114,7 +141,7 @@ def rules(project: str, applies: bool, json: bool) -> None:
     return show.document(found) if json else _print_rules(found)
 
 
-COMMANDS = (gate, promote, rollback, override, moves, rules)
+COMMANDS = (gate, promote, rollback, override, trust, moves, rules)
 
 
 def _moved(found: Promoted) -> None:

@@ -15,6 +15,8 @@ from cellwork.wire.gate import (
     Rollback,
     Rules,
     RulesRequest,
+    Trusted,
+    TrustRequest,
 )
 
 
@@ -41,6 +43,15 @@ class Gates:
         """Let `version` pass the line `check`, which blocks, for what it says now."""
         request = OverrideRequest(name=name, version=version, check=check, reason=reason)
         return self._to.call("cellwork", "POST", "/api/v1/gate/overrides", Override, request)
+
+    def trust(self, name: str, version: int, reason: str = "") -> list[Trusted]:
+        """Let the code that `version` brings run on the platform."""
+        request = TrustRequest(name=name, version=version, reason=reason)
+        return self._to.call("cellwork", "POST", "/api/v1/gate/trust", list[Trusted], request)
+
+    def code(self, name: str, version: int) -> dict[str, str]:
+        """Path -> source of what `version` brings and would run."""
+        return self._to.call("cellwork", "GET", f"/api/v1/gate/{name}/{version}/code", dict[str, str])
 
     def moves(self, name: str) -> Iterator[Promoted]:
         """The moves of the model's champion, newest first."""

@@ -87,6 +87,12 @@ def sections(card: Card) -> Iterator[Section]:
         )
     yield from _evaluations(card)
     yield from _decisions(card)
+    if card.code:
+        rows = [
+            (word.file, word.sha256, word.by or "nobody", _time(word.at) if word.by else "", word.reason)
+            for word in card.code
+        ]
+        yield Section("Code of its own", rows, ("wheel", "sha256", "trusted by", "at", "why"))
     yield Section("Environment", [("python", card.python)] if card.python else [], ("", ""), lines=card.environment)
     if card.gaps:
         yield Section("Not known", [("", gap) for gap in card.gaps])

@@ -1,7 +1,8 @@
 """The folder of a registered version: fetched, checked against its digest, loaded under a trust rule.
 
 The folder is MLflow's own (`MLmodel`, requirements, the model in skops format) and `cellwork.json`, which says all that a reader needs
-without MLflow. A type that is not a class of scikit-learn, NumPy, SciPy or this library is never instantiated.
+without MLflow. A type is instantiated if it is a class of scikit-learn, NumPy or SciPy, one that is named here, or one of a wheel in the
+folder that a named person trusted in this place (`wheels`). Functions never are.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import msgspec
 
 from cellwork.client import Client
 from cellwork.errors import BadInput, NotFound, Refused, TooLarge
-from cellwork.models import tracking, versions
+from cellwork.models import tracking, versions, wheels
 from cellwork.models.columns import Column, to_pandas
+from cellwork.models.wheels import Wheel
 from cellwork.wire import Struct
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ class Manifest(Struct):
     format: Literal["skops"] = "skops"
     transformers: list[str] = []
     """Ids ``tf_…`` of the fitted steps in it that are the platform's kind."""
+    wheels: list[Wheel] = []
+    """Code of the author's own that it needs."""
 
 
 def read(folder: Path) -> Manifest:
@@ -140,18 +144,21 @@ def _listing(client: Client, root: str, below: PurePosixPath, depth: int = 0) ->
     return found
 
 
-def untrusted(source: Path | bytes) -> list[str]:
-    """Return the types in a skops file (or its bytes) that only the trust rule can allow; raises Refused for any it does not."""
+def untrusted(source: Path | bytes, own: Sequence[str] = ()) -> list[str]:
+    """Return the types in a skops file (or its bytes) that only the trust rule can allow; raises Refused for any it does not.
+
+    `own` are modules that trusted wheels bring.
+    """
     import skops.io
 
     names = skops.io.get_untrusted_types(**({"data": source} if isinstance(source, bytes) else {"file": source}))
     for name in names:
-        if name not in TRUSTED and not _is_harmless(name):
+        if name not in TRUSTED and name.partition(".")[0] not in own and not _is_harmless(name):
             raise Refused(
                 "type in the model",
                 name,
                 "is not one that may be loaded",
-                "build the model from scikit-learn's own classes",
+                "build the model from scikit-learn's own classes, or register it with its code: register(…, code=[module])",
             )
     return list(names)
 
@@ -175,16 +182,20 @@ def load(folder: Path) -> Any:
     BadInput
         The folder or its model file can't be read.
     Refused
-        It holds a type that the trust rule does not allow.
+        It holds a type that the trust rule does not allow, or code that nobody trusted here.
     """
     import zipfile
 
     import skops.io
 
-    path = folder / read(folder).file
+    manifest = read(folder)
+    path = folder / manifest.file
+    wheels.add_to_path(folder, manifest.wheels)
     try:
-        return skops.io.load(path, trusted=untrusted(path))
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError) as error:
+        return skops.io.load(
+            path, trusted=untrusted(path, [name for wheel in manifest.wheels for name in wheel.modules])
+        )
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError, ImportError) as error:
         raise BadInput("model file", path.name, f"can't be loaded: {error}", "register the model again") from None
 
 

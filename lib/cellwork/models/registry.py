@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version as installed
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,7 +19,7 @@ from cellwork import ids, origin, project
 from cellwork.client import Client, connect
 from cellwork.errors import BadInput, CellworkError, NotFound
 from cellwork.features.transform import Transform
-from cellwork.models import columns, environment, package, tracking, versions
+from cellwork.models import columns, environment, package, tracking, versions, wheels
 from cellwork.wire.datasets import Dataset
 from cellwork.wire.evaluations import Metric, VersionRef
 
@@ -45,6 +46,7 @@ def register(
     parameters: Mapping[str, Any] | None = None,
     baseline: str = "",
     description: str = "",
+    code: Sequence[ModuleType | Path] = (),
     client: Client | None = None,
 ) -> VersionRef:
     """Log a training run and register its model as the next version of `name`.
@@ -57,6 +59,8 @@ def register(
     X_example : rows as they were given to `fit`; the first few are kept with the model.
     metrics, parameters : what is written on the training run.
     baseline : the input column whose rate the model must beat at evaluation.
+    code : modules, files or wheels with classes of one's own that are in the model; they travel as wheels, and run where a named
+        person trusts them.
     client : default: the platform this process belongs to.
 
     Raises
@@ -64,7 +68,7 @@ def register(
     BadInput
         The example's columns are not the dataset's, or the model does not score them.
     Refused
-        The model holds a type that is not scikit-learn's, NumPy's or SciPy's.
+        The model holds a type that is neither one that may be loaded nor one of `code`.
     Unavailable
         MLflow does not answer.
     """
@@ -82,7 +86,7 @@ def register(
         logged, where = tracking.start_model(client, experiment, short, run)
         with tempfile.TemporaryDirectory(prefix="cellwork-model-") as temporary:
             folder = Path(temporary) / "model"
-            save(model, manifest, folder, logged_model=logged, run=run)
+            save(model, manifest, folder, code=code, logged_model=logged, run=run)
             tags[versions.TAG + "digest"] = package.digest(folder)
             tracking.upload(client, folder, where)
         tracking.end_model(client, logged)
@@ -95,7 +99,13 @@ def register(
 
 
 def save(
-    model: Any, manifest: package.Manifest, folder: Path, *, logged_model: str | None = None, run: str | None = None
+    model: Any,
+    manifest: package.Manifest,
+    folder: Path,
+    *,
+    code: Sequence[ModuleType | Path] = (),
+    logged_model: str | None = None,
+    run: str | None = None,
 ) -> None:
     """Write the model folder: MLflow's format with our manifest in it; raises Refused for a type that may not be loaded."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -103,7 +113,9 @@ def save(
     import skops.io
     from mlflow.models import Model
 
-    trusted = package.untrusted(skops.io.dumps(model))
+    brought = [wheels.build(each, folder.parent / "code") for each in code]
+    manifest = msgspec.structs.replace(manifest, wheels=[wheels.describe(path) for path in brought])
+    trusted = package.untrusted(skops.io.dumps(model), [name for wheel in manifest.wheels for name in wheel.modules])
     needed = [*REQUIREMENTS, *environment.behind(trusted, OWN)]
     frame = package.example(manifest)
     mlflow.sklearn.save_model(
@@ -112,6 +124,9 @@ def save(
         pip_requirements=[f"{package_name}=={installed(package_name)}" for package_name in needed],
         pyfunc_predict_fn="predict_proba" if manifest.kind == "classifier" else "predict",
     )  # fmt: skip
+    for path, wheel in zip(brought, manifest.wheels, strict=True):
+        (folder / wheel.file).parent.mkdir(exist_ok=True)
+        path.rename(folder / wheel.file)
     (folder / package.MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
     (folder / environment.LOCK).write_text(environment.lock(needed))
 

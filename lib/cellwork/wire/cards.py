@@ -6,7 +6,7 @@ from datetime import datetime
 
 from cellwork.wire import Struct
 from cellwork.wire.evaluations import Evaluation, VersionRef
-from cellwork.wire.gate import Override, Promoted
+from cellwork.wire.gate import Override, Promoted, Trusted
 
 
 class Trained(Struct):
@@ -58,6 +58,8 @@ class Card(Struct):
     kind: str
     columns: list[str]
     transformers: list[str]
+    code: list[Trusted]
+    """Whose word lets the code it brings run; `by` is empty for a wheel that nobody trusted."""
     python: str
     environment: list[str]
     size_bytes: int

@@ -123,6 +123,26 @@ class OverrideRequest(Struct):
     reason: str
 
 
+class TrustRequest(Struct):
+    name: str
+    version: int
+    reason: str = ""
+
+
+class Trusted(Struct):
+    """Somebody's word that code of an author's own, in a model's folder, may run on the platform."""
+
+    project: str
+    sha256: str
+    """Of the wheel: the word is for these bytes, in this project."""
+    file: str
+    version: VersionRef
+    """The one that was looked at."""
+    by: str
+    at: datetime
+    reason: str = ""
+
+
 class Override(Struct):
     """Somebody's word that a version may pass although one line blocks: for this content and for what the line said then."""
 
