@@ -24,11 +24,12 @@ def load(shell: InteractiveShell) -> None:
     from cellwork_jupyter.kernel.features import FeatureMagics
     from cellwork_jupyter.kernel.jobs import JobMagics
     from cellwork_jupyter.kernel.magics import CellworkMagics
+    from cellwork_jupyter.kernel.register import RegisterMagics
     from cellwork_jupyter.kernel.train import TrainMagics
 
     unload(shell)
     shell.events.register("pre_run_cell", remember_cell)
-    shell.register_magics(CellworkMagics, FeatureMagics, JobMagics, TrainMagics)
+    shell.register_magics(CellworkMagics, FeatureMagics, JobMagics, RegisterMagics, TrainMagics)
 
 
 def unload(shell: InteractiveShell) -> None:
