@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -95,8 +94,8 @@ def seek(team: Team, given: dict[str, str], questions: int) -> Loot:
 
 
 @pytest.fixture(scope="module")
-def loot(team: Team, prepared: dict[str, str]) -> Iterator[Loot]:
-    yield seek(team, prepared, FEW)
+def loot(team: Team, prepared: dict[str, str]) -> Loot:
+    return seek(team, prepared, FEW)
 
 
 def test_the_ways_that_are_open_to_an_author_were_really_walked(loot: Loot) -> None:
