@@ -16,7 +16,7 @@ from cellwork import errors
 from cellwork.cli import main
 from cellwork.client import Client
 from cellwork.wire.endpoints import ArmWish, Deploy, Prediction, Request, Row
-from cellwork.wire.evaluations import Check
+from cellwork.wire.gate import Check
 from cellwork_hub.inference.app import build
 from cellwork_hub.inference.door import FrontDoor
 

@@ -17,7 +17,8 @@ from cellwork.serving.choose import Served
 from cellwork.serving.inline import Inline
 from cellwork.serving.plan import Plan
 from cellwork.serving.predictor import Predictor
-from cellwork.wire.evaluations import Gate, VersionRef
+from cellwork.wire.evaluations import VersionRef
+from cellwork.wire.gate import Gate
 from cellwork_hub.inference import registry as registries
 from cellwork_hub.inference import sanity
 from cellwork_hub.inference.registry import Registry
