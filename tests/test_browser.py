@@ -234,6 +234,64 @@ panel"""
     page.wait_for_selector("text=cancelled;")
 
 
+def test_the_register_form_makes_a_version_asks_the_holdout_promotes_and_shows_the_card(page, platform, client, toured):
+    """Three presses, and what each did is read from the platform."""
+    folder = workspace(platform) / "register"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    trained = next(d for d in client.datasets.list("shop") if d.name == "training")
+    source = f"""from sklearn.compose import make_column_selector, make_column_transformer
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OrdinalEncoder
+from cellwork.client import connect
+from cellwork.models.columns import to_pandas
+from cellwork.ui.register import RegisterForm
+
+train = connect().datasets.get({trained.id!r})
+rows = connect().datasets.frame(train.id).drop_nulls(train.label)
+X = to_pandas(rows.select(*train.inputs, *train.features))
+encode = make_column_transformer(
+    (OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), make_column_selector(dtype_include=object)), remainder="passthrough"
+)
+model = make_pipeline(encode, HistGradientBoostingClassifier(max_iter=50)).fit(X, rows[train.label].cast(int).to_list())
+RegisterForm(model, "pressed", dataset=train, X_example=X, baseline="day_of_week", holdout="spring")"""
+    (folder / "register.ipynb").write_text(json.dumps(_notebook(source)))
+    open_notebook(page, platform, "register/register.ipynb")
+    run_all(page, page.locator("button:has-text('Register'):not([disabled])").count)
+    assert page.locator("button:has-text('Evaluate')[disabled]").count() == 1
+    page.fill("textarea[placeholder='what it is for']", "pressed in a browser")
+    page.keyboard.press("Tab")
+    page.click("button:has-text('Register')")
+    page.click("button:has-text('Evaluate'):not([disabled])", timeout=2 * SLOW)
+    page.wait_for_selector("figure svg[aria-label^='roc_auc: model']", timeout=2 * SLOW)
+    card = client.evaluations.card("shop/pressed", 1)
+    assert (card.description, card.origin["notebook"], len(card.evaluations)) == (
+        "pressed in a browser",
+        "register.ipynb",
+        1,
+    )
+    assert card.questions[0].by_this_version == 1
+
+    gate = client.gate.check("shop/pressed", 1)
+    page.wait_for_selector(f"text=shop/pressed version 1 {'passes' if gate.passed else 'does not pass'} the gate")
+    if not gate.passed:
+        for check in gate.checks:
+            if not check.passed:
+                client.gate.override("shop/pressed", 1, check.name, "the holdout is small")
+        open_notebook(page, platform, "register/register.ipynb")
+        (folder / "register.ipynb").write_text(
+            json.dumps(_notebook(source.replace('"pressed", dataset', '"shop/pressed", version=1, dataset')))
+        )
+        open_notebook(page, platform, "register/register.ipynb")
+        run_all(page, page.locator("button:has-text('Promote'):not([disabled])").count)
+    page.click("button:has-text('Promote'):not([disabled])")
+    page.wait_for_selector("text=is the champion", timeout=SLOW)
+    assert [move.version.version for move in client.gate.moves("shop/pressed")] == [1]
+    page.click("text=Card")
+    page.wait_for_selector("article h2:text-is('Environment')")
+
+
 def test_the_dashboard_shows_the_endpoint_and_nothing_leaves_for_elsewhere(page, platform, client, toured):
     """Voila's template names style sheets of a public host; the page's own policy stops them before they are asked for."""
     model, left = toured.tour.endpoint, []

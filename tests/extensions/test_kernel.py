@@ -125,6 +125,18 @@ def test_train_runs_its_cell_and_finds_a_model_of_what_is_there_then(kernel):
     assert "ZeroDivisionError" in kernel.run("%%train X y\n1 / 0")
 
 
+def test_register_names_what_is_not_there_and_needs_the_platform_for_the_rest(kernel):
+    made = "import types\nfrom sklearn.linear_model import LogisticRegression\nfitted, X, train = LogisticRegression(), [1], types.SimpleNamespace()"
+    kernel.run(made)
+    assert "the following arguments are required" in kernel.run("%register fitted")
+    assert "did you mean 'fitted'" in kernel.run("%register fited delay --dataset train --example X")
+    assert "did you mean 'train'" in kernel.run("%register fitted delay --dataset trian --example X")
+    assert "with the cell that says so" not in kernel.run("%register?")
+    assert "Register a fitted model as the next version of a name" in kernel.run(
+        "print(get_ipython().find_line_magic('register').__doc__)"
+    )
+
+
 def test_loading_twice_registers_one_hook_and_unloading_takes_it_away(kernel):
     kernel.run("%load_ext cellwork_jupyter\n%reload_ext cellwork_jupyter")
     count = "print([f.__name__ for f in get_ipython().events.callbacks['pre_run_cell']].count('remember_cell'))"
