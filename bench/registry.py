@@ -5,6 +5,7 @@ Rounds alternate the cases; the table has medians of seconds. Evaluation is show
 
 from __future__ import annotations
 
+import functools
 import os
 import statistics
 import sys
@@ -74,14 +75,14 @@ def main() -> None:
     os.environ["CELLWORK_USER"] = "bench"
     seconds: dict[str, list[float]] = {case: [] for case in CASES}
     for _ in range(ROUNDS + 1):  # the first is warming
-        ref = timed(seconds, "register", lambda: registry.register(model, "rail/forest", **given))
+        version = timed(seconds, "register", lambda: registry.register(model, "rail/forest", **given)).version
         timed(seconds, "MLflow: log_model, registered", lambda: peer(model, to_pandas(example).head(5)))
-        timed(seconds, "evaluate", lambda: world.evaluate("forest", ref.version))
-        timed(seconds, "gate", lambda: promotion.gate(world.state, "rail/forest", ref.version))
-        timed(seconds, "promote", lambda: world.promote("forest", ref.version))
+        timed(seconds, "evaluate", functools.partial(world.evaluate, "forest", version))
+        timed(seconds, "gate", functools.partial(promotion.gate, world.state, "rail/forest", version))
+        timed(seconds, "promote", functools.partial(world.promote, "forest", version))
         if len(seconds["promote"]) > 1:
             timed(seconds, "rollback", lambda: promotion.rollback(world.state, call(), Rollback(name="rail/forest")))
-            world.promote("forest", ref.version)
+            world.promote("forest", version)
     print(
         f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n\n| step | median s | best | worst |\n| --- | --- | --- | --- |"
     )
