@@ -82,8 +82,11 @@ def measure(
 
 
 def value(metric: str, y: ArrayLike, scores: ArrayLike) -> float:
-    """Return one metric without an interval."""
-    return measure(y, scores, kind=kind_of(metric), draws=0)[metric].value
+    """Return one metric without an interval; raises BadInput where it is not defined."""
+    found = measure(y, scores, kind=kind_of(metric), draws=0)
+    if metric not in found:
+        raise BadInput("metric", metric, "is not defined for these labels", near_miss(metric, found))
+    return found[metric].value
 
 
 def kind_of(metric: str) -> Kind:
