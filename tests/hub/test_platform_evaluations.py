@@ -70,6 +70,15 @@ def test_every_question_to_a_holdout_is_counted(world: World, good: int) -> None
     ]
 
 
+def test_a_rule_of_ones_own_is_a_baseline_as_a_version_of_the_model(world: World, good: int) -> None:
+    rule = world.register("delay", ["gate"])
+    found = world.evaluate("delay", good, baseline=f"@{rule}")
+    assert found.baseline_by == f"@{rule}"
+    assert abs(found.baseline["roc_auc"].value - 0.5) < 0.1
+    with pytest.raises(BadInput, match="is not a version's number"):
+        world.evaluate("delay", good, baseline="@rule")
+
+
 def test_lineage_leads_from_the_evaluation_to_version_dataset_and_training_run(world: World, good: int) -> None:
     version = versions.get(world.mlflow, "rail/delay", good)
     evaluation = latest(world.state, "rail/delay", good, digest=version.digest)

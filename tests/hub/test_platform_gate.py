@@ -125,7 +125,10 @@ def test_another_holdout_than_the_projects_does_not_count(world: World, three: l
 def test_an_easier_baseline_than_the_projects_does_not_count(world: World, three: list[int]) -> None:
     keep(world, baseline="gate")
     found = lines(promotion.gate(world.state, "rail/line", three[0]))["baseline"]
-    assert (found.passed, "was evaluated beside the baseline 'hour', the one that counts is 'gate'" in found.text) == (
+    assert (
+        found.passed,
+        "beside the rate by 'hour', the baseline that counts is the rate by 'gate'" in found.text,
+    ) == (
         False,
         True,
     )

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from cellwork.errors import BadInput
-from cellwork.evaluation.baseline import Constant, RateBy, of
+from cellwork.evaluation.baseline import Constant, LastValue, RateBy, of, text
 
 ROWS = pl.DataFrame({"hour": [6, 6, 6, 6, 18, 18], "carrier": ["AA", None, "BB", "AA", "AA", "BB"]})
 LATE = [0, 0, 0, 1, 1, 1]
@@ -53,3 +53,17 @@ def test_scikit_learn_takes_it_for_a_classifier_and_cross_validates_it() -> None
 def test_a_column_that_is_not_there_is_told_with_its_near_miss() -> None:
     with pytest.raises(BadInput, match="did you mean 'hour'"):
         RateBy("hours").fit(ROWS, LATE)
+
+
+def test_what_a_column_says_is_a_baseline_and_the_rate_where_it_says_nothing() -> None:
+    frame = pd.DataFrame({"before": [0.9, np.nan, 0.1], "carrier": ["AA", "BB", "AA"]})
+    fitted = LastValue("before").fit(frame, [1, 0, 0])
+    assert fitted.predict_proba(frame)[:, 1].tolist() == pytest.approx([0.9, 1 / 3, 0.1])
+    assert of("=before").get_params() == {"column": "before"}
+    assert [text(name) for name in ("", "hour", "=before", "@2")] == [
+        "the overall rate", "the rate by 'hour'", "what 'before' says", "version 2",
+    ]  # fmt: skip
+    with pytest.raises(BadInput, match="did you mean 'before'"):
+        LastValue("befor").fit(frame, [1, 0, 0]).predict(frame)
+    with pytest.raises(BadInput, match="holds no numbers"):
+        LastValue("carrier").fit(frame, [1, 0, 0]).predict(frame)

@@ -14,10 +14,12 @@ from sqlalchemy import Connection, text
 
 from cellwork import clock, ids
 from cellwork.client import Client
-from cellwork.errors import NotFound
-from cellwork.evaluation.metrics import primary
+from cellwork.errors import BadInput, NotFound
+from cellwork.evaluation import baseline
+from cellwork.evaluation.metrics import Kind, primary
 from cellwork.models import package, versions
 from cellwork.models.versions import Version
+from cellwork.wire.datasets import Dataset
 from cellwork.wire.evaluations import Difference, Evaluation, EvaluationRequest, Metric
 from cellwork.wire.gate import Rules
 from cellwork_hub import records
@@ -53,7 +55,7 @@ def evaluate(state: State, call: Call, request: EvaluationRequest) -> Evaluation
         if request.also:
             holdout = scoring.together(state, holdout, request.also, trained)
         column = request.baseline or _baseline(rules, version)
-        simple = scoring.of_baseline(state, column, kind, trained, holdout)
+        simple = _simple(state, client, version, column, kind, trained, holdout)
         question = _count(state, call, project, request)
         found = scoring.of_model(folder, holdout)
         champion, theirs = (0, Beside()) if request.also else _champion(state, client, version, request.holdout)
@@ -86,6 +88,20 @@ def _count(state: State, call: Call, project: str, request: EvaluationRequest) -
         return int(
             db.execute(text("SELECT count(*) FROM questions WHERE project = :p AND holdout = :h"), where).scalar_one()
         )
+
+
+def _simple(
+    state: State, client: Client, version: Version, name: str, kind: Kind, trained: Dataset, holdout: scoring.Sealed
+) -> dict[str, Metric]:
+    """Return the metrics of a baseline: a column's, or another version of the model, scored as it is."""
+    if not name.startswith(baseline.VERSION):
+        return scoring.of_baseline(state, name, kind, trained, holdout)
+    number = name.removeprefix(baseline.VERSION)
+    if not number.isdecimal():
+        raise BadInput("baseline", name, "is not a version's number", "write it like @2")
+    return scoring.of_model(
+        scoring.copy(state, client, versions.get(client, version.name, int(number))), holdout
+    ).metrics
 
 
 def _baseline(rules: Rules, version: Version) -> str:

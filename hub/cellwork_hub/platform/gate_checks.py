@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cellwork.client import Client
 from cellwork.errors import BadInput, NotFound, Refused
+from cellwork.evaluation import baseline
 from cellwork.evaluation.metrics import GREATER_IS_BETTER, better, primary
 from cellwork.models import environment, versions
 from cellwork.models.versions import Version
@@ -173,12 +174,12 @@ def _beats(asked: Asked, evaluation: Evaluation, metric: str) -> Check:
     """The point estimate and the bad end of its interval are better than the baseline by what the rules ask."""
     rules, value, simple = asked.rules, evaluation.metrics[metric], evaluation.baseline[metric]
     by = evaluation.baseline_by
-    name = "the baseline" if by is None else f"the rate by {by!r}" if by else "the overall rate"
+    name = "the baseline" if by is None else baseline.text(by)
     margin = f" by {rules.better_than_baseline_by:g}" if rules.better_than_baseline_by else ""
     wanted = f"{metric} clearly better than {name}{margin}"
     counts = rules.baseline if rules.baseline is not None else asked.version.tags.get("baseline", "")
     if by is not None and by != counts:
-        text = f"was evaluated beside the baseline {by or 'overall rate'!r}, the one that counts is {counts or 'overall rate'!r}"
+        text = f"was evaluated beside {baseline.text(by)}, the baseline that counts is {baseline.text(counts)}"
         return _line(
             "baseline",
             wanted,

@@ -75,7 +75,11 @@ def show_(version: str, json: bool) -> None:
 @model.command()
 @click.argument("version", metavar="PROJECT/NAME@VERSION")
 @click.option("--holdout", required=True, help="The sealed holdout to ask.")
-@click.option("--baseline", default="", help="An input column: the baseline is the label's rate by it.")
+@click.option(
+    "--baseline",
+    default="",
+    help="An input column: the baseline is the label's rate by it; =COLUMN: what it says; @N: version N.",
+)
 @show.as_json
 def evaluate(version: str, holdout: str, baseline: str, json: bool) -> None:
     """Score a version on a sealed holdout; the question is counted.

@@ -1,4 +1,6 @@
-"""What a model must beat: the label's rate in groups of one column, or overall. scikit-learn estimators, by protocol.
+"""What a model must beat: the label's rate (or mean) in groups of one column, or overall, or the value that a column has already.
+
+scikit-learn estimators, by protocol.
 
 They don't inherit from scikit-learn, so that naming a baseline does not import it.
 """
@@ -115,6 +117,54 @@ class RateBy(Constant):
         return rates
 
 
-def of(column: str) -> Constant:
-    """Return the unfitted baseline of a column name; of an empty one, the overall rate."""
-    return RateBy(column) if column else Constant()
+class LastValue(Constant):
+    """What a column says already: the label's last value, a forecast of somebody's, a rule's answer; the overall rate where it is missing.
+
+    Parameters
+    ----------
+    column : numbers, for classes between 0 and 1.
+    """
+
+    def __init__(self, column: str) -> None:
+        self.column = column
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        return {"column": self.column}
+
+    def set_params(self, **parameters: Any) -> LastValue:
+        self.column = parameters.pop("column", self.column)
+        super().set_params(**parameters)
+        return self
+
+    def _rates(self, X: Any) -> np.ndarray[Any, Any]:
+        import numpy as np
+
+        if self.column not in X.columns:
+            way = near_miss(self.column, map(str, X.columns))
+            raise BadInput("baseline column", self.column, "is not in the frame", way)
+        try:
+            values = np.asarray(X[self.column], dtype=float)
+        except (TypeError, ValueError):
+            raise BadInput(
+                "baseline column", self.column, "holds no numbers", "take the rate by it: without '='"
+            ) from None
+        return np.where(np.isnan(values), self.rate_, values)
+
+
+VALUE, VERSION = "=", "@"
+
+
+def of(name: str) -> Constant:
+    """Return the unfitted baseline of a name: a column's, ``=column`` for what that column says itself, empty for the overall rate."""
+    if name.startswith(VALUE):
+        return LastValue(name.removeprefix(VALUE))
+    return RateBy(name) if name else Constant()
+
+
+def text(name: str) -> str:
+    """Return how a baseline's name is said in a sentence."""
+    if name.startswith(VALUE):
+        return f"what {name.removeprefix(VALUE)!r} says"
+    if name.startswith(VERSION):
+        return f"version {name.removeprefix(VERSION)}"
+    return f"the rate by {name!r}" if name else "the overall rate"

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from cellwork.evaluation import baseline
 from cellwork.models import versions
 from cellwork.wire.cards import Card
 from cellwork.wire.evaluations import Evaluation, Metric
@@ -130,9 +131,7 @@ def _evaluation(evaluation: Evaluation, card: Card) -> Section:
         if asked
         else ""
     )
-    by = {None: "", "": "; baseline: the overall rate"}.get(
-        evaluation.baseline_by, f"; baseline: by {evaluation.baseline_by}"
-    )
+    by = "" if evaluation.baseline_by is None else f"; baseline: {baseline.text(evaluation.baseline_by)}"
     pair = evaluation.against_champion
     ahead = (
         f"; {pair.metric} {pair.value:+.4f} [{pair.low:+.4f}, {pair.high:+.4f}] against the champion on the same rows"

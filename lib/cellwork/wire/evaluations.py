@@ -54,7 +54,8 @@ class EvaluationRequest(Struct):
     version: int
     holdout: str
     baseline: str = ""
-    """An input column: the baseline is the label's rate by its value in the version's training dataset. Empty: the overall rate."""
+    """An input column: the baseline is the label's rate by its value in the version's training dataset; ``=column``: what the column says
+    itself, e.g. the label's last value; ``@2``: version 2 of the model, one's own rule, say. Empty: the overall rate."""
     also: str = ""
     """A dataset whose labelled rows are measured together with the holdout's: a report, which the gate does not look at."""
 
