@@ -13,6 +13,7 @@ from running import Platform
 from shop_world import Toured
 
 from cellwork import scopes
+from cellwork.errors import Refused
 from cellwork.models import versions
 from cellwork_hub.config.roles import OWNER
 from cellwork_hub.tracking import RULES
@@ -247,6 +248,34 @@ def test_what_is_registered_is_neither_deleted_renamed_nor_moved(
         with pytest.raises(MlflowException, match="is the platform's alone"):
             attempt()
     assert client.get_model_version(model.name, "1").version == "1"
+
+
+def test_nothing_that_mlflows_client_can_do_makes_a_champion(client: Any, toured: Toured, model: Registered) -> None:
+    """A copy of another model under the champion's name becomes a version, and nothing more: the gate asks where it comes from."""
+    from mlflow.exceptions import MlflowException
+
+    name = "shop.tardy"
+    before = versions.aliases(toured.client, "shop/tardy")
+    champion = str(before["champion"])
+    for attempt in (
+        lambda: client.set_registered_model_alias(name, "champion", "1" if champion != "1" else "2"),
+        lambda: client.delete_registered_model_alias(name, "champion"),
+        lambda: client.transition_model_version_stage(name, champion, "Archived"),
+        lambda: client.delete_model_version(name, champion),
+        lambda: client.rename_registered_model(name, "shop.other"),
+        lambda: client.delete_registered_model(name),
+    ):
+        with pytest.raises(MlflowException, match="PERMISSION_DENIED|platform's alone|evaluation and deployment only"):
+            attempt()
+    copied = client.copy_model_version(f"models:/{model.name}/1", name)
+    client.update_model_version(name, copied.version, "passed the gate, promise")
+    client.set_model_version_tag(name, copied.version, "gate", "passed")
+    found = toured.client.gate.check("shop/tardy", int(copied.version))
+    assert {"origin", "content", "evaluation"} <= {check.name for check in found.checks if not check.passed}
+    with pytest.raises(Refused, match="does not pass the gate"):
+        toured.client.gate.promote("shop/tardy", int(copied.version))
+    assert versions.aliases(toured.client, "shop/tardy") == before
+    assert toured.client.gate.moves("shop/tardy")
 
 
 @pytest.mark.parametrize(

@@ -50,11 +50,9 @@ def lock(packages: Iterable[str]) -> str:
 
 
 def read(folder: Path) -> list[str]:
-    """Return the lines of a model folder's lock, its comments left out; empty if it has none."""
-    try:
-        lines = (folder / LOCK).read_text().splitlines()
-    except OSError:
-        return []
+    """Return the lines of a model folder's lock, its comments left out; of one made before there were locks, MLflow's requirements."""
+    there = [path for path in (folder / LOCK, folder / "requirements.txt") if path.is_file()]
+    lines = there[0].read_text().splitlines() if there else []
     return [line for line in lines if line and not line.startswith("#")]
 
 

@@ -34,7 +34,7 @@ MOST_BYTES = 2 * 1024**3
 TRUSTED_PACKAGES = ("sklearn.", "numpy.", "scipy.")
 TRUSTED = frozenset(
     {
-        "builtins.object", "collections.OrderedDict", "cellwork.evaluation.baseline.RateBy", "cellwork.evaluation.baseline.Constant",
+        "builtins.object", "collections.OrderedDict", "cellwork.evaluation.baseline.RateBy", "cellwork.evaluation.baseline.LastValue", "cellwork.evaluation.baseline.Constant",
         "cellwork.training.network.NetworkClassifier", "cellwork.training.network.NetworkRegressor", "cellwork.training.series.Arima",
         "cellwork.features.transform.Transform", "cellwork.training.steps.Numbers", "cellwork.training.steps.Select", "cellwork.training.steps.Words", "lightgbm.basic.Booster", "lightgbm.sklearn.LGBMClassifier", "lightgbm.sklearn.LGBMRegressor",
         "xgboost.core.Booster", "xgboost.sklearn.XGBClassifier", "xgboost.sklearn.XGBRegressor",
