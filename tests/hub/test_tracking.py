@@ -265,7 +265,7 @@ def test_nothing_that_mlflows_client_can_do_makes_a_champion(client: Any, toured
         lambda: client.rename_registered_model(name, "shop.other"),
         lambda: client.delete_registered_model(name),
     ):
-        with pytest.raises(MlflowException, match="PERMISSION_DENIED|platform's alone|evaluation and deployment only"):
+        with pytest.raises(MlflowException, match=r"PERMISSION_DENIED|platform's alone|evaluation and deployment only"):
             attempt()
     copied = client.copy_model_version(f"models:/{model.name}/1", name)
     client.update_model_version(name, copied.version, "passed the gate, promise")
