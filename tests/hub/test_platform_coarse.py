@@ -51,14 +51,14 @@ def test_a_difference_is_rounded_to_the_metrics_own_step() -> None:
 def test_two_hundred_questions_about_single_rows_tell_no_label() -> None:
     """The attack: of many rows that all score 0.5, one is scored 1 in each question. Guesses have to be right no more often than chance has it."""
     random = np.random.default_rng(7)
-    truth = (random.random(20_000) < 0.5).astype(float)
+    truth = (random.random(4_000) < 0.5).astype(float)
     exact, told = [], []
     for row in range(200):
         scores = np.full(len(truth), 0.5)
         scores[row] = 1.0
-        found = metrics.measure(truth, scores, draws=50, clip=coarse.CLIP)
+        found = metrics.measure(truth, scores, draws=20, clip=coarse.CLIP)
         exact.append((found["roc_auc"].value > 0.5) == (truth[row] == 1))
-        told.append(ROUNDING.metrics(found)["roc_auc"].value > 0.5)
+        told.append(Rounding(b"secret", "rail/last", 4_000).metrics(found)["roc_auc"].value > 0.5)
     assert np.mean(exact) == 1.0, "without rounding every label is told"
     right = np.mean([guess == (truth[row] == 1) for row, guess in enumerate(told)])
     assert abs(right - 0.5) < 0.15

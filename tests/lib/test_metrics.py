@@ -31,6 +31,7 @@ def test_each_metric_is_what_scikit_learn_says_with_ties(rows: list[tuple[bool, 
         "log_loss": log_loss(y, np.clip(scores, 1e-15, 1 - 1e-15)),
         "rate": y.mean(),
     }
+    assert 0 <= found.pop("ece").value <= 1
     assert set(found) == set(expected)
     for name, value in expected.items():
         assert found[name].value == pytest.approx(value, rel=1e-6), name

@@ -25,17 +25,16 @@ class RegisterMagics(Magics):
     @argument("--metrics", default="", help="name of metrics to note: a mapping, or a report of evaluation.validation")
     @argument("--description", default="", help="what it is for")
     @argument("--code", action="append", default=[], help="name of a module with classes of your own in the model")
-    @argument("--form", action="store_true", help="show the form with gate and card, instead of registering at once")
     @line_magic
-    def register(self, line: str) -> Any:
-        """Register a fitted model as the next version of a name.
+    def register(self, line: str) -> VersionRef:
+        """Register a fitted model as the next version of a name; `cellwork.ui.register.RegisterForm` is the form of it.
 
         Example: %register model delay --dataset train --example X --baseline hour
         """
         asked = parse_argstring(self.register, line)
         given = self._given(asked)
         try:
-            return self._form(asked.name, given) if asked.form else self._registered(asked.name, given)
+            return self._registered(asked.name, given)
         except errors.CellworkError as error:
             raise UsageError(str(error)) from None
 
@@ -55,11 +54,6 @@ class RegisterMagics(Magics):
         from cellwork.models import registry
 
         return registry.register(given.pop("model"), name, **given)
-
-    def _form(self, name: str, given: dict[str, Any]) -> Any:
-        from cellwork.ui.register import RegisterForm
-
-        return RegisterForm(given.pop("model"), name, **given)
 
     def _named(self, name: str) -> Any:
         if name not in self.shell.user_ns:

@@ -63,8 +63,8 @@ def _named(values: pl.Series, least: int) -> Any:
     import polars as pl
 
     if values.dtype.is_numeric() and values.n_unique() > 3 * BANDS:
-        bands = values.qcut(BANDS, allow_duplicates=True).cast(pl.String)
-        return bands.fill_null(MISSING).to_numpy()
+        edges = sorted({edge for k in range(1, BANDS) if (edge := values.quantile(k / BANDS, "nearest")) is not None})
+        return values.cut(edges, left_closed=True).cast(pl.String).fill_null(MISSING).to_numpy()
     texts = values.cast(pl.String).fill_null(MISSING)
     counts = dict(texts.value_counts().iter_rows())
     return texts.map_elements(lambda text: text if counts[text] >= least else OTHERS, return_dtype=pl.String).to_numpy()
