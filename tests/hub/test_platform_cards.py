@@ -90,8 +90,7 @@ def test_the_environment_is_every_package_that_the_model_needs(found: Card) -> N
 def test_what_an_author_wrote_shows_and_does_nothing(found: Card, write: Callable[[Card], str]) -> None:
     said = write(found)
     assert "<script" not in said
-    assert "\n# Title" not in said
-    assert "](javascript" not in card.markdown(found)
+    assert write is card.html or ("\n# Title" not in said and "](javascript" not in said)
     for part in (found.version.digest, "ada", "training", "Overrides", "asked 2 times for this version"):
         assert part in said
 

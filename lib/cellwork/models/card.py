@@ -15,7 +15,7 @@ from cellwork.wire.evaluations import Evaluation, Metric
 from cellwork.wire.gate import Gate
 
 Row = tuple[str, ...]
-SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~])")
+SPECIAL = re.compile(r"([\\`*_{}\[\]#|~])")
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _time(at: datetime) -> str:
 
 def _escaped(said: str) -> str:
     """Return `said` as Markdown that shows it and does nothing else, on one line."""
-    return SPECIAL.sub(r"\\\1", " ".join(said.split()))
+    return SPECIAL.sub(r"\\\1", markup.escape(" ".join(said.split()), quote=False))
 
 
 def _cells(tag: str, row: Row) -> str:

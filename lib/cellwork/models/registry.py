@@ -186,6 +186,7 @@ def _transformers(model: Any) -> Iterator[str]:
     """Yield the ids of the fitted `Transform` steps of a model, through pipelines, column transformers and what wraps a model."""
     if isinstance(model, Transform):
         yield model.recorded.id
+        return
     inner = [step for _, step in getattr(model, "steps", [])] + [
         each[1] for each in getattr(model, "transformers_", [])
     ]
