@@ -26,8 +26,8 @@ from cellwork.client import Client
 from cellwork.serving.plan import Key
 from cellwork.wire.endpoints import Deploy, Request, Row
 from cellwork.wire.features import OnlineValue
-from cellwork_hub.context import Context
 from cellwork.wire.gate import Check
+from cellwork_hub.context import Context
 from cellwork_hub.edge import Service
 from cellwork_hub.inference.app import build
 from cellwork_hub.platform import alert_deeds
