@@ -47,7 +47,13 @@ def peer(model: Any, example: Any) -> None:
     mlflow.set_experiment("peer")
     with mlflow.start_run():
         mlflow.log_metric("roc_auc", 0.7)
-        mlflow.sklearn.log_model(model, name="model", registered_model_name="peer.forest", input_example=example)
+        mlflow.sklearn.log_model(
+            model,
+            name="model",
+            registered_model_name="peer.forest",
+            input_example=example,
+            serialization_format="cloudpickle",
+        )
 
 
 def timed(seconds: dict[str, list[float]], case: str, work: Callable[[], Any]) -> Any:
