@@ -134,7 +134,7 @@ def _champion(state: State, client: Client, version: Version, holdout: str) -> t
         return 0, Beside()
     champion = versions.get(client, version.name, number)
     rows = scoring.sealed(state, holdout, scoring.trained_on(state, champion))
-    return number, Beside(scoring.of_model(scoring.copy(state, client, champion), rows), rows)
+    return number, Beside(scoring.of_champion(scoring.copy(state, client, champion), rows), rows)
 
 
 def _keep(db: Connection, call: Call, record: Evaluation, version: Version, champion: int) -> None:

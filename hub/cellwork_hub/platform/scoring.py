@@ -5,6 +5,7 @@ Nothing in this module hands out a row, a score or a label: only metrics leave i
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import tempfile
 import threading
@@ -44,6 +45,8 @@ class Sane:
 
 
 _sane: dict[str, Sane] = {}
+REMEMBERED = 16
+_scored: dict[tuple[str, str], Scored] = {}
 _answered: dict[tuple[str, bytes], list[float]] = {}
 _copying: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
@@ -180,7 +183,21 @@ def of_model(folder: Path, holdout: Sealed) -> Scored:
     rows = holdout.features.height
     probe = sandbox.probe(folder, pl.concat([holdout.features.select(example.columns), example]))
     _sane[folder.name] = _seen(probe, probe.scores[rows:])
-    return Scored(manifest.kind, probe.scores[:rows], _told(holdout, probe.scores[:rows], manifest.kind))
+    found = Scored(manifest.kind, probe.scores[:rows], _told(holdout, probe.scores[:rows], manifest.kind))
+    _scored[_key(folder, holdout)] = found
+    while len(_scored) > REMEMBERED:
+        _scored.pop(next(iter(_scored)), None)
+    return found
+
+
+def of_champion(folder: Path, holdout: Sealed) -> Scored:
+    """Return what `of_model` does, from memory where the same content scored the same rows before: a champion is asked again and again."""
+    return _scored.get(_key(folder, holdout)) or of_model(folder, holdout)
+
+
+def _key(folder: Path, holdout: Sealed) -> tuple[str, str]:
+    rows = holdout.features.with_columns(holdout.labels.alias("_label")).hash_rows(seed=1)
+    return folder.name, hashlib.sha256(rows.to_numpy().tobytes()).hexdigest()
 
 
 def difference(metric: str, one: tuple[Sealed, Scored], other: tuple[Sealed, Scored]) -> Difference | None:
