@@ -15,7 +15,7 @@ from cellwork.wire.evaluations import Evaluation, Metric
 from cellwork.wire.gate import Gate
 
 Row = tuple[str, ...]
-SPECIAL = re.compile(r"([\\`*_{}\[\]#|~])")
+SPECIAL = re.compile(r"([\\`*_{}()\[\]#|~])")
 
 
 @dataclass(frozen=True)
