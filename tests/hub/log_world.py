@@ -17,12 +17,22 @@ from cellwork.wire.evaluations import VersionRef
 from cellwork_hub import records
 from cellwork_hub.context import Context
 from cellwork_hub.edge import Call, Route, Service
-from cellwork_hub.platform import alert_deeds, alerts, batches, datasets, drift, evaluations, monitors, outcomes
+from cellwork_hub.platform import (
+    alert_deeds,
+    alerts,
+    batches,
+    datasets,
+    drift,
+    evaluations,
+    monitors,
+    outcomes,
+    service,
+)
 from cellwork_hub.platform.state import State
 
 DAY = datetime(2024, 5, 1, 12, tzinfo=UTC)
 ENDPOINT = "shop/churn"
-ROUTERS = (outcomes, alerts, monitors, drift, alert_deeds)
+ROUTERS = (outcomes, alerts, monitors, drift, alert_deeds, service)
 MIGRATIONS = [records.MIGRATION, *(r.MIGRATION for r in (batches, datasets, evaluations, *ROUTERS))]
 
 
@@ -66,12 +76,12 @@ class World:
 
     def prediction(
         self, observation: str, score: float = 0.5, *, version: int = 1, at: datetime = DAY,
-        features: dict[str, Any] | None = None, route: RouteKind = "live",
+        features: dict[str, Any] | None = None, route: RouteKind = "live", latency_us: int = 1,
     ) -> Prediction:  # fmt: skip
         return Prediction(
             id=ids.new("pred"), seq=0, at=at, logged_at=at, endpoint=ENDPOINT, revision=1, deployment="dep_1", route=route,
             version=VersionRef(name=ENDPOINT, version=version), reason="", entities={}, features=features or {}, feature_events={},
-            feature_batches={}, defaults=[], score=score, latency_us=1, caller="ada", observation=observation,
+            feature_batches={}, defaults=[], score=score, latency_us=latency_us, caller="ada", observation=observation,
         )  # fmt: skip
 
 

@@ -186,6 +186,22 @@ def test_hours_are_what_one_sketch_of_their_rows_would_be_in_whatever_pages_they
     assert np.allclose(together["amount"].ranks.values, whole["amount"].ranks.values)  # type: ignore[union-attr]
 
 
+def test_times_and_fallbacks_of_each_hour_come_from_its_sketch(shop: World, client: Client) -> None:
+    times = [1000 * k for k in range(1, 101)]
+    shop.log.write([shop.prediction(f"o{k}", features={}, latency_us=us) for k, us in enumerate(times)])
+    later = [shop.prediction(f"p{k}", features={}, at=DAY + HOUR, route="fallback", latency_us=7000) for k in range(3)]
+    shop.log.write([*later, shop.prediction("q", features={}, at=DAY + HOUR, latency_us=9000)])
+    first, second = client.monitors.service(ENDPOINT).hours
+    assert (first.start, first.version, first.predictions, first.fallbacks) == (DAY, 1, 100, 0)
+    assert (first.least_ms, first.mean_ms, first.greatest_ms) == (1.0, 50.5, 100.0)
+    exact = np.quantile(np.array(times) / 1000, [0.5, 0.95, 0.99])
+    assert [first.p50_ms, first.p95_ms, first.p99_ms] == pytest.approx(exact, abs=1.0)
+    assert (second.predictions, second.fallbacks, second.least_ms) == (4, 3, 7.0)
+    assert [hour.start for hour in client.monitors.service(ENDPOINT, days=1).hours] == [DAY, DAY + HOUR]
+    with pytest.raises(errors.NotFound, match="has no prediction yet"):
+        client.monitors.service("shop/other")
+
+
 def test_a_page_whose_cursor_was_not_moved_counts_once(shop: World, monkeypatch: pytest.MonkeyPatch) -> None:
     predict(shop, rows(30, seed=5))
 

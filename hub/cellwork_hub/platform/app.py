@@ -31,6 +31,7 @@ from cellwork_hub.platform import (
     outcomes,
     search,
     secrets,
+    service,
     skew,
     splits,
     statistics,
@@ -64,6 +65,7 @@ ROUTERS = (
     alert_deeds,
     gate,
     cards,
+    service,
 )
 MIGRATIONS = [records.MIGRATION, *(router.MIGRATION for router in ROUTERS)]
 """Append only: a number, once used, keeps its meaning."""

@@ -26,6 +26,7 @@ from cellwork.monitoring import season, usual
 from cellwork.monitoring.drift import compare
 from cellwork.wire.datasets import Dataset
 from cellwork.wire.drift import Beside, Drift, DriftRules, Usual
+from cellwork_hub.once import Once
 from cellwork_hub.platform import datasets, serving_hours
 from cellwork_hub.platform.state import State
 from cellwork_hub.records import moment
@@ -38,6 +39,8 @@ BESIDES: tuple[Beside, ...] = get_args(Beside)
 
 
 def routes(state: State) -> list[Route]:
+    told = Once[list[Drift]]()
+
     def of_window(call: Call) -> Drift:
         serving_hours.follow(state)
         start, end = (clock.utc(call.query[key]) if call.query.get(key) else None for key in ("start", "end"))
@@ -50,7 +53,8 @@ def routes(state: State) -> list[Route]:
 
     def by_day(call: Call) -> list[Drift]:
         serving_hours.follow(state)
-        return days(state, _endpoint(call), call.number("version", 0))
+        endpoint, version = _endpoint(call), call.number("version", 0)
+        return told((endpoint, version), serving_hours.cursor(state), lambda: days(state, endpoint, version))
 
     return [
         Route("GET", "/api/v1/drift/{project}/{name}", of_window, "monitors:read", None, Drift, "What an endpoint predicts from, beside its version's training dataset."),

@@ -132,11 +132,11 @@ class OutcomeStore:
         """
         with self._change() as db:
             _incoming(db, sent)
-            _mark_repeated(db)
+            doubled = _mark_repeated(db)
             some = "WHERE n NOT IN (SELECT n FROM repeated)" if _number(db, "SELECT count(*) FROM repeated") else ""
             db.execute(f"CREATE TEMP {'TABLE' if some else 'VIEW'} fresh AS SELECT * FROM incoming {some}")
             taken = _number(db, "SELECT count(*) FROM fresh")
-            matched = _join_fresh(db) if taken else 0
+            matched = _join_fresh(db, doubled) if taken else 0
             subjects = db.execute("SELECT DISTINCT endpoint FROM fresh ORDER BY endpoint").fetchall()
             number = _number(db, "SELECT max(id) FROM deliveries") + 1
             delivery = Delivery(
@@ -182,7 +182,7 @@ def _append(db: DuckDBPyConnection, page: pl.DataFrame) -> None:
         "CREATE TEMP TABLE counted AS SELECT key, endpoint, observation, id, version, ts, seq, score, "
         f"observation = '' OR ({first} AND (key, version) NOT IN (SELECT (key, version) FROM earlier)) AS counts FROM page"
     )
-    db.execute("INSERT INTO predictions SELECT * FROM counted ORDER BY seq")
+    db.execute("INSERT INTO predictions SELECT * FROM counted")
     arrived = f"SELECT key, value, arrived_at FROM outcomes WHERE key IN (SELECT key FROM counted) {NEWEST}"
     names = ", ".join(f"counted.{name.strip()}" for name in JOINED.split(","))
     db.execute(f"INSERT INTO joined SELECT {names}, o.value, o.arrived_at FROM counted JOIN ({arrived}) o USING (key)")
@@ -240,8 +240,8 @@ def _resolved(db: DuckDBPyConnection, sent: pl.DataFrame) -> pl.DataFrame:
     ).select(sent.columns)
 
 
-def _mark_repeated(db: DuckDBPyConnection) -> None:
-    """Make the table `repeated`: what holds already, or was taken with the same arrival."""
+def _mark_repeated(db: DuckDBPyConnection) -> bool:
+    """Make the table `repeated`: what holds already, or was taken with the same arrival; whether some rows are of one observation."""
     db.execute(
         f"CREATE TEMP TABLE repeated AS SELECT i.n FROM incoming i JOIN (SELECT * FROM history {NEWEST}) h USING (key) "
         "WHERE i.value = h.value AND i.observed_at = h.observed_at UNION SELECT i.n FROM incoming i JOIN history h USING (key) "
@@ -249,13 +249,14 @@ def _mark_repeated(db: DuckDBPyConnection) -> None:
     )
     doubled = "SELECT key FROM incoming GROUP BY key HAVING count(*) > 1"
     if not _number(db, f"SELECT count(*) FROM ({doubled})"):
-        return
+        return False
     db.execute(f"DELETE FROM repeated WHERE n IN (SELECT n FROM incoming WHERE key IN ({doubled}))")
     columns = "CAST(key AS VARCHAR), arrived_at, value, observed_at"
     held = db.execute(f"SELECT {columns} FROM history WHERE key IN ({doubled}) ORDER BY seq").fetchall()
     rows = db.execute(f"SELECT n, dated, {columns} FROM incoming WHERE key IN ({doubled}) ORDER BY n").fetchall()
     if again := _said_again(held, rows):
         db.executemany("INSERT INTO repeated VALUES (?)", [[n] for n in again])
+    return True
 
 
 def _said_again(held: list[tuple[Any, ...]], rows: list[tuple[Any, ...]]) -> list[int]:
@@ -274,21 +275,23 @@ def _said_again(held: list[tuple[Any, ...]], rows: list[tuple[Any, ...]]) -> lis
     return again
 
 
-def _join_fresh(db: DuckDBPyConnection) -> int:
-    """Append the rows of `fresh` and join them; returns how many of them meet a prediction."""
+def _join_fresh(db: DuckDBPyConnection, doubled: bool) -> int:
+    """Append the rows of `fresh` and join them; returns how many of them meet a prediction. `doubled`: some are of one observation."""
     last = _number(db, "SELECT max(seq) FROM outcomes")
     db.execute(
         "INSERT INTO outcomes SELECT ? + n + 1, key, project, endpoint, observation, prediction, value, observed_at, arrived_at, source "
         "FROM fresh",
         [last],
     )
-    db.execute(f"CREATE TEMP TABLE hit AS SELECT {JOINED} FROM predictions WHERE key IN (SELECT key FROM fresh)")
     said = f"SELECT key, value, arrived_at, {last} + n + 1 AS seq FROM fresh"
     if _number(db, "SELECT count(*) FROM history"):
         db.execute("DELETE FROM joined WHERE key IN (SELECT key FROM fresh) AND key IN (SELECT key FROM history)")
-        said = f"SELECT * FROM ({said} UNION ALL SELECT key, value, arrived_at, seq FROM history) {NEWEST}"
-    elif _number(db, "SELECT count(*) - count(DISTINCT key) FROM fresh"):
+        said = f"SELECT * FROM ({said} UNION ALL SELECT key, value, arrived_at, seq FROM history WHERE key IN (SELECT key FROM fresh)) {NEWEST}"
+    elif doubled:
         said = f"SELECT * FROM ({said}) {NEWEST}"
-    names = ", ".join(f"hit.{name.strip()}" for name in JOINED.split(","))
-    db.execute(f"INSERT INTO joined SELECT {names}, o.value, o.arrived_at FROM hit JOIN ({said}) o USING (key)")
+    names = ", ".join(f"p.{name.strip()}" for name in JOINED.split(","))
+    db.execute(
+        f"CREATE TEMP TABLE hit AS SELECT {names}, o.value, o.arrived_at FROM predictions p JOIN ({said}) o USING (key)"
+    )
+    db.execute("INSERT INTO joined SELECT * FROM hit")
     return _number(db, "SELECT count(*) FROM fresh WHERE key IN (SELECT key FROM hit)")

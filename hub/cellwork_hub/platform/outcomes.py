@@ -22,6 +22,7 @@ from cellwork.wire.endpoints import Prediction
 from cellwork.wire.outcomes import Outcome, OutcomesAnswer, OutcomesRequest, Quality
 from cellwork.wire.records import Edge
 from cellwork_hub import records
+from cellwork_hub.once import Once
 from cellwork_hub.platform.outcome_store import NEWEST, Delivery, OutcomeStore
 from cellwork_hub.platform.state import State
 from cellwork_hub.route import Call, Route
@@ -48,11 +49,11 @@ SCORED = {
     "project": pl.String, "endpoint": pl.String, "observation": pl.String, "id": pl.String, "version": pl.Int32, "ts": pl.Int64,
     "seq": pl.Int64, "score": pl.Float64,
 }  # fmt: skip
-_mirroring, _telling, _summing = threading.Lock(), threading.Lock(), threading.Lock()
+_mirroring, _telling = threading.Lock(), threading.Lock()
 
 
 def routes(state: State) -> list[Route]:
-    summed: dict[str, tuple[int, Quality]] = {}
+    summed = Once[Quality]()
 
     def send(call: Call) -> OutcomesAnswer:
         mirror(state)
@@ -70,11 +71,7 @@ def routes(state: State) -> list[Route]:
         endpoint = f"{call.path['project']}/{call.path['name']}"
         if call.query.get("as_of"):
             return quality_of(state.outcomes, endpoint, clock.utc(call.query["as_of"]))
-        with _summing:  # whoever asks meanwhile gets the same answer
-            revision = state.outcomes.revision
-            if endpoint not in summed or summed[endpoint][0] != revision:
-                summed[endpoint] = (revision, quality_of(state.outcomes, endpoint))
-            return summed[endpoint][1]
+        return summed(endpoint, state.outcomes.revision, lambda: quality_of(state.outcomes, endpoint))
 
     return [
         Route("POST", "/api/v1/outcomes", send, "monitors:write", OutcomesRequest, OutcomesAnswer, "Send outcomes; corrections append."),

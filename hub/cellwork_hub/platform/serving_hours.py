@@ -29,6 +29,9 @@ MIGRATION = (
 HOUR = 3_600_000_000
 SCORE = "_score"
 """The column of the scores in a sketch; a feature's name does not begin with an underscore."""
+LATENCY, ROUTE = "_latency_us", "_route"
+OF_SERVICE = (LATENCY, ROUTE)
+"""What a sketch says of the service; none of it is what a model predicts from."""
 PAGE = 2000
 CURSOR = "features"
 _following = threading.Lock()
@@ -46,8 +49,7 @@ def follow(state: State) -> int:
     with _following, state.context.client("cellwork") as client:
         client.connection.attempts = 1
         while True:
-            with state.engine.connect() as db:
-                after = db.execute(text("SELECT seq FROM mirrored WHERE log = :log"), {"log": CURSOR}).scalar() or 0
+            after = cursor(state)
             try:
                 page = client.endpoints.predictions(after=after, limit=PAGE)
             except Unavailable:
@@ -56,6 +58,12 @@ def follow(state: State) -> int:
                 return new
             _keep(state, page)
             new += len(page)
+
+
+def cursor(state: State) -> int:
+    """Return how far the log was taken in."""
+    with state.engine.connect() as db:
+        return db.execute(text("SELECT seq FROM mirrored WHERE log = :log"), {"log": CURSOR}).scalar() or 0
 
 
 def _keep(state: State, page: Sequence[Prediction]) -> None:
@@ -91,7 +99,11 @@ def _add(db: Connection, key: Key, sketch: Sketch, logged: int) -> None:
 def _frame(page: Sequence[Prediction]) -> pl.DataFrame:
     names = dict.fromkeys(name for p in page for name in p.features)
     columns = {name: _series(name, [p.features.get(name) for p in page]) for name in names}
-    return pl.DataFrame([*columns.values(), pl.Series(SCORE, [p.score for p in page], dtype=pl.Float64)])
+    own = {
+        SCORE: pl.Series([p.score for p in page], dtype=pl.Float64), LATENCY: pl.Series([p.latency_us for p in page], dtype=pl.Float64),
+        ROUTE: pl.Series([p.route for p in page], dtype=pl.String),
+    }  # fmt: skip
+    return pl.DataFrame([*columns.values(), *(series.alias(name) for name, series in own.items())])
 
 
 def _series(name: str, values: list[Any]) -> pl.Series:

@@ -131,6 +131,27 @@ def skew(endpoint: str, limit: int, json: bool) -> None:
     return show.table(rows, columns, empty="no feature was looked up")
 
 
+@monitor.command()
+@click.argument("endpoint", metavar="PROJECT/ENDPOINT")
+@click.option(
+    "--days", type=click.IntRange(1, 366), default=1, show_default=True, help="The newest days with predictions."
+)
+@show.as_json
+def service(endpoint: str, days: int, json: bool) -> None:
+    """Predictions, times and fallbacks of an endpoint by the hour, and its deployments.
+
+    Example: cellwork monitor service flights/delay --days 2
+    """
+    found = connect().monitors.service(endpoint, days=days)
+    if json:
+        return show.document(found)
+    for mark in found.marks:
+        click.echo(f"{show.text(mark.at)}  {mark.text} {mark.version}, revision {mark.revision}")
+    columns = ("start", "version", "predictions", "fallbacks", "p50_ms", "p95_ms", "p99_ms", "greatest_ms")
+    rows = [tuple(getattr(hour, name) for name in columns) for hour in found.hours]
+    return show.table(rows, columns, empty="no prediction yet")
+
+
 @click.group()
 def alert() -> None:
     """Alerts of the monitors.

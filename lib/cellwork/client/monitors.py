@@ -9,6 +9,7 @@ from datetime import datetime
 from cellwork.client.base import Connection
 from cellwork.wire.drift import Beside, Drift
 from cellwork.wire.monitors import Alert, Deed, Monitor, MonitorsRequest, MonitorStatus, SilenceRequest
+from cellwork.wire.service import EndpointService
 from cellwork.wire.skew import Recomputed, Skew
 
 
@@ -32,6 +33,10 @@ class Monitors:
     def skew(self, endpoint: str, *, limit: int = 1000) -> Skew:
         """Feature values as they were served beside those of a point-in-time join, over the newest `limit` predictions."""
         return self._to.call("cellwork", "GET", f"/api/v1/skew/{endpoint}", Skew, limit=limit)
+
+    def service(self, endpoint: str, *, days: int = 7) -> EndpointService:
+        """Predictions, times and fallbacks of an endpoint by the hour, and its deployments."""
+        return self._to.call("cellwork", "GET", f"/api/v1/service/{endpoint}", EndpointService, days=days)
 
     def recompute(self, project: str, prediction: str) -> Recomputed:
         """Make a prediction's features anew from the raw batches it names; says whether they are what was logged."""
