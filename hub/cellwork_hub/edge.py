@@ -25,6 +25,8 @@ from cellwork import __version__, errors, ids
 from cellwork.wire import Problem
 from cellwork.wire.origin import HEADER, Origin
 from cellwork.wire.records import Principal
+from cellwork_hub import gauges
+from cellwork_hub.gauges import Gauges
 from cellwork_hub.guard import Guard, no_credential, watched
 from cellwork_hub.openapi import describe
 from cellwork_hub.route import Call, Malformed, Route
@@ -68,8 +70,10 @@ class Service:
         ready: Callable[[], bool] = lambda: True,
         most_bytes: int = 256 * 1024 * 1024,
         bounded: bool = False,
+        more_gauges: Gauges = list,
     ) -> None:
-        """With `bounded`, people see the projects they are members of and no others."""
+        """With `bounded`, people see the projects they are members of and no others. `more_gauges` are added to the metrics."""
+        self.more_gauges = more_gauges
         self.guard = Guard(authorise, bounded)
         self.name, self.lifespan, self.ready, self.most_bytes = (
             name,
@@ -116,6 +120,7 @@ class Service:
             f'cellwork_request_seconds_total{{service="{self.name}",method="{m}",path="{p}"}} {n:.6f}'
             for (m, p), n in sorted(self.seconds.items())
         ]
+        lines += gauges.lines(self.name, [*gauges.process(), *self.more_gauges()])
         return "\n".join(lines) + "\n"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -6,7 +6,7 @@ which start jobs and reach whoever listens; what is found again only counts. A s
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 from sqlalchemy import Connection, text
@@ -16,6 +16,7 @@ from cellwork.errors import NotFound
 from cellwork.wire import Struct
 from cellwork.wire.monitors import Alert, Deed, Monitor, Severity
 from cellwork_hub import records
+from cellwork_hub.gauges import Gauge
 from cellwork_hub.platform import alert_deeds
 from cellwork_hub.platform.state import State
 from cellwork_hub.records import micros, moment
@@ -72,6 +73,16 @@ def routes(state: State) -> list[Route]:
         Route("GET", "/api/v1/alerts/{alert}", one, "monitors:read", None, Alert, "One alert with what its monitor saw."),
         Route("POST", "/api/v1/alerts/{alert}/resolve", resolve, "monitors:write", None, Alert, "Resolve an alert; it opens again if it is found again."),
     ]  # fmt: skip
+
+
+def gauges(state: State) -> list[Gauge]:
+    """Return how many alerts are open, by severity."""
+    with state.engine.connect() as db:
+        rows = db.execute(
+            text("SELECT severity, count(*) AS alerts FROM alerts WHERE state = 'open' GROUP BY severity")
+        ).all()
+    known = {row.severity: row.alerts for row in rows}
+    return [("cellwork_alerts_open", {"severity": name}, known.get(name, 0)) for name in get_args(Severity)]
 
 
 def get(state: State, alert: str) -> Alert:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import anyio.to_thread
 
 from cellwork import db
-from cellwork_hub import records
+from cellwork_hub import gauges, records
 from cellwork_hub.auth import HubTokens
 from cellwork_hub.context import Context
 from cellwork_hub.edge import Service
@@ -102,4 +102,5 @@ def build(context: Context) -> Service:
         lifespan=lifespan,
         most_bytes=context.settings.request_bytes,
         bounded=context.settings.trust == "team",
+        more_gauges=lambda: [*gauges.machine(context.home.root), *alerts.gauges(state)],
     )
