@@ -64,6 +64,7 @@ def frames(rows: list[tuple[date, int, float, float | None]]) -> tuple[pl.DataFr
     schema = {"day": pl.Date, "version": pl.Int32, "score": pl.Float64, "outcome": pl.Float64}
     every = pl.DataFrame(rows, schema=schema, orient="row")
     traffic = every.group_by("day", "version").agg(predictions=pl.len(), mean_score=pl.col("score").mean())
+    traffic = traffic.with_columns(estimated_auc=pl.lit(None, pl.Float64))
     return traffic, every.drop_nulls("outcome")
 
 

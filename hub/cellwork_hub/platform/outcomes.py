@@ -17,7 +17,7 @@ from sqlalchemy import text
 
 from cellwork import clock, ids
 from cellwork.errors import BadInput, Unavailable, near_miss
-from cellwork.monitoring import summary
+from cellwork.monitoring import estimate, summary
 from cellwork.wire.endpoints import Prediction
 from cellwork.wire.outcomes import Outcome, OutcomesAnswer, OutcomesRequest, Quality
 from cellwork.wire.records import Edge
@@ -41,6 +41,7 @@ MIGRATION = (
 """The tables `outcomes` and `scored` are those of before `outcome_store`: what stands there is taken over once. `mirrored` is in use."""
 LOG = "inference"
 PAGE = 10_000
+DAY = "CAST(make_timestamp(p.ts) AS DATE) AS day, p.version"
 SENT = {
     "n": pl.Int64, "project": pl.String, "endpoint": pl.String, "observation": pl.String, "prediction": pl.String, "value": pl.Float64,
     "observed_at": pl.Int64, "arrived_at": pl.Int64, "dated": pl.Boolean, "source": pl.String,
@@ -252,15 +253,25 @@ def edges(state: State, subject: str) -> list[Edge]:
 
 def quality_of(store: OutcomeStore, endpoint: str, as_of: datetime | None = None) -> Quality:
     """Return the quality of `endpoint` with what is known, or was known at `as_of`."""
-    day = "CAST(make_timestamp(p.ts) AS DATE) AS day, p.version"
     traffic = store.rows(
-        f"SELECT {day}, count(*) AS predictions, avg(score) AS mean_score FROM predictions p WHERE endpoint = ? AND counts GROUP BY ALL",
+        f"SELECT {DAY}, count(*) AS predictions, avg(score) AS mean_score FROM predictions p WHERE endpoint = ? AND counts GROUP BY ALL",
         endpoint,
     )
     if as_of is None:
-        known = store.rows(f"SELECT {day}, score, outcome FROM joined p WHERE endpoint = ? AND counts", endpoint)
+        known = store.rows(f"SELECT {DAY}, score, outcome FROM joined p WHERE endpoint = ? AND counts", endpoint)
     else:
         then = f"SELECT key, value AS outcome FROM outcomes WHERE endpoint = $1 AND arrived_at <= $2 {NEWEST}"
-        query = f"SELECT {day}, score, outcome FROM predictions p JOIN ({then}) o USING (key) WHERE p.endpoint = $1 AND counts"
+        query = f"SELECT {DAY}, score, outcome FROM predictions p JOIN ({then}) o USING (key) WHERE p.endpoint = $1 AND counts"
         known = store.rows(query, endpoint, records.micros(as_of))
+    estimated = estimate.areas(*_by_score(store, endpoint), ["day", "version"])
+    traffic = traffic.join(estimated, on=["day", "version"], how="left")
     return summary.quality(endpoint, traffic, known)
+
+
+def _by_score(store: OutcomeStore, endpoint: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return how many predictions there are by day, version and score, and by version and score how many came true."""
+    step = f"CAST(least(floor(score * {estimate.BINS}), {estimate.BINS - 1}) AS INTEGER) AS bin"
+    where = "WHERE p.endpoint = ? AND counts AND score BETWEEN 0 AND 1"
+    predicted = f"SELECT {DAY}, {step}, count(*) AS rows FROM predictions p {where} GROUP BY ALL"
+    known = f"SELECT version, {step}, count(*) AS rows, sum(outcome) AS happened FROM joined p {where} AND outcome IN (0, 1) GROUP BY ALL"
+    return store.rows(predicted, endpoint), store.rows(known, endpoint)

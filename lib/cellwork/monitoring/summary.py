@@ -18,7 +18,7 @@ def quality(endpoint: str, traffic: pl.DataFrame, known: pl.DataFrame) -> Qualit
 
     Parameters
     ----------
-    traffic : columns ``day`` (date), ``version``, ``predictions``, ``mean_score``; a row a group
+    traffic : columns ``day`` (date), ``version``, ``predictions``, ``mean_score``, ``estimated_auc``; a row a group
         All predictions.
     known : columns ``day``, ``version``, ``score``, ``outcome``
         Those with an outcome, each observation and version once.
@@ -41,5 +41,5 @@ def _point(row: dict[str, Any], known: pl.DataFrame | None) -> QualityPoint:
         day=row["day"].isoformat(), version=row["version"], predictions=row["predictions"], mean_score=row["mean_score"],
         outcomes=0 if known is None else known.height,
         rate=None if known is None else float(known.get_column("outcome").to_numpy().mean()),
-        auc=area.value if area else None, auc_low=area.low if area else None, auc_high=area.high if area else None,
+        auc=area.value if area else None, auc_low=area.low if area else None, auc_high=area.high if area else None, estimated_auc=row["estimated_auc"],
     )  # fmt: skip

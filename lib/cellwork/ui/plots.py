@@ -56,11 +56,26 @@ def calibration(truth: ArrayLike, scores: Mapping[str, ArrayLike], *, bins: int 
 
 # %% ../../../nbs/ui/plots.ipynb #e57b1e0e
 def quality(points: Sequence[QualityPoint], *, axes: Axes | None = None) -> Axes:
-    """Draw the ROC AUC of each day and version, and of each day the share that came true and the mean score."""
+    """Draw the ROC AUC of each day and version with its interval and its estimate, and of each day the share that came true and the mean score."""
     axes = _axes(axes)
-    for version in sorted({point.version for point in points if point.auc is not None}):
+    for version in sorted(
+        {point.version for point in points if point.auc is not None or point.estimated_auc is not None}
+    ):
         own = [point for point in points if point.version == version]
-        axes.plot(_days(own), [_gap(p.auc) for p in own], marker="o", markersize=3, label=f"AUC, version {version}")
+        [line] = axes.plot(
+            _days(own), [_gap(p.auc) for p in own], marker="o", markersize=3, label=f"AUC, version {version}"
+        )
+        low, high = ([_gap(getattr(p, end)) for p in own] for end in ("auc_low", "auc_high"))
+        axes.fill_between(_days(own), low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        estimated = [_gap(p.estimated_auc) for p in own]
+        axes.plot(
+            _days(own),
+            estimated,
+            color=line.get_color(),
+            linestyle="--",
+            linewidth=1,
+            label="its estimate without outcomes",
+        )
     days = sorted(set(_days(points)))
     daily = [[point for point in points if point.day == day.isoformat()] for day in days]
     rates = [_mean([(p.rate, p.outcomes) for p in day if p.rate is not None]) for day in daily]

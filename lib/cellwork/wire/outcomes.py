@@ -45,6 +45,8 @@ class QualityPoint(Struct):
     auc_low: float | None = None
     """Lower end of its 95 % interval."""
     auc_high: float | None = None
+    estimated_auc: float | None = None
+    """What is expected of all predictions of the day, outcomes or not, if scores still mean what they meant where outcomes are known."""
 
 
 class Quality(Struct):
