@@ -29,7 +29,7 @@ from cellwork.wire.monitors import Monitor
 from cellwork.wire.origin import Origin
 from cellwork.wire.outcomes import Outcome
 from cellwork_hub import records
-from cellwork_hub.platform import alert_deeds, monitors, serving_hours
+from cellwork_hub.platform import alert_deeds, drift, monitors, serving_hours
 
 DATASET = "ds_" + "1" * 26
 TRAINED = 2_000
@@ -200,6 +200,21 @@ def test_times_and_fallbacks_of_each_hour_come_from_its_sketch(shop: World, clie
     assert [hour.start for hour in client.monitors.service(ENDPOINT, days=1).hours] == [DAY, DAY + HOUR]
     with pytest.raises(errors.NotFound, match="has no prediction yet"):
         client.monitors.service("shop/other")
+
+
+def test_only_days_with_new_predictions_are_compared_anew(
+    shop: World, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for day in range(3):
+        predict(shop, rows(200, seed=day), hour=24 * day)
+    first = client.monitors.drift_by_day(ENDPOINT)
+    compared, of_day = [], drift._of_day
+    monkeypatch.setattr(drift, "_of_day", lambda *args: compared.append(args[-1]) or of_day(*args))
+    assert client.monitors.drift_by_day(ENDPOINT) == first
+    predict(shop, rows(300, seed=9, shift=2.0), hour=24 * 2 + 1)
+    later = client.monitors.drift_by_day(ENDPOINT)
+    assert (len(compared), later[:2]) == (1, first[:2])
+    assert (later[2].rows, later[2].columns[0].verdict) == (500, "drift")
 
 
 def test_a_page_whose_cursor_was_not_moved_counts_once(shop: World, monkeypatch: pytest.MonkeyPatch) -> None:

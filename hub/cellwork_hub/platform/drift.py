@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -34,12 +35,13 @@ from cellwork_hub.route import Call, Route
 
 MIGRATION = serving_hours.MIGRATION
 WEEK = timedelta(days=7)
-DAY = 24 * serving_hours.HOUR
+MOST_DAYS = 1000
+"""Days of all endpoints and versions whose drift is kept."""
 BESIDES: tuple[Beside, ...] = get_args(Beside)
 
 
 def routes(state: State) -> list[Route]:
-    told = Once[list[Drift]]()
+    told, of_days = Once[list[Drift]](), Once[Drift](most=MOST_DAYS)
 
     def of_window(call: Call) -> Drift:
         serving_hours.follow(state)
@@ -54,7 +56,7 @@ def routes(state: State) -> list[Route]:
     def by_day(call: Call) -> list[Drift]:
         serving_hours.follow(state)
         endpoint, version = _endpoint(call), call.number("version", 0)
-        return told((endpoint, version), serving_hours.cursor(state), lambda: days(state, endpoint, version))
+        return told((endpoint, version), serving_hours.cursor(state), lambda: days(state, endpoint, version, of_days))
 
     return [
         Route("GET", "/api/v1/drift/{project}/{name}", of_window, "monitors:read", None, Drift, "What an endpoint predicts from, beside its version's training dataset."),
@@ -101,24 +103,27 @@ def of(
     return _compared(found, _learned(state, trained, found, rules, whole=beside == "training"), rules)
 
 
-def days(state: State, endpoint: str, version: int = 0) -> list[Drift]:
-    """Return the drift of each day (UTC) with predictions, oldest first; version 0 is that day's with the most predictions."""
+def days(state: State, endpoint: str, version: int = 0, kept: Once[Drift] | None = None) -> list[Drift]:
+    """Return the drift of each day (UTC) with predictions, oldest first; version 0 is that day's with the most predictions.
+
+    Of the days in `kept` only those are compared anew that have got predictions since.
+    """
     found: dict[datetime, Drift] = {}
-    for model, number, first, last in _answered(state, endpoint, version):
-        for day in _days_of(state, endpoint, model, number, first, last):
-            if day.start not in found or day.rows > found[day.start].rows:
-                found[day.start] = day
+    for model, number, _, _ in _answered(state, endpoint, version):
+        trained = training(state, model, number)
+        for day, changed in serving_hours.days(state, endpoint, model, number).items():
+            compared = partial(_of_day, state, trained, endpoint, model, number, day)
+            drift = kept((endpoint, model, number, day), changed, compared) if kept else compared()
+            if drift.start not in found or drift.rows > found[drift.start].rows:
+                found[drift.start] = drift
     return [found[start] for start in sorted(found)]
 
 
-def _days_of(state: State, endpoint: str, model: str, number: int, first: int, last: int) -> list[Drift]:
-    trained = training(state, model, number)
-    rules = DriftRules()
-    parts: dict[int, list[tuple[int, Sketch]]] = {}
-    for hour, sketch in serving_hours.between(state, endpoint, model, number, moment(first), moment(last + 1)):
-        parts.setdefault(hour // DAY * DAY, []).append((hour, sketch))
-    windows = [Window(f"{endpoint}@{number}", moment(day), moment(day + DAY), each) for day, each in parts.items()]
-    return [_compared(window, _learned(state, trained, window, rules), rules) for window in windows]
+def _of_day(state: State, trained: Dataset, endpoint: str, model: str, number: int, day: int) -> Drift:
+    start, end, rules = moment(day), moment(day + serving_hours.DAY), DriftRules()
+    hours = serving_hours.between(state, endpoint, model, number, start, end)
+    window = Window(f"{endpoint}@{number}", start, end, hours)
+    return _compared(window, _learned(state, trained, window, rules), rules)
 
 
 def _answered(state: State, endpoint: str, version: int) -> list[tuple[str, int, int, int]]:

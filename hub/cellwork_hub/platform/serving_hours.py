@@ -27,6 +27,7 @@ MIGRATION = (
     "sketch {blob} NOT NULL, PRIMARY KEY (endpoint, model, version, hour))",
 )
 HOUR = 3_600_000_000
+DAY = 24 * HOUR
 SCORE = "_score"
 """The column of the scores in a sketch; a feature's name does not begin with an underscore."""
 LATENCY, ROUTE = "_latency_us", "_route"
@@ -151,6 +152,17 @@ def versions(state: State, endpoint: str) -> list[tuple[str, int, int, int]]:
     )
     with state.engine.connect() as db:
         return [tuple(row) for row in db.execute(text(query), {"e": endpoint})]
+
+
+def days(state: State, endpoint: str, model: str, version: int) -> dict[int, tuple[int, int, int]]:
+    """Return the days (UTC) with predictions, and with each what changes when there are more of them."""
+    query = "SELECT hour, logged, length(sketch) AS size FROM serving_hours WHERE endpoint = :e AND model = :m AND version = :v ORDER BY hour"
+    found: dict[int, tuple[int, int, int]] = {}
+    with state.engine.connect() as db:
+        for row in db.execute(text(query), {"e": endpoint, "m": model, "v": version}):
+            hours, logged, size = found.get(row.hour // DAY * DAY, (0, 0, 0))
+            found[row.hour // DAY * DAY] = (hours + 1, max(logged, row.logged), size + row.size)
+    return found
 
 
 def between(
