@@ -8,4 +8,5 @@ from cellwork.settings import Settings
 
 
 def set_revocation(c: Any, settings: Settings, ports: dict[str, int]) -> None:
-    c.Spawner.args = [*c.Spawner.args, f"--HubOAuth.cache_max_age={settings.token_cache_seconds}"]
+    """Tell servers in their arguments, which nobody has set where there are no servers: `extend` takes both."""
+    c.Spawner.args.extend([f"--HubOAuth.cache_max_age={settings.token_cache_seconds}"])
