@@ -55,6 +55,15 @@ def fires(cron: str, after: datetime, timezone: str = "UTC") -> Iterator[datetim
         yield due.astimezone(UTC)
 
 
+def next_due(schedule: str, after: datetime) -> datetime:
+    """Return the first time after `after` of a schedule: a duration such as ``6h`` (its multiples since 1970) or five cron fields in UTC."""
+    times = fires(schedule, after) if " " in schedule.strip() else ticks(duration(schedule), after)
+    due = next(iter(times), None)
+    if due is None:
+        raise BadInput("schedule", schedule, "is never due", "write a duration such as 6h, or five cron fields")
+    return due
+
+
 def ticks(every: timedelta, after: datetime) -> Iterator[datetime]:
     """Yield the multiples of `every` since 1970 that come after `after`; no zone and no change of clocks moves them."""
     start = datetime(1970, 1, 1, tzinfo=UTC)

@@ -4,7 +4,9 @@ A run belongs to a view at a revision: the one of the definitions with which wha
 starts anew under its new revision, from all current batches; what the old revision made stays as it is. There is one run for
 a batch in a revision. Runs are claimed in the order of their batches, one at a time.
 
-A run whose view joins a source without a batch is `waiting`; the batch that arrives queues it again in its own transaction.
+A run whose view joins a source without a batch is `waiting`; the batch that arrives queues it again in its own transaction. A run whose
+view has a schedule is `scheduled` until the first time of the schedule after the batch came; then `queue_due` queues it. A view's first
+filling is not scheduled, and nobody who reads the view waits for scheduled runs.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from sqlalchemy import Connection, text
 from cellwork import clock, ids
 from cellwork.features.pipeline import Step
 from cellwork.wire.batches import Batch
-from cellwork.wire.features import PipelineRun
+from cellwork.wire.features import Definitions, PipelineRun
 from cellwork_hub.platform import batches
 from cellwork_hub.platform.state import State
 from cellwork_hub.records import micros, moment
@@ -39,7 +41,7 @@ MIGRATION = (
 )
 INSERT = (
     "INSERT INTO pipeline_runs (id, project, view, revision, batch, supersedes, ordinal, backfill, state, feature_set, inputs, sealed, "
-    "row_count, seconds, error, at) VALUES (:id, :project, :view, :revision, :batch, :supersedes, :ordinal, :backfill, 'queued', '', '[]', "
+    "row_count, seconds, error, at) VALUES (:id, :project, :view, :revision, :batch, :supersedes, :ordinal, :backfill, :state, '', '[]', "
     ":sealed, 0, 0, '', :at) ON CONFLICT (project, view, revision, batch) DO NOTHING"
 )
 
@@ -75,6 +77,7 @@ def enqueue(db: Connection, state: State, batch: Batch) -> None:
     views = text(
         "SELECT view, revision FROM view_revisions WHERE project = :p AND dataset = :d AND holds = 1 ORDER BY view"
     )
+    schedules = _schedules(db, batch.project)
     for view, revision in db.execute(views, {"p": batch.project, "d": batch.dataset}).all():
         where = {"p": batch.project, "v": view, "r": revision}
         failed = db.execute(
@@ -84,18 +87,53 @@ def enqueue(db: Connection, state: State, batch: Batch) -> None:
             ),
             {**where, "b": batch.supersedes},
         ).scalar()
-        add(db, batch, view, revision, ordinal=batch.seq if failed is None else failed)
+        later = view in schedules and failed is None
+        add(db, batch, view, revision, ordinal=batch.seq if failed is None else failed, later=later)
         if failed is not None:
             retry(db, **where)
 
 
-def add(db: Connection, batch: Batch, view: str, revision: int, *, ordinal: int, backfill: bool = False) -> None:
+def add(
+    db: Connection, batch: Batch, view: str, revision: int, *, ordinal: int, backfill: bool = False, later: bool = False
+) -> None:
     values = {
         "id": ids.new("prun"), "project": batch.project, "view": view, "revision": revision, "batch": batch.id,
         "supersedes": batch.supersedes, "ordinal": ordinal, "backfill": int(backfill), "sealed": batch.sealed,
-        "at": micros(clock.now()),
+        "state": "scheduled" if later else "queued", "at": micros(clock.now()),
     }  # fmt: skip
     db.execute(text(INSERT), values)
+
+
+def _schedules(db: Connection, project: str) -> dict[str, str]:
+    """Return view -> schedule of the views that have one, as they are defined now."""
+    query = "SELECT body FROM definitions WHERE project = :p ORDER BY revision DESC LIMIT 1"
+    body = db.execute(text(query), {"p": project}).scalar()
+    views = msgspec.json.decode(body, type=Definitions).views if body else []
+    return {view.name: view.schedule for view in views if view.schedule}
+
+
+def queue_due(state: State) -> int:
+    """Queue the scheduled runs whose time has come, those too whose view has no schedule any more; returns how many."""
+    now, due = clock.now(), []
+    with state.engine.begin() as db:
+        rows = db.execute(text("SELECT id, project, view, at FROM pipeline_runs WHERE state = 'scheduled'")).all()
+        schedules = {project: _schedules(db, project) for project in {row.project for row in rows}}
+        for row in rows:
+            schedule = schedules[row.project].get(row.view)
+            if schedule is None or clock.next_due(schedule, moment(row.at)) <= now:
+                due.append({"id": row.id})
+        if due:
+            db.execute(text("UPDATE pipeline_runs SET state = 'queued' WHERE id = :id AND state = 'scheduled'"), due)
+    return len(due)
+
+
+def queue_now(db: Connection, project: str, view: str) -> int:
+    """Queue the scheduled and failed runs of a view at once; returns how many."""
+    query = (
+        "UPDATE pipeline_runs SET state = 'queued', error = '' WHERE project = :p AND view = :v AND state IN ('scheduled', 'failed', 'waiting') "
+        "AND revision = (SELECT revision FROM view_revisions WHERE project = :p AND view = :v AND holds = 1)"
+    )
+    return db.execute(text(query), {"p": project, "v": view}).rowcount
 
 
 def retry(db: Connection, *, p: str, v: str, r: int) -> None:

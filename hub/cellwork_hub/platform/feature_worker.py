@@ -34,20 +34,28 @@ log = logging.getLogger("cellwork.features")
 working = threading.Lock()
 """Held while a run is executed; an erasure holds it to be alone with the feature rows."""
 IDLE_SECONDS = 0.2
+DUE_SECONDS = 1.0
+"""How often schedules are looked at."""
 
 
 class Worker(Loop):
     """The thread that executes what is queued, run after run."""
 
     def __init__(self, state: State) -> None:
-        super().__init__("feature-pipelines", lambda: step(state), idle=IDLE_SECONDS, after_error=IDLE_SECONDS)
-        self.state = state
+        super().__init__("feature-pipelines", self._next, idle=IDLE_SECONDS, after_error=IDLE_SECONDS)
+        self.state, self._looked = state, 0.0
 
     def prepare(self) -> None:
         feature_queue.recover(self.state)
 
     def warm(self) -> None:
         feature_online.prewarm(self.state)
+
+    def _next(self) -> bool:
+        if time.monotonic() - self._looked >= DUE_SECONDS:
+            feature_queue.queue_due(self.state)
+            self._looked = time.monotonic()
+        return step(self.state)
 
 
 def step(state: State) -> bool:

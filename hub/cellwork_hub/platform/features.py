@@ -149,6 +149,14 @@ def routes(state: State) -> list[Route]:
         limit = call.number("limit", -1)
         return batches.parquet(rows if limit < 0 else rows.head(limit), call)
 
+    def post_run(call: Call) -> int:
+        project, view = call.path["project"], call.path["view"]
+        references.view_of(definitions(state, project)[0], view)
+        with state.engine.begin() as db:
+            queued = feature_queue.queue_now(db, project, view)
+            records.audit(db, call, "view.run", f"{project}/{view}", after=queued)
+        return queued
+
     def post_push(call: Call) -> int:
         return push(state, call, call.path["view"], call.body)
 
@@ -157,5 +165,6 @@ def routes(state: State) -> list[Route]:
         Route("GET", "/api/v1/features/{project}", get_definitions, scope="features:read", answer=Definitions, doc="The definitions, newest or of a revision."),
         Route("GET", "/api/v1/features/{project}/runs", get_runs, scope="features:read", answer=list[PipelineRun], doc="Pipeline runs of the views as they are now, oldest first."),
         Route("GET", "/api/v1/features/{project}/views/{view}/rows", get_rows, scope="features:read", answer=bytes, doc="Readable feature rows, as parquet."),
+        Route("POST", "/api/v1/features/{project}/views/{view}/run", post_run, scope="features:write", answer=int, doc="Queue the runs of a view that failed or wait for its schedule; answers how many."),
         Route("POST", "/api/v1/push/{view}", post_push, scope="features:write", body=PushRequest, answer=int, doc="Take rows for a view, past its pipeline."),
     ]  # fmt: skip

@@ -82,13 +82,14 @@ def listing(project: str, json: bool) -> None:
                 ", ".join(v.entities),
                 ", ".join(f.name for f in v.fields),
                 v.pipeline.rows,
+                f"every {v.schedule}" if v.schedule else "with each batch",
                 v.ttl or "never",
                 v.owner,
                 states.get(v.name, "ready"),
             )
             for v in views
         ],
-        ("view", "entities", "features", "rows", "expires", "owner", "state"),
+        ("view", "entities", "features", "rows", "computed", "expires", "owner", "state"),
         empty="no views; apply some with: cellwork feature apply",
     )
 
@@ -109,7 +110,9 @@ def _states(client: Client, project: str) -> dict[str, str]:
 @PROJECT
 @click.option("--view", default="", help="Only of this view.")
 @click.option("--batch", default="", help="Only those this batch caused.")
-@click.option("--state", default="", type=click.Choice(["", "queued", "running", "waiting", "succeeded", "failed"]))
+@click.option(
+    "--state", default="", type=click.Choice(["", "scheduled", "queued", "running", "waiting", "succeeded", "failed"])
+)
 @click.option("--limit", default=50, show_default=True, help="How many of the newest.")
 @click.option("--wait", "waits", is_flag=True, help="First wait until none is open.")
 @show.as_json
@@ -134,6 +137,26 @@ def runs(project: str, view: str, batch: str, state: str, limit: int, waits: boo
         ("view", "batch", "state", "rows", "seconds", "at", "error"),
         empty="no runs",
     )
+
+
+@feature.command()
+@click.argument("view")
+@PROJECT
+@show.as_json
+def run(view: str, project: str, json: bool) -> None:
+    """Compute now what of a view waits for its schedule, or failed.
+
+    Example: cellwork feature run weather
+    """
+    from cellwork import project as projects
+    from cellwork.client import connect
+
+    name = project or projects.find().name
+    queued = connect().features.run(name, view)
+    if json:
+        show.document({"view": view, "queued": queued})
+    else:
+        click.echo(f"{queued} runs of view '{name}/{view}' are queued; follow them: cellwork feature runs --wait")
 
 
 @feature.command()

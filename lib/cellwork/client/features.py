@@ -62,6 +62,10 @@ class Features:
             "cellwork", f"/api/v1/features/{project}/runs", PipelineRun, view=view, batch=batch, state=state
         )
 
+    def run(self, project: str, view: str) -> int:
+        """Queue the runs of `view` that failed or wait for its schedule; return how many."""
+        return self._to.call("cellwork", "POST", f"/api/v1/features/{project}/views/{view}/run", int)
+
     def wait(self, project: str, *, timeout: float = 300, progress: Callable[[int], None] | None = None) -> None:
         """Return when no pipeline run of `project` is queued or running.
 

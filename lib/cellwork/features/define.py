@@ -143,6 +143,7 @@ def view(one: Any, project: Project) -> wire.View:
         description=one.description,
         tags=dict(one.tags),
         online=one.online,
+        schedule=source.schedule,
     )
 
 
@@ -193,6 +194,8 @@ def check_references(definitions: wire.Definitions) -> None:
         subject = f"view {view.name!r}"
         _known(f"entity of {subject}", view.entities, entities)
         _known(f"rows of {subject}", [view.pipeline.rows], prepared)
+        if view.schedule:
+            clock.next_due(view.schedule, clock.now())
         if not view.fields:
             raise BadInput(subject, "", "has no fields", "write schema=[Field(…)]")
         if isinstance(view.pipeline, wire.Rolling):

@@ -84,6 +84,8 @@ class View(Struct):
     description: str = ""
     tags: dict[str, str] = {}
     online: bool = True
+    schedule: str = ""
+    """When batches that came become its rows: a duration (``6h``: at multiples of it since 1970) or five cron fields in UTC. Empty: as they come."""
 
 
 class FeatureService(Struct):
@@ -155,8 +157,8 @@ class PipelineRun(Struct):
     view: str
     batch: str
     """The batch that caused it."""
-    state: Literal["queued", "running", "waiting", "succeeded", "failed"]
-    """`waiting`: one of its sources has no batch yet, `error` says which; its first batch lets the run go on."""
+    state: Literal["scheduled", "queued", "running", "waiting", "succeeded", "failed"]
+    """`scheduled`: its view's schedule is not due yet. `waiting`: one of its sources has no batch yet, `error` says which; its first batch lets the run go on."""
     feature_set: str = ""
     """``fset_…``: content id of definition and input batches."""
     inputs: list[str] = []

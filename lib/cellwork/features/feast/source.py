@@ -12,6 +12,7 @@ from feast.data_source import DataSource
 from feast.protos.feast.core.DataSource_pb2 import DataSource as DataSourceProto
 from feast.repo_config import RepoConfig
 
+from cellwork import clock
 from cellwork.errors import BadInput
 from cellwork.wire.features import Rolling, Select
 
@@ -22,6 +23,10 @@ VALUE_TYPES = {
 """Arrow's word for a column -> Feast's."""
 
 
+SCHEDULE = "schedule"
+"""The tag that carries a source's schedule through Feast's registry."""
+
+
 class PipelineSource(DataSource):  # type: ignore[misc]
     """The feature rows that `pipeline` makes of raw batches.
 
@@ -29,18 +34,26 @@ class PipelineSource(DataSource):  # type: ignore[misc]
     ----------
     pipeline : `Select` or `Rolling`.
     name : default the name of the rows it reads and a hash of the pipeline; Feast wants it unique in a project.
+    schedule : when batches that came become rows: a duration (``6h``) or five cron fields in UTC; default as they come.
     """
 
-    def __init__(self, pipeline: Select | Rolling, *, name: str = "", **about: Any) -> None:
+    def __init__(self, pipeline: Select | Rolling, *, name: str = "", schedule: str = "", **about: Any) -> None:
         if not isinstance(pipeline, Select | Rolling):
             raise BadInput("pipeline", type(pipeline).__name__, "is not a pipeline", "write Select(…) or Rolling(…)")
         self.pipeline = pipeline
+        if schedule:
+            clock.next_due(schedule, clock.now())
+            about["tags"] = {**(about.get("tags") or {}), SCHEDULE: schedule}
         super().__init__(
             name=name or f"{pipeline.rows}_{hashlib.sha256(msgspec.json.encode(pipeline)).hexdigest()[:8]}",
             timestamp_field="event_timestamp",
             created_timestamp_column="created_timestamp",
             **about,
         )
+
+    @property
+    def schedule(self) -> str:
+        return str(self.tags.get(SCHEDULE, ""))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PipelineSource) and super().__eq__(other) and self.pipeline == other.pipeline
