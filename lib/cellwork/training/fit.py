@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cellwork.errors import BadInput, Unavailable, near_miss
-from cellwork.training.rows import checked
+from cellwork.training.rows import checked, finite
 
 if TYPE_CHECKING:
     from cellwork.training.cluster import Cluster
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def fit(
     pipeline: Any,
     X: Any,
-    y: Any,
+    y: Any = None,
     *,
     parameters: Mapping[str, Any] | None = None,
     cluster: Cluster | None = None,
@@ -27,12 +27,20 @@ def fit(
     Parameters
     ----------
     X : shape (n, columns); a polars or pandas frame goes in as scikit-learn's pandas, an array as it is.
-    y : shape (n,), no value missing.
+    y : shape (n,), no value missing; clusters need none.
     cluster : where to fit; default: in this process.
     timeout : seconds to wait for a cluster.
+
+    Raises
+    ------
+    BadInput
+        Rows or labels that nothing can be learned from; more clusters or neighbours asked for than there are rows.
+    Unavailable
+        It took longer than `timeout`.
     """
     chosen = configured(pipeline, parameters or {})
-    frame, labels = checked(X, y)
+    frame, labels = (finite(X), None) if y is None else checked(X, y)
+    _refuse_more_than_rows(chosen, frame.shape[0])
     if cluster is None:
         return chosen.fit(frame, labels)
     future = cluster.client.submit(_fitted, chosen, hold(cluster.client, (frame, labels)), pure=False)
@@ -44,6 +52,12 @@ def fit(
         ) from None
     finally:
         future.release()
+
+
+def _refuse_more_than_rows(pipeline: Any, rows: int) -> None:
+    for name, value in pipeline.get_params().items():
+        if name.rpartition("__")[2] in ("n_clusters", "n_neighbors") and isinstance(value, int) and value > rows:
+            raise BadInput(f"parameter {name!r}", value, f"is more than the {rows:,} rows", "ask for fewer")
 
 
 def _fitted(pipeline: Any, data: tuple[Any, Any]) -> Any:

@@ -136,13 +136,16 @@ class Race:
         return True
 
     def _reserve(self) -> float:
-        """Return how many seconds of the budget the last fit of the best candidate on all rows may take."""
-        if self.data.validation is not None:
+        """Return how many seconds of the budget the last fit of what is best so far, on all rows, may take."""
+        best = self._chosen()
+        if self.data.validation is not None or best is None:
             return 0.0
-        done = [
-            c.seconds / len(c.scores) / c.fraction for c in self.strategy.candidates if len(c.scores) == self.data.folds
-        ]
-        return 1.2 * max(done, default=0.0)
+        all_rows = len(self.data.y) / len(self.data.splits[0][0]) / best.fraction
+        return 1.2 * all_rows * best.seconds / self.data.folds
+
+    def _chosen(self) -> Candidate | None:
+        complete = [c for c in self.strategy.candidates if len(c.scores) == self.data.folds]
+        return self.terms.choose(complete) if self.terms.choose else best_of(complete, self.terms.metric)
 
     def _submit_more(self, flying: int) -> set[Any]:
         """Ask for candidates until enough are in flight and return the futures of their scores."""
@@ -292,8 +295,7 @@ class Race:
         self.terms.progress(Step(self.done, of, self.terms.metric, candidate, best, elapsed, left, link))
 
     def _best(self) -> Candidate:
-        complete = [c for c in self.strategy.candidates if len(c.scores) == self.data.folds]
-        best = self.terms.choose(complete) if self.terms.choose else best_of(complete, self.terms.metric)
+        best = self._chosen()
         if best is not None:
             return best
         if self.ended != "done":

@@ -57,8 +57,6 @@ def checked(X: Any, y: Any) -> tuple[Any, np.ndarray[Any, Any]]:
     BadInput
         There are no rows, or not one label a row; all labels are the same; a number is infinite (its column is named).
     """
-    import numpy as np
-
     frame, labels = features(X), truth(y)
     rows = frame.shape[0]
     if rows != len(labels):
@@ -71,27 +69,26 @@ def checked(X: Any, y: Any) -> tuple[Any, np.ndarray[Any, Any]]:
         raise BadInput(
             "labels", labels[0], "are all the same: there is nothing to learn", "take rows with other outcomes too"
         )
-    _refuse_infinite(frame)
-    if (
-        not hasattr(frame, "columns")
-        and frame.dtype.kind == "f"
-        and not np.isfinite(frame).all()
-        and np.isinf(frame).any()
-    ):
-        raise BadInput(
-            "numbers of X",
-            f"{int(np.isinf(frame).sum())}",
-            "are infinite",
-            "make them missing, or leave those rows out",
-        )
-    return frame, labels
+    return finite(frame), labels
+
+
+def finite(X: Any) -> Any:
+    """Return `X` as scikit-learn gets it; raises BadInput where there are no rows or a number is infinite (its column is named)."""
+    import numpy as np
+
+    frame = features(X)
+    if not frame.shape[0]:
+        raise BadInput("rows to train on", "", "are none", "look at the time and the filters of the dataset")
+    if hasattr(frame, "columns"):
+        _refuse_infinite(frame)
+    elif frame.dtype.kind == "f" and (wrong := int(np.isinf(frame).sum())):
+        raise BadInput("numbers of X", f"{wrong}", "are infinite", "make them missing, or leave those rows out")
+    return frame
 
 
 def _refuse_infinite(frame: Any) -> None:
     import numpy as np
 
-    if not hasattr(frame, "columns"):
-        return
     for name in frame.columns:
         values = frame[name]
         if values.dtype.kind == "f" and (wrong := int(np.isinf(values.to_numpy()).sum())):
