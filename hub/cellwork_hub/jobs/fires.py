@@ -6,12 +6,14 @@ due time or the cursor on the events. After an absence a job's policy says which
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from itertools import islice, takewhile
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -153,11 +155,20 @@ def _parameters(
     state: State, db: Connection, job: Mapping[str, Any], due: int, event: Event | None, of: str
 ) -> dict[str, Any]:
     timezone = msgspec.json.decode(job["schedule"], type=Schedule).timezone
-    last = runs.last_success(db, f"{job['project']}/{job['name']}")
+    given = msgspec.json.decode(job["parameters"])
+    asked = "last_success" in schedule.used(given)
+    last = runs.last_success(db, f"{job['project']}/{job['name']}") if asked else None
     known = schedule.variables(moment(due), timezone, event, last_success=last, run=of)
-    values = schedule.expand(msgspec.json.decode(job["parameters"]), known)
-    notebook = parameters.read(state.home.source(job["notebook_sha256"]).read_bytes(), job["notebook"])
-    return parameters.check(notebook, values, job["notebook"])
+    values = schedule.expand(given, known)
+    return parameters.check(
+        _notebook(state.home.source(job["notebook_sha256"]), job["notebook"]), values, job["notebook"]
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _notebook(path: Path, name: str) -> dict[str, Any]:
+    """Return the notebook at `path`, which is named by its content and never changes: a thousand jobs that come due read it once."""
+    return parameters.read(path.read_bytes(), name)
 
 
 class Ticker:
