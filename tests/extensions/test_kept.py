@@ -38,7 +38,13 @@ def test_an_execution_is_followed_from_request_to_idle() -> None:
     tell(kept, request, "stream", name="stdout", text="\n")
     tell(kept, request, "execute_result", data={"text/plain": "2"}, metadata={}, execution_count=4)
     [told] = [one.as_json() for one in kept.executions.values()]
-    assert (told["cell"], told["code"], told["count"], told["ended"]) == ("a", "print(1); 2", 4, None)
+    assert (told["cell"], told["code"], told["count"], told["begun"], told["ended"]) == (
+        "a",
+        "print(1); 2",
+        4,
+        True,
+        None,
+    )
     assert told["outputs"] == [
         {"output_type": "stream", "name": "stdout", "text": "1\n"},
         {"output_type": "execute_result", "data": {"text/plain": "2"}, "metadata": {}, "execution_count": 4},

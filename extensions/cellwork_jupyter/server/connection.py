@@ -73,6 +73,8 @@ class Watched(Kept):
         super().__init__()
         self.last_words: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self.killed = deaths.killed_for_memory()
+        self.watched = False
+        """A page may ask for what is kept before anybody is connected."""
 
 
 def kept_of(kernel: Any) -> Watched:
@@ -84,9 +86,10 @@ def kept_of(kernel: Any) -> Watched:
 def watch(kernels: Any, name: str) -> None:
     """Follow the kernel `name` from now on, if it isn't followed yet, until it is shut down."""
     kernel = kernels.get_kernel(name)
-    if hasattr(kernel, ATTRIBUTE):
-        return
     kept = kept_of(kernel)
+    if kept.watched:
+        return
+    kept.watched = True
     session = Session(config=kernel.session.config, key=kernel.session.key)
     stream = kernel.connect_iopub()
 

@@ -26,6 +26,7 @@ class Execution:
     """Of the request, by which the kernel's messages name it."""
     outputs: list[dict[str, Any]] = field(default_factory=list)
     count: int | None = None
+    begun: bool = False
     ended: datetime | None = None
     changes: int = 0
     size: int = 0
@@ -36,10 +37,10 @@ class Execution:
         return str(self.header["msg_id"])
 
     def as_json(self) -> dict[str, Any]:
-        """Return what the page needs; `ended` is None while it runs."""
+        """Return what the page needs. What has not begun waits, or was given up after an error above, of which a kernel does not tell."""
         return {
             "id": self.id, "cell": self.cell, "code": self.code, "outputs": self.outputs, "count": self.count,
-            "changes": self.changes, "ended": self.ended and self.ended.isoformat(),
+            "changes": self.changes, "begun": self.begun, "ended": self.ended and self.ended.isoformat(),
         }  # fmt: skip
 
 
@@ -74,7 +75,7 @@ class Kept:
                 self._update(content, None)
             return
         if kind == "execute_input":
-            execution.count = content["execution_count"]
+            execution.count, execution.begun = content["execution_count"], True
         elif kind == "status":
             if content["execution_state"] == "idle":
                 execution.ended = datetime.now(UTC)

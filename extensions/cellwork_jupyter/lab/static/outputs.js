@@ -28,18 +28,20 @@
     await panel.sessionContext.ready;
     const saved = Date.parse(panel.context.contentsModel?.last_modified ?? 0);
     const first = new Map(), shown = new Map();
+    let quiet = 0;
     for (;;) {
       const kernel = panel.sessionContext.session?.kernel;
       const kept = kernel && !panel.isDisposed ? await ask(kernel.id) : [];
       const mine = kept.filter(one => (first.size ? first.get(one.cell) === one.id : newer(one, saved)));
       if (!first.size) mine.forEach(one => first.set(one.cell, one.id));
-      for (const one of mine) {
+      for (const one of mine.filter(one => one.begun)) {
         const cell = panel.content.widgets.find(found => found.model.id === one.cell);
         if (cell?.model.type !== 'code' || cell.model.sharedModel.source !== one.code) continue;
         if (shown.get(one.id) !== one.changes) show(cell, one);
         shown.set(one.id, one.changes);
       }
-      if (!mine.some(one => !one.ended)) return;
+      quiet = mine.some(one => one.begun && !one.ended) ? 0 : quiet + 1;
+      if (quiet > 1 || !mine.length) return; // one look later the next in the queue would have begun
       await pause(EVERY_MS);
     }
   };
