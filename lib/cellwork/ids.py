@@ -16,7 +16,7 @@ ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32
 PAIRS = [a + b for a in ALPHABET for b in ALPHABET]
 CONTENT_KINDS = frozenset({"bat", "fset", "ds", "env", "tf"})
 TIME_KINDS = frozenset(
-    {"run", "pred", "evt", "alr", "dep", "eval", "fire", "job", "prun", "prop", "join", "req", "ers", "ovr"}
+    {"run", "pred", "evt", "alr", "dep", "eval", "fire", "job", "prun", "prop", "join", "req", "ers", "ovr", "key"}
 )
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 USER = re.compile(r"(?=.{1,32}\Z)[a-z][a-z0-9]*(-[a-z0-9]+)*")

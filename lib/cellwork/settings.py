@@ -77,6 +77,9 @@ class Settings:
     caller_requests_per_second: int = _setting(
         0, "The most predictions a second for one credential and inference process; 0 is no limit."
     )
+    predictor_megabytes: int = _setting(
+        4096, "Address space of a child process that computes a model; one that wants more fails alone."
+    )
     dashboard_kernels: int = _setting(1, "Kernels kept warm for each dashboard.")
     culling_idle_seconds: int = _setting(0, "When an idle user server is stopped; 0 never.")
     token_cache_seconds: int = _setting(30, "How long a service trusts the hub's answer about a token.")

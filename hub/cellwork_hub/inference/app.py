@@ -34,7 +34,7 @@ from cellwork_hub import records
 from cellwork_hub.auth import HubTokens
 from cellwork_hub.context import Context
 from cellwork_hub.edge import Service
-from cellwork_hub.inference import arms, invocations, online, open_inference, rollouts, table
+from cellwork_hub.inference import arms, invocations, keys, online, open_inference, rollouts, table
 from cellwork_hub.inference.deploy import Endpoints
 from cellwork_hub.inference.door import FrontDoor
 from cellwork_hub.inference.registry import PlatformRegistry, Registry
@@ -70,8 +70,12 @@ def build(
     lookup: Lookup | None = None,
     deadline: float = DEADLINE_SECONDS,
     worker: int | None = None,
+    begin: Callable[[Endpoints], Awaitable[None]] | None = None,
 ) -> FrontDoor:
-    """Return the service on the database and folders of `context`; as `worker`, one of several processes of it."""
+    """Return the service on the database and folders of `context`; as `worker`, one of several processes of it.
+
+    `begin` runs once, when what was served before is served again.
+    """
     engine = db.open_database(context.database_url("inference"), MIGRATIONS)
     endpoints = Endpoints(
         engine,
@@ -79,6 +83,7 @@ def build(
         registry or PlatformRegistry(context.client("inference")),
         lookup or online.Lookup(context.home, context.settings.online_url),
         deadline=deadline,
+        megabytes=context.settings.predictor_megabytes,
     )
     settled = False
 
@@ -86,6 +91,8 @@ def build(
     async def lifespan() -> AsyncIterator[None]:
         nonlocal settled
         await endpoints.restore()
+        if begin is not None:
+            await begin(endpoints)
         await endpoints.settle(SETTLE_SECONDS)
         settled = True
         background = (
@@ -103,9 +110,8 @@ def build(
 
     service = Service(
         "inference",
-        [*records.routes(engine), *routes(endpoints)],
-        authorise=authorise
-        or HubTokens(context.hub_api, context.token("inference"), cache_seconds=context.settings.token_cache_seconds),
+        [*records.routes(engine), *routes(endpoints), *keys.routes(engine)],
+        authorise=keys.Keys(engine, authorise or _hub(context)),
         lifespan=lifespan,
         ready=lambda: settled,
         most_bytes=context.settings.request_bytes,
@@ -113,6 +119,10 @@ def build(
     )
     door = FrontDoor(service, endpoints, most_per_second=context.settings.caller_requests_per_second)
     return door
+
+
+def _hub(context: Context) -> HubTokens:
+    return HubTokens(context.hub_api, context.token("inference"), cache_seconds=context.settings.token_cache_seconds)
 
 
 async def _take_over(door: FrontDoor) -> None:

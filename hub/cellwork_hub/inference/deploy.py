@@ -25,6 +25,7 @@ from cellwork.serving.endpoint import DEADLINE_SECONDS, Endpoint
 from cellwork.serving.lane import Lane
 from cellwork.serving.log import PredictionLog
 from cellwork.serving.plan import Lookup
+from cellwork.serving.predictor import MEGABYTES
 from cellwork.serving.segments import Writer
 from cellwork.wire.endpoints import Deploy, Deployment
 from cellwork.wire.evaluations import VersionRef
@@ -47,10 +48,17 @@ class Endpoints:
     """The live endpoints of this process, and the only hand that changes their routes."""
 
     def __init__(
-        self, engine: Engine, home: Home, registry: Registry, lookup: Lookup, *, deadline: float = DEADLINE_SECONDS
+        self,
+        engine: Engine,
+        home: Home,
+        registry: Registry,
+        lookup: Lookup,
+        *,
+        deadline: float = DEADLINE_SECONDS,
+        megabytes: int = MEGABYTES,
     ) -> None:
         self.table, self.log = Table(engine), PredictionLog(engine, home.segments())
-        self.segments, self.loader = Writer(home.segments()), Loader(home, registry)
+        self.segments, self.loader = Writer(home.segments()), Loader(home, registry, megabytes)
         self.engine, self.lookup, self.deadline = engine, lookup, deadline
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="prediction-log")
         self._live: dict[str, Endpoint] = {}

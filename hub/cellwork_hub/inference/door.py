@@ -125,7 +125,7 @@ class FrontDoor:
 
     def _projects(self, principal: Principal) -> frozenset[str] | None:
         unbound = not self.service.guard.bounded or principal.kind == "service"
-        return None if unbound else frozenset(scopes.projects(principal.groups))
+        return None if unbound and principal.kind != "key" else frozenset(scopes.projects(principal.groups))
 
 
 def _route(kind: Kind) -> str:

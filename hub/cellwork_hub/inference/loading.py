@@ -38,8 +38,9 @@ class Prepared:
 
 
 class Loader:
-    def __init__(self, home: Home, registry: Registry) -> None:
-        self.home, self.registry = home, registry
+    def __init__(self, home: Home, registry: Registry, megabytes: int) -> None:
+        """`megabytes` is the address space of each child process."""
+        self.home, self.registry, self.megabytes = home, registry, megabytes
 
     async def gate(self, name: str, version: int) -> Gate:
         return await to_thread.run_sync(self.registry.gate, name, version)
@@ -69,7 +70,7 @@ class Loader:
         inline = self._inline(self._copy(ref.digest), ref)
         if inline.restore():
             return Served(ref, deployed.record.id, deployed.plan, inline)
-        predictor = Predictor(self._copy(ref.digest), full(ref))
+        predictor = Predictor(self._copy(ref.digest), full(ref), megabytes=self.megabytes)
         predictor.keep_trying()
         return Served(ref, deployed.record.id, deployed.plan, predictor)
 
@@ -82,7 +83,7 @@ class Loader:
         try:
             await inline.start()
         except NotCompiled as error:
-            return Predictor(folder, full(ref)), error.expected, [f"compiled: no, {error}"]
+            return Predictor(folder, full(ref), megabytes=self.megabytes), error.expected, [f"compiled: no, {error}"]
         return inline, [], []
 
     def _copy(self, digest: str) -> Path:

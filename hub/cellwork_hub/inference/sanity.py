@@ -53,6 +53,9 @@ async def check(predictor: Predictor | Inline, copy: Copy, subject: str, expecte
         raise Refused(subject, "", error.verdict, "it got no traffic; mend the model and register it again") from None
     finally:
         await asyncio.wait([clean])
+        _ = (
+            clean.cancelled() or clean.exception()
+        )  # one that nobody came to await is told by the verdict on the predictor
     return lines
 
 

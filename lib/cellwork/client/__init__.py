@@ -10,6 +10,7 @@ from cellwork.client.evaluations import Evaluations
 from cellwork.client.features import Features
 from cellwork.client.gate import Gates
 from cellwork.client.jobs import Jobs
+from cellwork.client.keys import Keys
 from cellwork.client.monitors import Monitors
 from cellwork.client.outcomes import Outcomes
 from cellwork.client.records import Records
@@ -33,6 +34,7 @@ class Client:
         self.outcomes = Outcomes(self.connection)
         self.monitors = Monitors(self.connection)
         self.endpoints = Endpoints(self.connection)
+        self.keys = Keys(self.connection)
         self.jobs = Jobs(self.connection)
         self.records = Records(self.connection)
         self.secrets = Secrets(self.connection)

@@ -32,13 +32,19 @@ REST_SECONDS = 30.0
 """The longest rest before another start."""
 
 
+MEGABYTES = 4096
+"""The child's address space."""
+
+
 class NoAnswer(Unavailable):
     """The predictor has no answer: it is down, late, or the model raised."""
 
 
 class Predictor:
-    def __init__(self, folder: Path, name: str, *, hang_seconds: float = HANG_SECONDS) -> None:
-        self.folder, self.name, self.hang_seconds = folder, name, hang_seconds
+    def __init__(
+        self, folder: Path, name: str, *, hang_seconds: float = HANG_SECONDS, megabytes: int = MEGABYTES
+    ) -> None:
+        self.folder, self.name, self.hang_seconds, self.megabytes = folder, name, hang_seconds, megabytes
         self.how, self.message, self.starts = "", "is not started", 0
         self._process: asyncio.subprocess.Process | None = None
         self._waiting: dict[int, tuple[float, asyncio.Future[list[float | None]]]] = {}
@@ -118,7 +124,7 @@ class Predictor:
     async def _launch(self, seconds: float) -> None:
         self.starts += 1
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-I", "-m", "cellwork.serving.child", str(self.folder),
+            sys.executable, "-I", "-m", "cellwork.serving.child", str(self.folder), str(self.megabytes),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             env=_environment(), start_new_session=True, cwd="/",
         )  # fmt: skip

@@ -63,7 +63,7 @@ class AuditRow(Struct):
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
-    kind: Literal["user", "service", "run", "nobody"]
+    kind: Literal["user", "service", "run", "key", "nobody"]
     name: str
     scopes: frozenset[str] = frozenset()
     groups: frozenset[str] = frozenset()
