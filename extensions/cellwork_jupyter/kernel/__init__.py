@@ -21,6 +21,7 @@ def remember_cell(info: ExecutionInfo) -> None:
 
 def load(shell: InteractiveShell) -> None:
     """Register hook and magics; a second call changes nothing."""
+    from cellwork_jupyter.kernel.deploy import DeployMagics
     from cellwork_jupyter.kernel.features import FeatureMagics
     from cellwork_jupyter.kernel.jobs import JobMagics
     from cellwork_jupyter.kernel.magics import CellworkMagics
@@ -29,7 +30,7 @@ def load(shell: InteractiveShell) -> None:
 
     unload(shell)
     shell.events.register("pre_run_cell", remember_cell)
-    shell.register_magics(CellworkMagics, FeatureMagics, JobMagics, RegisterMagics, TrainMagics)
+    shell.register_magics(CellworkMagics, DeployMagics, FeatureMagics, JobMagics, RegisterMagics, TrainMagics)
 
 
 def unload(shell: InteractiveShell) -> None:

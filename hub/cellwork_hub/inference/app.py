@@ -110,7 +110,7 @@ def build(
 
     service = Service(
         "inference",
-        [*records.routes(engine), *routes(endpoints), *keys.routes(engine)],
+        [*records.routes(engine), *routes(endpoints)],
         authorise=keys.Keys(engine, authorise or _hub(context)),
         lifespan=lifespan,
         ready=lambda: settled,
@@ -140,7 +140,8 @@ async def _take_over(door: FrontDoor) -> None:
 
 
 def routes(endpoints: Endpoints) -> list[Route]:
-    return [*_management(endpoints), *_predictions(endpoints), *open_inference.routes(endpoints)]
+    own = [*_management(endpoints), *_predictions(endpoints), *keys.routes(endpoints)]
+    return [*own, *open_inference.routes(endpoints)]
 
 
 def _name(call: Call) -> str:

@@ -27,6 +27,7 @@ from cellwork.wire.keys import SCOPES, Key, KeyWish, MadeKey
 from cellwork.wire.records import Principal
 from cellwork_hub import records
 from cellwork_hub.auth import NOBODY, bearer
+from cellwork_hub.inference.deploy import Endpoints
 from cellwork_hub.route import Call, Route
 
 MIGRATION = (
@@ -163,16 +164,16 @@ def _key(row: Any) -> Key:
     )  # fmt: skip
 
 
-def routes(engine: Engine) -> list[Route]:
+def routes(endpoints: Endpoints) -> list[Route]:
     def post(call: Call) -> MadeKey:
-        return make(engine, call, call.body)
+        return make(endpoints.engine, call, call.body)
 
     def index(call: Call) -> list[Key]:
         call.may_enter("")
-        return listing(engine, call)
+        return listing(endpoints.engine, call)
 
     def delete(call: Call) -> Key:
-        return revoke(engine, call, call.path["key"])
+        return revoke(endpoints.engine, call, call.path["key"])
 
     return [
         Route("POST", "/api/v1/keys", post, "endpoints:write", KeyWish, MadeKey, "Make an API key; its token is shown once."),

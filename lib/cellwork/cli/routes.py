@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -46,8 +46,8 @@ def canary(
 
     Example: cellwork endpoint canary flights/delay 3 --weight 10% --when carrier=UA,AA
     """
-    conditions = {key: values.split(",") for key, values in map(_pair, when)}
-    changed(serving.canary(name, version, weight=share(weight), units=units, when=conditions, salt=salt, **more), json)
+    meeting = conditions(when)
+    changed(serving.canary(name, version, weight=share(weight), units=units, when=meeting, salt=salt, **more), json)
 
 
 @click.command()
@@ -159,6 +159,11 @@ def share(text: str) -> float:
         return float(number) / (100 if number != text.strip() else 1)
     except ValueError:
         raise BadInput("weight", text, "is not a share", "write 10% or 0.1") from None
+
+
+def conditions(texts: Sequence[str]) -> dict[str, list[str]]:
+    """Return the conditions of texts such as ``carrier=UA,AA``."""
+    return {name: values.split(",") for name, values in map(_pair, texts)}
 
 
 def _answers(arm: Arm) -> bool:
