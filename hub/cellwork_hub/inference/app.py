@@ -50,6 +50,7 @@ MIGRATIONS = [
     log.SEGMENTS_MIGRATION,
     table.ROUTES_MIGRATION,
     log.ROUTES_MIGRATION,
+    keys.MIGRATION,
 ]
 """Append only: a number, once used, keeps its meaning."""
 TAKE_OVER_SECONDS = 1.0
