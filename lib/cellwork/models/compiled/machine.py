@@ -162,7 +162,8 @@ def _in_numpy(program: Program, raw: Callable[[Matrix], Vector], *, single: bool
             if (np.abs(matrix) > SINGLE).any():
                 raise _refused(program, TOO_LARGE)
             matrix = matrix.astype(np.float32).astype(np.float64)
-        return _linked(raw(matrix), program.link)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is judged by who asked, not warned of
+            return _linked(raw(matrix), program.link)
 
     return compute
 
