@@ -27,6 +27,8 @@ from cellwork_hub.context import Context
 from cellwork_hub.inference.app import build
 from cellwork_hub.inference.door import FrontDoor
 
+ENDED = (0, -signal.SIGTERM)
+"""uvicorn raises the signal again when all is done."""
 BODY = {"rows": [{"features": {"visits": 3.0, "plan": "free"}}]}
 
 
@@ -217,7 +219,7 @@ def test_the_service_runs_alone_ends_without_a_failed_request_and_serves_again_w
     alone.process.send_signal(signal.SIGTERM)
     for thread in threads:
         thread.join(60)
-    assert alone.process.wait(60) == 0
+    assert alone.process.wait(60) in ENDED
     assert (broken, len(answered) >= 50) == ([], True)
     again = Alone(home)
     try:
@@ -225,7 +227,7 @@ def test_the_service_runs_alone_ends_without_a_failed_request_and_serves_again_w
         assert status(again.url, "deployer") == 401
     finally:
         again.process.terminate()
-        assert again.process.wait(60) == 0
+        assert again.process.wait(60) in ENDED
     with sqlite3.connect(home / "db" / "inference.sqlite") as db:
         logged = {row[0] for row in db.execute("SELECT id FROM predictions")}
     segments = b"".join(file.read_bytes() for file in (home / "predictions" / "segments").glob("*.log"))
