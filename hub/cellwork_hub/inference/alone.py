@@ -19,8 +19,9 @@ from cellwork import db, ids, scopes, settings
 from cellwork.errors import BadInput, Unavailable
 from cellwork.models import package
 from cellwork.wire.endpoints import Deploy
-from cellwork.wire.evaluations import Check, Gate, VersionRef
+from cellwork.wire.evaluations import VersionRef
 from cellwork.wire.features import Definitions
+from cellwork.wire.gate import Check, Gate
 from cellwork.wire.keys import KeyWish
 from cellwork.wire.origin import Origin
 from cellwork.wire.records import Principal

@@ -49,7 +49,9 @@ class Loader:
         """Return the gate's version ready for traffic; raises Refused, with what was seen, if it is not fit for it."""
         ref = gate.version
         project = ids.split_name(ref.name)[0]
-        copy = await to_thread.run_sync(registries.copy, self.registry, ref, self.home.models())
+        copy = await to_thread.run_sync(
+            lambda: registries.copy(self.registry, ref, self.home.models(), passed=gate.passed)
+        )
         definitions = await to_thread.run_sync(self.registry.definitions, project)
         plan = signature.plan(project, copy.manifest.columns, definitions)
         predictor, expected, how = await self._loaded(copy.folder, ref)

@@ -57,8 +57,8 @@ class PlatformRegistry:
             return None
 
 
-def copy(registry: Registry, ref: VersionRef, models: Path) -> Copy:
-    """Return the copy of `ref`, which passed the gate, under `models`, named by its digest; a copy that has changed is made again.
+def copy(registry: Registry, ref: VersionRef, models: Path, *, passed: bool = True) -> Copy:
+    """Return the copy of `ref`, which has `passed` the gate, under `models`, named by its digest; a copy that has changed is made again.
 
     The code it brings was trusted by somebody, as one of the gate's lines says: the word is laid beside the copy.
 
@@ -74,6 +74,9 @@ def copy(registry: Registry, ref: VersionRef, models: Path) -> Copy:
         if not folder.is_dir() or package.digest(folder) != ref.digest:
             registry.fetch(ref, folder)
     manifest = package.read(folder)
+    if manifest.wheels and not passed:
+        subject = f"version {ref.name}@{ref.version}"
+        raise Refused(subject, "", "brings code of its own and has not passed the gate", "let somebody trust it first")
     if manifest.wheels:
         wheels.trust(folder, manifest.wheels, "the gate")
     return Copy(folder, manifest)
