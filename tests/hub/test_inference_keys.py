@@ -1,13 +1,8 @@
-"""API keys, and the service that runs alone with nothing else: who may, who may not any more, and what is left after it ends."""
+"""API keys: who may, and who may not any more."""
 
 from __future__ import annotations
 
-import os
-import signal
 import sqlite3
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -18,18 +13,15 @@ import pytest
 import serving_world as world
 from click.testing import CliRunner
 
-from cellwork import db, errors
+from cellwork import errors
 from cellwork.cli import main
 from cellwork.client import Client
-from cellwork.serving.log import PredictionLog
 from cellwork.wire.endpoints import Deploy, Request, Row
 from cellwork.wire.keys import KeyWish
 from cellwork_hub.context import Context
-from cellwork_hub.inference.app import MIGRATIONS, build
+from cellwork_hub.inference.app import build
 from cellwork_hub.inference.door import FrontDoor
 
-ENDED = (0, -signal.SIGTERM)
-"""uvicorn raises the signal again when all is done."""
 BODY = {"rows": [{"features": {"visits": 3.0, "plan": "free"}}]}
 
 
@@ -158,76 +150,3 @@ def test_the_command_line_makes_lists_and_revokes_keys(client: Client, monkeypat
     assert "cli" in CliRunner().invoke(main, ["key", "list", "shop"]).output
     assert "opens nothing" in CliRunner().invoke(main, ["key", "revoke", key]).output
     assert CliRunner().invoke(main, ["key", "make", "shop", "cli", "--scope", "admin"]).exit_code == 2
-
-
-class Alone:
-    """`cellwork serve` as a process."""
-
-    def __init__(self, home: Path, *models: str) -> None:
-        self.port = world.free_port()
-        command = [str(Path(sys.executable).with_name("cellwork")), "serve", *models, "--port", str(self.port)]
-        command += ["--new-key", "web"] if models else []
-        self.process = subprocess.Popen(
-            command, env={**os.environ, "CELLWORK_HOME": str(home)}, stdout=subprocess.PIPE, text=True
-        )
-        self.url = f"http://127.0.0.1:{self.port}/predict/{world.MODEL}"
-        end = time.monotonic() + 90
-        while not self._ready():
-            assert self.process.poll() is None, "the service ended"
-            assert time.monotonic() < end, "the service did not start"
-            time.sleep(0.05)
-
-    def _ready(self) -> bool:
-        try:
-            return httpx.get(f"http://127.0.0.1:{self.port}/health/ready", trust_env=False).status_code == 200
-        except httpx.TransportError:
-            return False
-
-    def token(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-
-def test_the_service_runs_alone_answers_what_it_has_begun_when_it_ends_and_serves_again_what_it_had(
-    tmp_path: Path, model: Path
-) -> None:
-    home = tmp_path / "home"
-    alone = Alone(home, f"{world.MODEL}={model}")
-    token = alone.token()
-    answered, wrong = list[str](), list[str]()
-
-    def ask() -> None:
-        headers = {"authorization": f"Bearer {token}"}
-        while True:
-            try:
-                answer = httpx.post(alone.url, json=BODY, headers=headers, trust_env=False, timeout=30)
-            except httpx.TransportError:
-                return  # it takes nobody any more
-            if answer.status_code != 200:
-                wrong.append(answer.text)
-            else:
-                answered.append(answer.json()["outputs"][0]["id"])
-
-    threads = [threading.Thread(target=ask) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    end = time.monotonic() + 60
-    while len(answered) < 50 and time.monotonic() < end:
-        time.sleep(0.01)
-    alone.process.send_signal(signal.SIGTERM)
-    for thread in threads:
-        thread.join(60)
-    assert alone.process.wait(60) in ENDED
-    assert (wrong, len(answered) >= 50) == ([], True)
-    again = Alone(home)
-    try:
-        assert status(again.url, token) == 200
-        assert status(again.url, "deployer") == 401
-    finally:
-        again.process.terminate()
-        assert again.process.wait(60) in ENDED
-    engine = db.open_database(f"sqlite:///{home / 'db' / 'inference.sqlite'}", MIGRATIONS)
-    logged = {p.id for p in PredictionLog(engine, home / "predictions" / "segments").after(0, limit=10_000)}
-    engine.dispose()
-    assert logged >= set(answered)
-    assert len(logged) == len(answered) + 1  # that of the second service: what was begun was answered
