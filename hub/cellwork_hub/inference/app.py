@@ -232,8 +232,8 @@ def _predictions(endpoints: Endpoints) -> list[Route]:
         return [prediction for prediction in found if call.may_enter(prediction.endpoint.partition("/")[0])]
 
     return [
-        Route("POST", "/predict/{project}/{name}", predict, "endpoints:predict", Request, Answer, "Score rows; logged before it is answered.", within="platform"),
-        Route("POST", "/invocations/{project}/{name}", invoke, "endpoints:predict", bytes, dict[str, Any], "MLflow's scoring protocol.", within="platform"),
+        Route("POST", "/predict/{project}/{name}", predict, "endpoints:predict", Request, Answer, "Score rows; logged before it is answered."),
+        Route("POST", "/invocations/{project}/{name}", invoke, "endpoints:predict", bytes, dict[str, Any], "MLflow's scoring protocol."),
         Route("GET", "/predictions/{prediction}", read, "endpoints:read", None, Prediction, "One logged prediction."),
         Route("GET", "/api/v1/predictions", after, "endpoints:read", None, list[Prediction], "The log after a sequence number, in order."),
     ]  # fmt: skip

@@ -63,7 +63,7 @@ def routes(endpoints: Endpoints) -> list[Route]:
         return {"ready": True}
 
     async def infer(call: Call) -> dict[str, Any]:
-        asked, found = decode(call.body, call.headers.get(HEADER, "")), endpoint(call)
+        asked, found = decode(call.body, call.headers.get(HEADER, "")), own(call)
         request = Request(rows=rows(asked, found.current().live.plan))
         return answer(asked, call.path["model"], await found.predict(request, call.principal.name))
 
@@ -72,7 +72,7 @@ def routes(endpoints: Endpoints) -> list[Route]:
         Route("GET", "/v2", server, "endpoints:read", None, kind, "Open Inference: this server.", within="platform"),
         Route("GET", one, model, "endpoints:read", None, kind, "Open Inference: a model's tensors."),
         Route("GET", one + "/ready", ready, "endpoints:read", None, kind, "Open Inference: whether a model answers."),
-        Route("POST", one + "/infer", infer, "endpoints:predict", bytes, kind, "Open Inference: score rows.", within="platform"),
+        Route("POST", one + "/infer", infer, "endpoints:predict", bytes, kind, "Open Inference: score rows."),
     ]  # fmt: skip
 
 
