@@ -68,14 +68,9 @@ def quality(points: Sequence[QualityPoint], *, axes: Axes | None = None) -> Axes
         low, high = ([_gap(getattr(p, end)) for p in own] for end in ("auc_low", "auc_high"))
         axes.fill_between(_days(own), low, high, color=line.get_color(), alpha=0.15, linewidth=0)
         estimated = [_gap(p.estimated_auc) for p in own]
-        axes.plot(
-            _days(own),
-            estimated,
-            color=line.get_color(),
-            linestyle="--",
-            linewidth=1,
-            label="its estimate without outcomes",
-        )
+        if not np.isnan(estimated).all():
+            said = "its estimate without outcomes"
+            axes.plot(_days(own), estimated, color=line.get_color(), linestyle="--", linewidth=1, label=said)
     days = sorted(set(_days(points)))
     daily = [[point for point in points if point.day == day.isoformat()] for day in days]
     rates = [_mean([(p.rate, p.outcomes) for p in day if p.rate is not None]) for day in daily]
