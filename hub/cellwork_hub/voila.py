@@ -1,7 +1,9 @@
 """Voila itself, on a unix socket that only this account can open: it has no login of its own, the gate in `dashboards` is its only caller.
 
 A notebook that calls `voila.utils.wait_for_request()` after its imports is kept warm up to there, and computes what it shows
-when somebody opens it.
+when somebody opens it. Kernels are forked from a process that has imported what our dashboards import, so they share that
+memory and start in a tenth of a second; where a fork can't compute they are started fresh. The kernel of a page that was closed ends
+with it, or, where the browser could not say so, after `IDLE_SECONDS` without a connection.
 """
 
 from __future__ import annotations
@@ -9,9 +11,12 @@ from __future__ import annotations
 import os
 import re
 import sys
+import tempfile
+import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from jupyter_server.services.kernels.kernelmanager import ServerKernelManager
 from tornado.httpserver import HTTPServer
 from tornado.ioloop import IOLoop
 from tornado.netutil import bind_sockets, bind_unix_socket
@@ -21,12 +26,24 @@ from voila.app import Voila
 from voila.request_info_handler import RequestInfoSocketHandler
 
 from cellwork import assets
+from cellwork.runs.kernel import forking
+from cellwork.runs.zygote import Zygote
 from cellwork.wire import PREFIX
 from cellwork_hub import processes
 from cellwork_hub.context import Context
 from cellwork_hub.gate import VIEWER_HEADER
 
-IDLE_SECONDS = 300
+IDLE_SECONDS, LOOK_SECONDS = 30, 10
+IMPORTED = (
+    "matplotlib.pyplot",
+    "ipywidgets",
+    "voila.utils",
+    "cellwork.client",
+    "cellwork.models.versions",
+    "cellwork.ui.plots",
+    "msgspec",
+    "httpx",
+)
 KERNEL_ID = r"(?P<kernel_id>\w+-\w+-\w+-\w+-\w+)"
 
 
@@ -55,6 +72,20 @@ class OwnVoila(Voila):  # type: ignore[misc]
         return settings
 
 
+class ForkedManager(ServerKernelManager):
+    """Starts its kernel as a fork of `zygote`, if there is one."""
+
+    zygote: ClassVar[Zygote | None] = None
+
+    async def _async_pre_start_kernel(self, **options: Any) -> Any:
+        manager: Any = self
+        if manager.provisioner is None and self.zygote and self.zygote.alive():
+            manager.kernel_id = manager.kernel_id or options.pop("kernel_id", uuid.uuid4().hex)
+            known = {"kernel_id": manager.kernel_id, "kernel_spec": manager.kernel_spec}
+            manager.provisioner = forking(self.zygote)(**known, parent=manager)
+        return await super()._async_pre_start_kernel(**options)
+
+
 def configuration(kernels: int) -> Config:
     """Return strict options: nobody chooses templates, no file is served but pictures, idle kernels end."""
     c = Config()
@@ -77,7 +108,8 @@ def configuration(kernels: int) -> Config:
     c.VoilaConfiguration.preheat_kernel = kernels > 0
     c.VoilaConfiguration.default_pool_size = kernels
     c.MappingKernelManager.cull_idle_timeout = IDLE_SECONDS
-    c.MappingKernelManager.cull_interval = 30
+    c.MappingKernelManager.cull_interval = LOOK_SECONDS
+    c.MultiKernelManager.kernel_manager_class = f"{__name__}.{ForkedManager.__name__}"
     return c
 
 
@@ -91,7 +123,13 @@ def main(folder: str = "") -> None:
         del os.environ[name]
     os.environ["CELLWORK_URL"] = context.public_url
     dashboards = Path(folder) if folder else assets.folder("nbs") / "dashboards"
-    OwnVoila.launch_instance([str(dashboards)], config=configuration(context.settings.dashboard_kernels))
+    with tempfile.TemporaryDirectory(prefix="cw-") as private:
+        ForkedManager.zygote = Zygote.start(Path(private), IMPORTED, os.environ)
+        try:
+            OwnVoila.launch_instance([str(dashboards)], config=configuration(context.settings.dashboard_kernels))
+        finally:
+            if ForkedManager.zygote:
+                ForkedManager.zygote.stop()
 
 
 if __name__ == "__main__":

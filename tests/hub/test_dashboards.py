@@ -5,23 +5,28 @@ from __future__ import annotations
 import html
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import nbformat
+import psutil
 import pytest
 from running import Platform, wait_for
 from test_supervisor import free_port
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
+
+from cellwork import settings
 
 TINY = (
     "import os, time, httpx, ipywidgets\nfrom voila.utils import wait_for_request\nbegan = time.monotonic()\nwait_for_request()",
@@ -52,6 +57,22 @@ class Dashboards:
 
     url: str
     token: str
+
+    voila: int = 0
+    kept_warm: int = 0
+    """Kernels that wait for the next page."""
+
+    def zygote(self) -> psutil.Process:
+        """What the kernels are forked from."""
+        [found] = [
+            child for child in psutil.Process(self.voila).children() if "cellwork.runs.zygote" in child.cmdline()
+        ]
+        return found
+
+    def kernels(self) -> list[psutil.Process]:
+        below = psutil.Process(self.voila).children(recursive=True)
+        zygote = self.zygote().pid
+        return [process for process in below if process.ppid() == zygote or "ipykernel_launcher" in process.cmdline()]
 
     def get(self, path: str, **more: Any) -> httpx.Response:
         return httpx.get(
@@ -86,7 +107,8 @@ def dashboards(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> 
     url = f"http://127.0.0.1:{ports['dashboards']}/services/dashboards"
     try:
         wait_for(lambda: _ready(url), 60, "Voila's start")
-        yield Dashboards(url, platform.token("dashboards"))
+        warm = settings.load(environ)[0].dashboard_kernels
+        yield Dashboards(url, platform.token("dashboards"), started[0].pid, warm)
     finally:
         for process in started:
             process.terminate()
@@ -102,10 +124,12 @@ def _ready(url: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def page(dashboards: Dashboards) -> str:
+def page(dashboards: Dashboards) -> Iterator[str]:
+    """A page that stays open: its kernel has a connection."""
     answer = dashboards.get("/voila/render/tiny.ipynb?template=reveal&theme=dark")
     assert answer.status_code == 200
-    return answer.text
+    with dashboards.channels(kernel_of(answer.text)):
+        yield answer.text
 
 
 def kernel_of(page: str) -> str:
@@ -231,6 +255,48 @@ def test_a_closed_page_ends_its_kernel(dashboards: Dashboards) -> None:
     )
     assert answer.status_code == 204
     assert dashboards.get(f"/api/kernels/{kernel}").status_code == 404
+
+
+def open_and_close(dashboards: Dashboards, *, abruptly: bool) -> None:
+    """Do what a tab does: load the page, join its kernel; on leaving say so, or, abruptly, vanish."""
+    kernel = kernel_of(dashboards.get("/voila/render/tiny.ipynb").text)
+    with dashboards.channels(kernel):
+        pass
+    if not abruptly:
+        answer = httpx.post(
+            f"{dashboards.url}/voila/api/shutdown/{kernel}",
+            headers={"authorization": f"Bearer {dashboards.token}"},
+            trust_env=False,
+        )
+        assert answer.status_code == 204
+
+
+def tabs_leave_no_kernel_behind(dashboards: Dashboards, tabs: int) -> None:
+    dice = random.Random(8)
+    chosen = [True] * (tabs // 2) + [False] * (tabs - tabs // 2)
+    dice.shuffle(chosen)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda abruptly: open_and_close(dashboards, abruptly=abruptly), chosen))
+    closed = time.monotonic()
+    left = dashboards.kept_warm + 1  # the module's page is still open
+    wait_for(lambda: len(dashboards.kernels()) <= left, 120, "the end of the kernels")
+    print(f"{tabs} tabs: the last kernel ended {time.monotonic() - closed:.0f} s after the last tab")
+
+
+def test_tabs_that_are_closed_or_vanish_leave_no_kernel_behind(dashboards: Dashboards) -> None:
+    tabs_leave_no_kernel_behind(dashboards, 8)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_five_hundred_tabs_leave_no_kernel_behind(dashboards: Dashboards) -> None:
+    tabs_leave_no_kernel_behind(dashboards, 500)
+
+
+def test_kernels_are_forks_that_share_what_they_have_imported(dashboards: Dashboards, page: str) -> None:
+    kernels = dashboards.kernels()
+    assert kernels
+    assert {kernel.ppid() for kernel in kernels} == {dashboards.zygote().pid}
 
 
 @pytest.mark.parametrize(

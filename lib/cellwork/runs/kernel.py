@@ -226,13 +226,13 @@ def _manager(folder: Path, name: str, zygote: Zygote | None = None) -> Any:
     manager.client_factory = CellClient
     if zygote and zygote.alive():
         manager.kernel_id = manager.kernel_id or uuid.uuid4().hex
-        manager.provisioner = _forking(zygote)(
+        manager.provisioner = forking(zygote)(
             kernel_id=manager.kernel_id, kernel_spec=manager.kernel_spec, parent=manager
         )
     return manager
 
 
-def _forking(zygote: Zygote) -> Any:
+def forking(zygote: Zygote) -> Any:
     """Return a provisioner that asks `zygote` for the kernel's process."""
     from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
