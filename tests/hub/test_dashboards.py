@@ -51,6 +51,14 @@ CHROMIUM = [
 ]
 
 
+def is_kernel(process: psutil.Process, zygote: int) -> bool:
+    """Whether it was forked from the zygote, or started fresh; one that ends while it is looked at is none."""
+    try:
+        return process.ppid() == zygote or "ipykernel_launcher" in process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
+
+
 @dataclass(frozen=True)
 class Dashboards:
     """The gate and Voila on a folder with one small notebook, at a port of their own; the hub is the platform's."""
@@ -70,9 +78,10 @@ class Dashboards:
         return found
 
     def kernels(self) -> list[psutil.Process]:
-        below = psutil.Process(self.voila).children(recursive=True)
         zygote = self.zygote().pid
-        return [process for process in below if process.ppid() == zygote or "ipykernel_launcher" in process.cmdline()]
+        return [
+            process for process in psutil.Process(self.voila).children(recursive=True) if is_kernel(process, zygote)
+        ]
 
     def get(self, path: str, **more: Any) -> httpx.Response:
         return httpx.get(
