@@ -27,6 +27,16 @@ def test_an_image_passes_its_own_checks(using: Engine, cpu_image: images.Image, 
     assert "ok     training" in said
 
 
+@pytest.mark.parametrize("name", ["jobs", "serve"])
+def test_the_images_of_runs_and_of_serving_are_made_and_pass_their_own_checks(
+    engine: engines.Engine, using: Engine, cpu_image: images.Image, tmp_path: Path, name: str
+) -> None:
+    images.build(using, Home(tmp_path), name, base=engine.base(), secrets=engine.secrets(), network="host")
+    passed, said = images.verify(using, Home(tmp_path), name)
+    assert passed, said
+    assert engine.client.images.get(images.tag(name)).attrs["Config"]["User"] == "jovyan"
+
+
 def test_what_is_installed_is_known_by_digest_after_the_image_is_gone(
     cpu_image: images.Image, using: Engine, tmp_path: Path
 ) -> None:
