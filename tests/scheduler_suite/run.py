@@ -45,7 +45,7 @@ def run(checkout: Path, report: Path) -> None:
         folder = Path(name)
         for module in MODULES:
             shutil.copy2(checkout / "jupyter_scheduler" / "tests" / f"{module}.py", folder)
-        shutil.copy2(HERE / "conftest.py", folder)
+        shutil.copy2(HERE / "fixtures.py", folder / "conftest.py")
         paths = [str(TESTS / "hub"), str(TESTS), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "SCHEDULER_CHECKOUT": str(checkout), "PYTHONPATH": os.pathsep.join(paths)}
         command = [sys.executable, "-m", "pytest", "-q", "-W", "ignore", "--rootdir", name, "-c", os.devnull, "-p", "no:cacheprovider", f"--junitxml={report}", name]  # fmt: skip

@@ -1,7 +1,7 @@
 """Upstream's fixtures, with our scheduler on a running jobs service in the place of theirs on a database.
 
 Their tests look into the database; `Mirror` is a session whose tables are filled from the service before each question, and
-whose new rows are made there. `run.py` copies this file beside their tests.
+whose new rows are made there. `run.py` copies this file beside their tests, as their `conftest.py`.
 """
 
 from __future__ import annotations
