@@ -186,3 +186,9 @@ def test_every_module_says_its_rules_in_a_docstring() -> None:
         and ast.get_docstring(ast.parse(path.read_text())) is None
     ]
     assert missing == []
+
+
+def test_no_two_test_modules_have_one_name() -> None:
+    """They stand in folders that are no packages, so pytest imports each by its name alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
