@@ -27,6 +27,7 @@ def test_an_image_passes_its_own_checks(using: Engine, cpu_image: images.Image, 
     assert "ok     training" in said
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", ["jobs", "serve"])
 def test_the_images_of_runs_and_of_serving_are_made_and_pass_their_own_checks(
     engine: engines.Engine, using: Engine, cpu_image: images.Image, tmp_path: Path, name: str
