@@ -83,3 +83,9 @@ def test_the_pages_of_the_widgets_run_and_their_assertions_hold():
     command = [Path(sys.executable).parent / "nbdev-test", "nbs/ui", "--n-workers", "0"]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_a_generated_module_names_nothing_that_only_its_notebook_knows() -> None:
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache", "--select", "F821", str(GENERATED)]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert told.returncode == 0, told.stdout

@@ -68,7 +68,7 @@ def quality(points: Sequence[QualityPoint], *, axes: Axes | None = None) -> Axes
         low, high = ([_gap(getattr(p, end)) for p in own] for end in ("auc_low", "auc_high"))
         axes.fill_between(_days(own), low, high, color=line.get_color(), alpha=0.15, linewidth=0)
         estimated = [_gap(p.estimated_auc) for p in own]
-        if not np.isnan(estimated).all():
+        if any(point.estimated_auc is not None for point in own):
             said = "its estimate without outcomes"
             axes.plot(_days(own), estimated, color=line.get_color(), linestyle="--", linewidth=1, label=said)
     days = sorted(set(_days(points)))
