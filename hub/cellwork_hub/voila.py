@@ -72,7 +72,7 @@ class OwnVoila(Voila):  # type: ignore[misc]
         return settings
 
 
-class ForkedManager(ServerKernelManager):
+class ForkedManager(ServerKernelManager):  # type: ignore[misc]
     """Starts its kernel as a fork of `zygote`, if there is one."""
 
     zygote: ClassVar[Zygote | None] = None
