@@ -289,7 +289,7 @@ RegisterForm(model, "pressed", dataset=train, X_example=X, baseline="day_of_week
     page.wait_for_selector("text=is the champion", timeout=SLOW)
     assert [move.version.version for move in client.gate.moves("shop/pressed")] == [1]
     page.click("text=Card")
-    page.wait_for_selector("article h2:text-is('Environment')")
+    page.wait_for_selector("article h2:text-is('Environment')", state="attached")
 
 
 def test_the_dashboard_shows_the_endpoint_and_nothing_leaves_for_elsewhere(page, platform, client, toured):

@@ -1,6 +1,6 @@
 """The boundary of a project in MLflow, which knows none: in `team` trust people reach what belongs to their projects, and the rest is not there.
 
-An experiment or a registered model belongs to the project before the dot of its name; runs, logged models, traces and artifacts belong to
+An experiment or a registered model belongs to the project before the first dot of its name, or of its whole name; runs, logged models, traces and artifacts belong to
 their experiment. A request is let pass when everything that it names, wherever in path, query or body and in whichever of the
 spellings that MLflow takes, is the caller's; one that names nothing is refused, but for lists, of which the caller's part is answered.
 """
@@ -180,7 +180,7 @@ def _graph(body: dict[str, Any]) -> Named:
 
 
 def projects(found: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """Return the project of everything that is there; what has a name without a dot is of no project, and what is not there is left out."""
+    """Return the project of everything that is there; what is not there is of none."""
     from mlflow.server.handlers import _get_tracking_store
     from mlflow.store.tracking.dbmodels.models import SqlExperiment, SqlLoggedModel, SqlRun, SqlTraceInfo
 
@@ -203,8 +203,7 @@ def projects(found: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
 
 
 def _project(name: str) -> str:
-    project, dot, _ = name.partition(".")
-    return project if dot else ""
+    return name.partition(".")[0]
 
 
 def _narrower(key: str, mine: Iterable[str]) -> Callable[[bytes], bytes]:
