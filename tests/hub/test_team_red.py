@@ -23,7 +23,7 @@ from cellwork.evaluation import metrics
 from cellwork.wire import PREFIX
 from cellwork.wire.datasets import DatasetRequest
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.soak]  # four minutes of questions
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "seeks_sealed_labels.ipynb"
 ROWS = 1500
 FEW, MANY = 12, 200
