@@ -1,6 +1,7 @@
 # make up | test | down. Nothing else is needed on a machine with Python 3.11 or newer.
 PYTHON ?= python3
 REQUIRE ?=
+WORKERS ?= 2
 HOME_FOLDER := $(CURDIR)/.cellwork
 BIN := .venv/bin
 export CELLWORK_HOME ?= $(HOME_FOLDER)
@@ -14,14 +15,14 @@ down:
 	@if [ -x $(BIN)/cellwork ]; then $(BIN)/cellwork down; else echo "nothing is installed here, so nothing runs"; fi
 
 test: .venv/installed-dev
-	@env -u CELLWORK_HOME REQUIRE=$(REQUIRE) $(BIN)/python -m pytest -m "not soak and not torch"
+	@env -u CELLWORK_HOME REQUIRE=$(REQUIRE) $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "not soak and not torch"
 
 soak: .venv/installed-dev
 	@env -u CELLWORK_HOME REQUIRE=$(REQUIRE) $(BIN)/python -m pytest -m soak --timeout 7200 -rP
 
 torch: .venv/installed-dev
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch]'
-	@env -u CELLWORK_HOME $(BIN)/python -m pytest -m torch tests/lib/test_catalogue.py
+	@env -u CELLWORK_HOME $(BIN)/python -m pytest -m torch tests/lib/test_catalogue.py tests/lib/test_parallel.py
 
 check: .venv/installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -47,7 +48,8 @@ clean: down
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	@touch $@
 
-.venv/installed: .venv/bin/uv pyproject.toml constraints.txt
+SHARED := $(shell find extensions/cellwork_jupyter/lab extensions/*.json hub/voila_template -type f 2>/dev/null)
+.venv/installed: .venv/bin/uv pyproject.toml constraints.txt $(SHARED)
 	@echo "installing the tested versions (constraints.txt), with bytecode"
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -c constraints.txt -e '.[all]'
 	@touch $@

@@ -1,7 +1,7 @@
 """Point-in-time join: Cellwork, a hand-written polars join_asof, Feast's duckdb and default offline stores, on the same files.
 
 Each case runs in a process of its own that reports seconds and peak memory; rounds alternate the cases. The table has
-medians and ratios. `--rows 10000000 --observations 1000000` is the full size; `--skip` leaves out slow peers.
+medians and ratios, and how many of the observations come out at all: one in a hundred is asked twice, one is of an unknown entity. `--rows 10000000 --observations 1000000` is the full size; `--skip` leaves out slow peers.
 """
 
 from __future__ import annotations
@@ -46,7 +46,12 @@ def make(folder: Path, rows: int, observations: int) -> None:
         "entity": generator.integers(0, ENTITIES, observations),
         "event_timestamp": START + generator.integers(0, YEAR, observations) * 1_000_000,
     }
-    pl.DataFrame(asked).with_columns(pl.col("event_timestamp").cast(stamp)).write_parquet(folder / "asked.parquet")
+    frame = pl.DataFrame(asked).with_columns(pl.col("event_timestamp").cast(stamp))
+    double = observations // 100  # some are asked twice, some of entities that nobody knows: each is still to come out
+    unknown = pl.when(pl.int_range(pl.len()) < double).then(-1).otherwise(pl.col("entity")).alias("entity")
+    pl.concat([frame.head(observations - double), frame.head(double)]).with_columns(unknown).write_parquet(
+        folder / "asked.parquet"
+    )
 
 
 def cellwork(folder: Path) -> Any:

@@ -6,7 +6,6 @@ The service and its runner are processes on a free port of 127.0.0.1; papermill 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -22,23 +21,21 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "hub"), str(ROOT / "tests")]
 
-from jobs_world import free_port, start_runner, start_service  # noqa: E402
+from jobs_world import free_port, page, start_runner, start_service  # noqa: E402
 
 from cellwork.client import Client  # noqa: E402
 from cellwork.wire.jobs import JobRequest, RunRequest, Schedule  # noqa: E402
 
 WARM = "numpy,pandas,sklearn.linear_model,sklearn.ensemble"
 HEAVY = ["import pandas as pd", "from sklearn.linear_model import LogisticRegression", "frame = pd.DataFrame({'a': [0, 1, 2, 3]})", "model = LogisticRegression().fit(frame, [0, 0, 1, 1])", "print(model.score(frame, [0, 0, 1, 1]))"]  # fmt: skip
+DRIVER = """
+import sys, nbformat
+from nbclient import NotebookClient
+for _ in range(int(sys.argv[2])):
+    NotebookClient(nbformat.read(sys.argv[1], 4), kernel_name="python3").execute()
+"""
+"""One process that runs notebook after notebook, each on a fresh kernel."""
 LIGHT = ["x = 1", "y = x + 1", "z = y * 2", "total = x + y + z", "print(total)"]
-
-
-def notebook(sources: list[str]) -> str:
-    cells = [
-        {"cell_type": "code", "id": f"c{k}", "metadata": {}, "outputs": [], "execution_count": None, "source": s}
-        for k, s in enumerate(sources)
-    ]
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    return json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": kernel}, "cells": cells})
 
 
 @contextmanager
@@ -71,17 +68,17 @@ def run(client: Client, content: str) -> float:
 def warm(folder: Path, rounds: int) -> float:
     """Return the median seconds of a five-cell notebook on a kernel that is ready."""
     with service(folder, slots=2) as (client, _):
-        run(client, notebook(LIGHT))
+        run(client, page(*LIGHT))
         times = []
         for _ in range(rounds):
             time.sleep(4)  # until the next kernel is ready
-            times.append(run(client, notebook(LIGHT)))
+            times.append(run(client, page(*LIGHT)))
     return statistics.median(times)
 
 
-def twenty(folder: Path, count: int) -> tuple[float, float]:
-    """Return the seconds for `count` notebooks with pandas and scikit-learn: through the service, and by papermill two at a time."""
-    content = notebook(HEAVY)
+def twenty(folder: Path, count: int) -> dict[str, float]:
+    """Return the seconds for `count` notebooks with pandas and scikit-learn: through the service, by papermill two at a time, by one driver."""
+    content = page(*HEAVY)
     with service(folder, slots=2) as (client, _):
         run(client, content)
         time.sleep(4)
@@ -91,7 +88,7 @@ def twenty(folder: Path, count: int) -> tuple[float, float]:
         ]
         for one in begun:
             assert client.jobs.wait(one.id, timeout=600).state == "succeeded"
-        ours = time.perf_counter() - started
+        taken = {"ours": time.perf_counter() - started}
     (folder / "n.ipynb").write_text(content)
 
     def papermill(k: int) -> None:
@@ -108,15 +105,28 @@ def twenty(folder: Path, count: int) -> tuple[float, float]:
     started = time.perf_counter()
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(papermill, range(count)))
-    return ours, time.perf_counter() - started
+    taken["papermill"] = time.perf_counter() - started
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", DRIVER, str(folder / "n.ipynb"), str(count)], check=True, capture_output=True)
+    taken["driver"] = time.perf_counter() - started
+    return taken
 
 
-def punctual(folder: Path, jobs: int) -> tuple[float, float, float]:
-    """Return the median and the 99th percentile of the lateness of one minute's fires, and the idle service's megabytes before."""
-    with service(folder) as (client, process):
-        time.sleep(3)
-        idle = process.memory_info().rss / 1e6
-        content = notebook(LIGHT)
+def idle(folder: Path, seconds: float) -> tuple[float, float]:
+    """Return the megabytes of a service that has nothing to do, with two runners that ask, and its share of a core in percent."""
+    with service(folder, slots=2) as (_, process):
+        time.sleep(5)
+        before = process.cpu_times()
+        time.sleep(seconds)
+        after = process.cpu_times()
+        used = after.user + after.system - before.user - before.system
+        return process.memory_info().rss / 1e6, used / seconds * 100
+
+
+def punctual(folder: Path, jobs: int) -> tuple[float, float]:
+    """Return the median and the 99th percentile of the lateness of one minute's fires."""
+    with service(folder) as (client, _):
+        content = page(*LIGHT)
         for k in range(jobs):
             client.jobs.ensure(
                 JobRequest(
@@ -133,7 +143,7 @@ def punctual(folder: Path, jobs: int) -> tuple[float, float, float]:
             client.jobs.pause(f"bench/j{k}", paused=False)
         time.sleep(75)
         late = sorted((r.created - r.due).total_seconds() for r in client.jobs.runs() if r.due)
-    return statistics.median(late), late[int(len(late) * 0.99)], idle
+    return statistics.median(late), late[int(len(late) * 0.99)]
 
 
 def main() -> None:
@@ -141,22 +151,27 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--count", type=int, default=20)
     arguments.add_argument("--jobs", type=int, default=1000)
+    arguments.add_argument("--parts", default="warm,twenty,idle,punctual")
     asked = arguments.parse_args()
+    parts = asked.parts.split(",")
     print("load of the machine:", *(round(x, 1) for x in psutil.getloadavg()))
     with tempfile.TemporaryDirectory() as name:
-        folders = [Path(name) / part for part in "abc"]
-        for folder in folders:
+        folders = {part: Path(name) / part for part in parts}
+        for folder in folders.values():
             folder.mkdir()
-        print(f"five cells on a kernel that is ready, by the API: {warm(folders[0], asked.rounds):.3f} s", flush=True)
-        ours, theirs = twenty(folders[1], asked.count)
-        print(
-            f"{asked.count} notebooks with pandas and scikit-learn: {ours:.1f} s; papermill, two at a time: {theirs:.1f} s; {theirs / ours:.1f}x",
-            flush=True,
-        )
-        middle, tail, idle = punctual(folders[2], asked.jobs)
-        print(
-            f"{asked.jobs} jobs on one minute: median {middle:.2f} s late, p99 {tail:.2f} s; the idle service holds {idle:.0f} MB"
-        )
+        if "warm" in parts:
+            times = warm(folders["warm"], asked.rounds)
+            print(f"five cells on a kernel that is ready, by the API: {times:.3f} s", flush=True)
+        if "twenty" in parts:
+            taken = twenty(folders["twenty"], asked.count)
+            words = (f"{who} {taken[who]:.1f} s ({taken[who] / taken['ours']:.1f}x)" for who in taken)
+            print(f"{asked.count} notebooks with pandas and scikit-learn: {', '.join(words)}", flush=True)
+        if "idle" in parts:
+            megabytes, percent = idle(folders["idle"], 30)
+            print(f"an idle service with two runners: {megabytes:.0f} MB, {percent:.1f} % of a core", flush=True)
+        if "punctual" in parts:
+            middle, tail = punctual(folders["punctual"], asked.jobs)
+            print(f"{asked.jobs} jobs on one minute: median {middle:.2f} s late, p99 {tail:.2f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -92,6 +92,12 @@ def bayes(X: Any, y: Any, cluster: training.Cluster) -> None:
     )  # fmt: skip
 
 
+def processes(X: Any, y: Any, count: int) -> None:
+    """Fit each setting in each fold, in so many processes: how much two cores of this machine do more than one."""
+    with threadpool_limits(1):
+        GridSearchCV(PLAIN, {"C": STRENGTHS}, cv=StratifiedKFold(FOLDS), scoring="roc_auc", n_jobs=count).fit(X, y)
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--rounds", type=int, default=3)
@@ -111,6 +117,10 @@ def main() -> None:
         ]
         show("Bayesian on one worker beside Optuna alone", [(turn[0], turn[1]) for turn in turns])
         show("Bayesian on two workers beside one", [(turn[1], turn[2]) for turn in turns])
+        pairs = [
+            (seconds(lambda: processes(X, y, 1)), seconds(lambda: processes(X, y, 2))) for _ in range(asked.rounds)
+        ]
+        show("the machine's own: scikit-learn's grid in two processes beside one", pairs)
     print(f"load of the machine: {os.getloadavg()[0]:.1f}")
 
 

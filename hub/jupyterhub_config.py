@@ -5,6 +5,7 @@ The supervisor runs it with CELLWORK_HOME and every setting in the environment.
 
 from cellwork_hub.config.culling import set_culling
 from cellwork_hub.config.hub import set_hub
+from cellwork_hub.config.pages import set_pages
 from cellwork_hub.config.proxy import set_proxy
 from cellwork_hub.config.revocation import set_revocation
 from cellwork_hub.config.roles import set_roles
@@ -24,3 +25,4 @@ set_services(c, context.settings, context.ports)
 set_spawner(c, context.settings, context.ports)
 set_culling(c, context.settings, context.ports)
 set_revocation(c, context.settings, context.ports)
+set_pages(c, context.settings, context.ports)

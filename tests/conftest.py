@@ -1,9 +1,20 @@
-"""The real things, once a session: `platform` is a whole `cellwork up` in a temporary home, ended by `cellwork down`."""
+"""The real things, once a session: `platform` is a whole `cellwork up` in a temporary home, ended by `cellwork down`.
+
+`make test` runs workers side by side (pytest-xdist), each a session of its own. Modules that share a thing that
+is dear to start go to one worker (`DEAR`), so it is started once; every other module is a group by itself. The dear ones go first, so
+that the short ones fill what is left of the time. Where `toured` comes to the worker that had `platform`, it is the same platform,
+later: the tests of `platform` find one that nobody has used.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import os
+import re
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import crew_world
 import engine as engines
@@ -12,9 +23,10 @@ import shop_world
 import team_world
 from need import need
 from redis_server import redis_server
-from running import Platform, board, command, left_of, logs
+from running import Platform, address, started
 from shop_world import Toured
 from team_world import Team
+from xdist.scheduler import LoadScopeScheduling
 
 from cellwork import training
 from cellwork.cli import tour as tours
@@ -23,21 +35,55 @@ from cellwork.home import Home
 from cellwork_hub.containers import images
 from cellwork_hub.containers.engine import connect
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+"""Before scikit-learn's kernels are loaded: two workers on two cores would wait for each other's spinning threads."""
+
+DEAR = {
+    "crew": "engine",
+    "cpu_image": "engine",
+    "engine": "engine",
+    "toured": "toured",
+    "platform": "platform",
+    "team": "team",
+    "workers": "workers",
+}
+FIRST = ("engine", "platform", "toured", "team", "workers")
+"""The dear groups in the order in which they begin."""
+
+
+@functools.cache
+def group(module: str) -> str:
+    """Return what the tests of `module`, a path from the root, run beside: the first dear thing they ask for, else the module itself."""
+    text = (Path(__file__).parent.parent / module).read_text()
+    asks = r"(def \w+|usefixtures)\([^)]*\b{}\b"
+    return next((group for thing, group in DEAR.items() if re.search(asks.format(thing), text)), module)
+
+
+class Together(LoadScopeScheduling):
+    """A scheduler whose units of work are groups."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group(nodeid.partition("::")[0])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Together:
+    return Together(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The groups of dear things come first."""
+    groups = [group(item.nodeid.partition("::")[0]) for item in items]
+    place = {name: FIRST.index(name) if name in FIRST else len(FIRST) for name in groups}
+    items[:] = [item for _, item in sorted(zip(groups, items, strict=True), key=lambda pair: place[pair[0]])]
+
 
 @pytest.fixture(scope="session")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """The whole platform on a free port with a fresh home; at the end it is stopped, and nothing of it is left."""
     home = tmp_path_factory.mktemp("platform") / "home"
-    started = command(home, "up")
-    try:
-        assert started.returncode == 0, started.stdout + started.stderr + logs(home)
-        line = next(line for line in started.stdout.splitlines() if line.startswith("Cellwork runs at"))
-        yield Platform(home, line.split()[-1])
-        instance = board(home)["instance"]
-    finally:
-        stopped = command(home, "down")
-    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
-    assert left_of(home, instance) == []
+    with started(home) as said:
+        yield Platform(home, address(said))
 
 
 @pytest.fixture(scope="session")
@@ -49,11 +95,11 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
 
 
 @pytest.fixture(scope="session")
-def toured(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Toured:
+def toured(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Toured]:
     """A small generated project, walked once through all tutorial and scheduled notebooks with the user's own token."""
     tour = shop_world.tour(tmp_path_factory.mktemp("shop"))
-    client = Client(platform.url, platform.user_token("inherit"))
-    return Toured(tour, client, list(tours.walk(tour, client, lambda _: None)))
+    with Client(platform.url, platform.user_token("inherit")) as client:
+        yield Toured(tour, client, list(tours.walk(tour, client, lambda _: None)))
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +134,8 @@ def crew(
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """The path of a Chromium."""
+    """The path of a Chromium, for playwright to drive."""
+    need(importlib.util.find_spec("playwright") is not None, "playwright")
     found = next(
         (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
     )

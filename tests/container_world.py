@@ -12,7 +12,7 @@ from typing import Any
 
 import engine as engines
 import httpx
-from running import Platform, Server, board, command, left_of, logs, wait_for
+from running import Platform, Server, address, started, wait_for
 
 from cellwork.home import Home
 from cellwork_hub.containers import way
@@ -110,19 +110,10 @@ def running(home: Path, engine: engines.Engine, *, menu: str = MENU, **more: str
     home.mkdir(mode=0o700, parents=True)
     (home / "profiles.toml").write_text(menu)
     settings = {"CELLWORK_CONTAINER_ENGINE": engine.address, **more}
-    started = command(home, "up", **settings)
-    platform = Contained(home, "", settings, engine)
-    try:
-        assert started.returncode == 0, started.stdout + started.stderr + logs(home)
-        assert "user servers: containers, Docker" in started.stdout
-        url = next(line for line in started.stdout.splitlines() if line.startswith("Cellwork runs at")).split()[-1]
-        platform = Contained(home, url, settings, engine)
+    with started(home, **settings) as said:
+        assert "user servers: containers, Docker" in said
+        platform = Contained(home, address(said), settings, engine)
         yield platform
-        instance = board(home)["instance"]
-    finally:
-        stopped = command(home, "down", **settings)
-    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
-    assert left_of(home, instance) == []
     assert platform.containers(all=True) == []
 
 

@@ -78,19 +78,36 @@ def started() -> Iterator[Engine]:
         os.geteuid() == 0 and all(map(shutil.which, ("dockerd", "debootstrap", "setpriv"))),
         "root, dockerd (docker.io), debootstrap and setpriv, for a container engine",
     )
-    import docker
-
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
-    with _slot(cache) as slot, tempfile.TemporaryDirectory(prefix="cwe-") as folder:
-        number, lock = slot
-        process = _dockerd(Path(folder), cache / f"slot{number}", f"10.21{number}.0.0/16", lock)
+    with _slot(cache) as (number, lock), _running(cache / f"slot{number}", f"10.21{number}.0.0/16", lock) as engine:
+        yield engine
+
+
+@contextmanager
+def small(data: Path, megabytes: int) -> Iterator[Engine]:
+    """Run an engine beside the session's whose disk, at `data`, has so much room and nothing on it."""
+    data.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", str(data)], check=True, timeout=30)
+    try:
+        with (data / "lock").open("w") as lock, _running(data / "engine", "10.218.0.0/16", lock.fileno()) as engine:
+            yield engine
+    finally:
+        subprocess.run(["umount", "--lazy", str(data)], check=True, timeout=30)
+
+
+@contextmanager
+def _running(data: Path, pool: str, lock: int) -> Iterator[Engine]:
+    import docker
+
+    with tempfile.TemporaryDirectory(prefix="cwe-") as folder:
+        process = _dockerd(Path(folder), data, pool, lock)
         address = f"unix://{folder}/docker.sock"
         try:
             _wait(process, address, Path(folder) / "log")
             client = docker.DockerClient(base_url=address, timeout=120)
             _sweep(client)
-            yield Engine(address, client, cache)
+            yield Engine(address, client, cache_folder())
             _sweep(client)
             client.close()
         finally:
@@ -99,7 +116,7 @@ def started() -> Iterator[Engine]:
                 process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait(5)
+                process.wait(60)
 
 
 @contextmanager

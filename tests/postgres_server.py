@@ -7,13 +7,16 @@ import functools
 import os
 import pwd
 import shutil
-import socket
+import signal
 import subprocess
 import tempfile
+import time
 import uuid
 from pathlib import Path
 
+import tied
 from need import need
+from ports import free_port
 
 DEBIAN = Path("/usr/lib/postgresql")
 ACCOUNT = "nobody"
@@ -29,23 +32,22 @@ def program(name: str) -> str:
 @functools.cache
 def server() -> str:
     """Return the address of the server, as SQLAlchemy takes it, without a database's name."""
-    need(bool(program("initdb") and program("pg_ctl")), "PostgreSQL")
-    temporary = tempfile.TemporaryDirectory(prefix="cellwork-postgres-")
-    folder = Path(temporary.name)
+    need(bool(program("initdb") and program("postgres")), "PostgreSQL")
+    folder = Path(tempfile.mkdtemp(prefix="cellwork-postgres-"))
     if os.geteuid() == 0:
         need(bool(shutil.which("setpriv")), "setpriv, to run PostgreSQL as another account than root")
         os.chown(folder, pwd.getpwnam(ACCOUNT).pw_uid, -1)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    _run(
-        folder, "initdb", "-D", str(folder / "data"), "-U", "cellwork", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"
-    )
-    options = f"-p {port} -h 127.0.0.1 -k {folder} -c fsync=off -c max_connections=200"
-    _run(folder, "pg_ctl", "-D", str(folder / "data"), "-l", str(folder / "log"), "-o", options, "-w", "start")
-    atexit.register(temporary.cleanup)
-    atexit.register(_run, folder, "pg_ctl", "-D", str(folder / "data"), "-m", "immediate", "-w", "stop")
-    return f"postgresql+psycopg://cellwork@127.0.0.1:{port}"
+    made = ["-D", str(folder / "data"), "-U", "cellwork", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"]
+    done = subprocess.run(_command("initdb", *made), cwd=folder, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    port = free_port()
+    options = ["-D", str(folder / "data"), "-p", str(port), "-h", "127.0.0.1", "-k", str(folder), "-c", "fsync=off", "-c", "max_connections=200"]  # fmt: skip
+    with (folder / "log").open("wb") as log:
+        process = tied.start(_command("postgres", *options), remove=folder, cwd=folder, stdout=log, stderr=log)
+    address = f"postgresql+psycopg://cellwork@127.0.0.1:{port}"
+    _wait(address, process, folder / "log")
+    atexit.register(tied.stop, process, signal.SIGQUIT)
+    return address
 
 
 def database(name: str = "") -> str:
@@ -58,11 +60,20 @@ def database(name: str = "") -> str:
     return f"{server()}/{name}"
 
 
-def _run(folder: Path, name: str, *words: str) -> None:
+def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    import psycopg
+
+    end = time.monotonic() + 60
+    while True:
+        try:
+            psycopg.connect(address.replace("+psycopg", "") + "/postgres").close()
+            return
+        except psycopg.OperationalError:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.1)
+
+
+def _command(name: str, *words: str) -> list[str]:
     command = [program(name), *words]
-    if os.geteuid() == 0:
-        command = ["setpriv", f"--reuid={ACCOUNT}", "--clear-groups", *command]
-    done = subprocess.run(
-        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
+    return ["setpriv", f"--reuid={ACCOUNT}", "--clear-groups", *command] if os.geteuid() == 0 else command

@@ -7,18 +7,24 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 import psutil
+import tied
 
 from cellwork.client import Client
 
+if TYPE_CHECKING:
+    from websockets.sync.client import ClientConnection
+
 T = TypeVar("T")
 START_SECONDS = 180
+CELLWORK = str(Path(sys.executable).parent / "cellwork")
 
 
 @dataclass(frozen=True)
@@ -99,8 +105,8 @@ class Platform:
         return command(self.home, *words, timeout=timeout, **self.settings)
 
     def status(self, name: str) -> dict[str, Any]:
-        services = json.loads(self.command("status", "--json").stdout)["services"]
-        return next(service for service in services if service["name"] == name)
+        """Return what the supervisor says of a service: what `cellwork status` shows, without a command for each look."""
+        return next(service for service in board(self.home)["services"] if service["name"] == name)
 
 
 @dataclass(frozen=True)
@@ -185,7 +191,7 @@ def command(
 ) -> subprocess.CompletedProcess[str]:
     """Run `cellwork` on `home` as a person would, from a folder without a project."""
     return subprocess.run(
-        [str(Path(sys.executable).parent / "cellwork"), *words],
+        [CELLWORK, *words],
         env=environment(home, **environ),
         cwd="/",
         capture_output=True,
@@ -193,6 +199,38 @@ def command(
         timeout=timeout,
         stdin=subprocess.DEVNULL,
     )
+
+
+@contextmanager
+def started(home: Path, **environ: str) -> Iterator[str]:
+    """Start a platform on `home`; yield what `cellwork up` said. At the end it is stopped, and nothing of it is left.
+
+    It is stopped too when this process is killed within the block.
+    """
+    with ended_afterwards(home, **environ):
+        up = command(home, "up", **environ)
+        try:
+            assert up.returncode == 0, up.stdout + up.stderr + logs(home)
+            yield up.stdout
+            instance = board(home)["instance"]
+        finally:
+            down = command(home, "down", **environ)
+    assert down.returncode == 0, down.stdout + down.stderr
+    assert left_of(home, instance) == []
+
+
+def ended_afterwards(home: Path, **environ: str) -> AbstractContextManager[None]:
+    """Let the platform of `home` be stopped if this process is killed within the block.
+
+    Its variables are words of the command: who waits to say them is no process of that home (`left_of`).
+    """
+    variables = [f"{name}={value}" for name, value in environment(home, **environ).items()]
+    return tied.afterwards(["env", "-i", *variables, CELLWORK, "down"], cwd="/")
+
+
+def address(said: str) -> str:
+    """Return the platform's address from what `cellwork up` said."""
+    return next(line for line in said.splitlines() if line.startswith("Cellwork runs at")).split()[-1]
 
 
 def wait_for(condition: Callable[[], T], seconds: float, what: str = "it") -> T:
@@ -203,6 +241,17 @@ def wait_for(condition: Callable[[], T], seconds: float, what: str = "it") -> T:
             return answer
         time.sleep(0.1)
     raise AssertionError(f"{what} did not happen in {seconds} s")
+
+
+def close_code(socket: ClientConnection) -> int:
+    """Return the code with which the other side closes the connection; what it says until then is left unread."""
+    from websockets.exceptions import ConnectionClosed
+
+    try:
+        while True:
+            socket.recv(timeout=60)
+    except ConnectionClosed as error:
+        return error.rcvd.code if error.rcvd else 0
 
 
 def left_of(home: Path, instance: str) -> list[str]:

@@ -6,10 +6,11 @@ With the variable WORKER it is one of several processes on the port.
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
-import socket
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -21,10 +22,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import uvicorn
+from ports import free_port
 from starlette.types import Scope
 
 from cellwork import scopes
 from cellwork.client import Client
+from cellwork.errors import NotFound
+from cellwork.home import Home
 from cellwork.models import columns, package, registry
 from cellwork.settings import Settings
 from cellwork.wire.evaluations import VersionRef
@@ -35,9 +39,14 @@ from cellwork.wire.records import Principal
 from cellwork_hub import edge
 from cellwork_hub.auth import NOBODY, bearer
 from cellwork_hub.context import Context
+from cellwork_hub.drain import Draining, configuration
 from cellwork_hub.edge import Call, Service
 from cellwork_hub.inference.app import build
 
+if "CELLWORK_TEST_MODELS" not in os.environ:  # a service that a test starts as a process has its tests' folder
+    os.environ["CELLWORK_TEST_MODELS"] = tempfile.mkdtemp(prefix="cellwork-test-models-")
+    atexit.register(shutil.rmtree, os.environ["CELLWORK_TEST_MODELS"], ignore_errors=True)
+SHARED = Path(os.environ["CELLWORK_TEST_MODELS"])
 MODEL = "shop/churn"
 FRAME = pd.DataFrame({"visits": np.arange(40.0), "plan": ["free", "paid"] * 20, "customer__age": np.arange(40.0) % 7})
 DEFINITIONS = Definitions(
@@ -83,14 +92,31 @@ def fragile() -> Any:
     return model
 
 
-def save(model: Any, frame: pd.DataFrame, folder: Path) -> Path:
-    """Write the model folder that training would register."""
+def save(model: Any, frame: pd.DataFrame, folder: Path, *code: Any) -> Path:
+    """Write the model folder that training would register; `code` are modules of the author's own."""
     rows = frame.head(3).to_dict("records")
     kind: Any = "classifier" if hasattr(model, "predict_proba") else "regressor"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        registry.save(model, package.Manifest(kind=kind, columns=columns.kinds(frame), example=rows), folder)
+        registry.save(model, package.Manifest(kind=kind, columns=columns.kinds(frame), example=rows), folder, code=code)
     return folder
+
+
+def saved(seed: int, folder: Path) -> Path:
+    """Write the model folder of `estimator(seed)`, made once for all tests of this run."""
+    kept = SHARED / f"model-{seed}"
+    if not kept.is_dir():
+        fresh = Path(tempfile.mkdtemp(dir=SHARED))
+        save(estimator(seed), FRAME, fresh / "model").rename(kept)
+    return shutil.copytree(kept, folder)
+
+
+def share_compiled(home: Path) -> None:
+    """Let what is read out of models lie in one folder for all homes of this run: each model is compiled once."""
+    (SHARED / "compiled").mkdir(exist_ok=True)
+    compiled = Home(home).ensure().compiled()
+    if not compiled.exists():
+        compiled.symlink_to(SHARED / "compiled")
 
 
 class Folders:
@@ -105,6 +131,8 @@ class Folders:
         self.folders[name, version] = folder
 
     def gate(self, name: str, version: int) -> Gate:
+        if (name, version) not in self.folders:
+            raise NotFound("version", f"{name}@{version}", "is not registered", "register it")
         ref = VersionRef(name=name, version=version, digest=package.digest(self.folders[name, version]))
         checks = self.closed.get(version, [Check(name="evaluated", passed=True, text="0.73 on november")])
         return Gate(version=ref, passed=all(check.passed for check in checks), checks=checks)
@@ -125,15 +153,9 @@ async def authorise(scope: Scope) -> Principal:
     )
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def context(home: Path) -> Context:
     settings = Settings(home=home)
-    settings.folder.ensure()
+    share_compiled(home)
     return Context(settings, {"public": 1, "hub": 1, "inference": free_port()})
 
 
@@ -151,8 +173,7 @@ def serve(home: Path, port: int, models: list[Path]) -> None:
 @contextmanager
 def running(build: Callable[[], Service], port: int) -> Iterator[str]:
     """Serve the app of `build` on a thread and yield its address; leaving stops it."""
-    config = uvicorn.Config(build(), host="127.0.0.1", port=port, log_level="warning", lifespan="on")
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(configuration(Draining(build()), "127.0.0.1", port, proxied=False))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     end = time.monotonic() + 60

@@ -19,7 +19,20 @@ from cellwork.client import Client
 FIRST, LAST_MONTH, DAYS = datetime(2024, 2, 1, tzinfo=UTC), "2024-04", ("2024-05-01", "2024-05-03")
 SCHEDULES = assets.folder("scheduled")
 
-PROJECT = '[project]\nname = "{name}"\n\n[features]\npaths = ["wares.py"]\n'
+PROJECT = """
+[project]
+name = "{name}"
+owner = "the shop"
+contact = "the counter"
+
+[features]
+paths = ["wares.py"]
+
+[gate]
+holdout = "spring"
+baseline = "day_of_week"
+card = ["owner", "contact", "origin", "dataset", "environment"]
+"""
 
 MONITORS = """
 monitors:
@@ -115,7 +128,7 @@ def schedule(job: str, name: str) -> str:
         when = 'schedule: {cron: "0 5 1 * *"}'
         given += ", model: tardy, start: 2024-02-01, through: 2024-05-04, validation_days: 3, holdout: spring, baseline: day_of_week"
         given += ", parameters: {model__min_samples_leaf: 20}"
-    return f"notebook: {SCHEDULES / job}.ipynb\nproject: {name}\non:\n  {when}\nwith: {{{given}}}\ntimeout: 5m\n"
+    return f"notebook: {SCHEDULES / job}.ipynb\nproject: {name}\non:\n  {when}\nwith: {{{given}}}\ntimeout: 15m\n"
 
 
 def parameters(folder: Path) -> dict[str, dict[str, object]]:

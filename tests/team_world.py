@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from running import Platform, board, command, left_of, logs
+from running import Platform, address, started
 
 from cellwork.client import Client
 from cellwork.wire.users import Change
@@ -86,16 +86,8 @@ class Team(Platform):
 @contextmanager
 def running(home: Path, people: Iterable[str] = tuple(EVERYBODY), **environ: str) -> Iterator[Team]:
     """Yield a team of `people` on a free port; at the end it is stopped, and nothing of it is left."""
-    started = command(home, "up", **TRUST, **environ)
-    try:
-        assert started.returncode == 0, started.stdout + started.stderr + logs(home)
-        line = next(line for line in started.stdout.splitlines() if line.startswith("Cellwork runs at"))
-        team = Team(home, line.split()[-1], TRUST)
+    with started(home, **TRUST, **environ) as said:
+        team = Team(home, address(said), TRUST)
         for name in people:
             team.people[name] = team.invite(name, EVERYBODY[name])
         yield team
-        instance = board(home)["instance"]
-    finally:
-        stopped = command(home, "down", **TRUST, **environ)
-    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
-    assert left_of(home, instance) == []

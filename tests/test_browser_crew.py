@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from browsing import FLAGS, SLOW
 from crew_world import PEOPLE, Crew
-from need import need
+from lab import failure, run_all
 from running import wait_for
 from team_world import pass_phrase
-from test_browser import FLAGS, SLOW, _has_playwright, failure, run_all
 
 from cellwork import assets
 from cellwork.home import Home
@@ -68,7 +68,6 @@ def tutorial(name: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def pages(crew: Crew, chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Page]]:
     """A browser of each person, logged in by their own password, at their own Lab."""
-    need(_has_playwright(), "playwright")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import nbformat
 import pytest
-from need import need
+from browsing import SLOW, logged_in
+from lab import open_notebook, run_all, workspace
 from running import Platform, wait_for
-from test_browser import SLOW, _has_playwright, open_notebook, run_all, workspace
-from test_browser_team import profile
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.soak]  # one page in five still loses a cell's first words
+pytestmark = pytest.mark.timeout(600)
 WAITS = """
 import os, time
 import ipywidgets
@@ -35,13 +34,7 @@ display(button, said)
 
 @pytest.fixture(scope="module")
 def page(platform: Platform, chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    need(_has_playwright(), "playwright")
-    with profile(chromium, tmp_path_factory.mktemp("outputs")) as page:
-        page.goto(f"{platform.url}/hub/login")
-        page.fill("#username_input", platform.user)
-        page.fill("#password_input", platform.password)
-        page.click("#login_submit")
-        page.wait_for_url("**/user/**", timeout=SLOW)
+    with logged_in(platform, chromium, tmp_path_factory.mktemp("outputs")) as page:
         page.on("dialog", lambda dialog: dialog.accept())  # changes are not saved: leave all the same
         yield page
 
@@ -121,8 +114,8 @@ def test_what_was_cleared_and_saved_does_not_come_back_and_neither_do_outputs_of
     before = file.stat().st_mtime_ns
     page.click("#jp-MainMenu .lm-MenuBar-itemLabel:text-is('File')")
     page.click(".lm-Menu-itemLabel:text-is('Save Notebook')")
-    wait_for(lambda: file.stat().st_mtime_ns > before, 30, "the saved notebook")
-    wait_for(lambda: "an output" not in file.read_text().replace("'an' + ' output'", ""), 30, "the empty notebook")
+    wait_for(lambda: file.stat().st_mtime_ns > before, 60, "the saved notebook")
+    wait_for(lambda: "an output" not in file.read_text().replace("'an' + ' output'", ""), 60, "the empty notebook")
     come_back(page, platform, path)
     page.wait_for_selector(".jp-NotebookPanel-toolbar [data-status='idle']", timeout=SLOW)
     page.wait_for_timeout(1500)

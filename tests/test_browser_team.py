@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from need import need
+from browsing import FLAGS, SLOW
 from team_world import Team, pass_phrase
-from test_browser import FLAGS, SLOW, _has_playwright
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -52,7 +51,6 @@ def accept_invitation(page: Page, team: Team, name: str) -> None:
 def test_two_people_log_in_with_their_own_credentials_and_see_only_their_own(
     team: Team, chromium: str, tmp_path: Path
 ) -> None:
-    need(_has_playwright(), "playwright")
     for name, other in (("nora", "otto"), ("otto", "nora")):
         with profile(chromium, tmp_path / name) as page:
             accept_invitation(page, team, name)
@@ -66,7 +64,6 @@ def test_two_people_log_in_with_their_own_credentials_and_see_only_their_own(
 
 
 def test_a_wrong_password_says_so_and_a_logout_closes_the_services(team: Team, chromium: str, tmp_path: Path) -> None:
-    need(_has_playwright(), "playwright")
     anna = team.people["anna"]
     with profile(chromium, tmp_path / "anna") as page:
         page.goto(f"{team.url}/hub/login?next=%2Fservices%2Fmlflow%2F")

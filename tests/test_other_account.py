@@ -110,7 +110,7 @@ def runner(account: Account, platform: Platform) -> Iterator[str]:
         yield f"{socket.gethostname()}-{process.pid}"
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def test_every_step_of_the_demo_is_walked_with_a_users_token_alone(other: Other) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Collection
 from typing import Any
 
 import httpx
@@ -27,8 +28,12 @@ SETTLE_SECONDS = HUB_REFRESH_SECONDS + 2 * FRESH_SECONDS
 class HubTokens:
     """Check bearer tokens with the hub; answers are kept for `cache_seconds`, refusals too, at most `most` of them."""
 
-    def __init__(self, hub_api: str, token: str, *, cache_seconds: int = 30, most: int = 10_000) -> None:
+    def __init__(
+        self, hub_api: str, token: str, *, cache_seconds: int = 30, most: int = 10_000, needs: Collection[str] = ()
+    ) -> None:
+        """Where there is something in `needs`, who has none of these scopes of the hub is nobody, though the name is known."""
         self.hub_api, self.token, self.cache_seconds, self.most = hub_api, token, cache_seconds, most
+        self.needs = frozenset(needs)
         self._known: dict[bytes, tuple[float, Principal]] = {}
         self._http: httpx.AsyncClient | None = None
 
@@ -85,6 +90,8 @@ class HubTokens:
         model = answer.json()
         if browser and (not session or model.get("session_id") != session):
             return NOBODY
+        if self.needs and not self.needs & set(model.get("scopes", [])):
+            return Principal(kind="nobody", name=model["name"])
         return _principal(model, browser)
 
 

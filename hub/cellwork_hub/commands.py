@@ -229,12 +229,12 @@ def _print_status(chosen: Settings, board: supervisor.Board) -> None:
     rows = supervisor.with_memory(board)
     show.table(
         [
-            (s.name, s.state, str(s.pid or "-"), str(s.port or "-"), s.restarts, round(s.rss_mb), s.message)
+            (s.name, s.state, str(s.pid or "-"), str(s.port or "-"), s.restarts, round(s.memory_mb), s.message)
             for s in rows
         ],
         ("service", "state", "pid", "port", "restarts", "MB", "message"),
     )
-    click.echo(f"{address(chosen, board.port)}  {sum(s.rss_mb for s in rows):.0f} MB in all  home {chosen.home}")
+    click.echo(f"{address(chosen, board.port)}  {sum(s.memory_mb for s in rows):.0f} MB in all  home {chosen.home}")
     click.echo(TRUST[chosen.trust])
     click.echo(f"user servers: {way.known(chosen.folder).text}")
 

@@ -23,6 +23,7 @@ from cellwork_hub.edge import serve
 from cellwork_hub.gate import Asked, Gate
 from cellwork_hub.guard import require
 from cellwork_hub.login import Login
+from cellwork_hub.making import Making
 
 KERNEL = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 OPEN = (
@@ -45,6 +46,11 @@ MOST_BYTES = 32 * 1024 * 1024
 
 async def judge(principal: Principal, asked: Asked) -> None:
     require(principal, "monitors:read")
+    check_open(asked)
+
+
+def check_open(asked: Asked) -> None:
+    """Raise Refused for whatever is not a page, what belongs to one, or its kernel's channel."""
     if not any(asked.method == method and re.fullmatch(pattern, asked.path) for method, pattern in OPEN):
         raise errors.Refused(
             "request",
@@ -76,6 +82,13 @@ class Proxy:
             return (await self._http.get(f"http://voila{self.prefix}/voila/static/extension.js")).status_code < 500
         except httpx.TransportError:
             return False
+
+    async def end(self, kernel: str) -> None:
+        """End a kernel; where Voila does not answer it ends with it, or for having no connection."""
+        try:
+            await self._http.post(f"http://voila{self.prefix}/voila/api/shutdown/{kernel}", timeout=10)
+        except httpx.HTTPError:
+            return
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -195,7 +208,7 @@ def _text(headers: list[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
 def build(context: Context) -> ASGIApp:
     login = Login.of(context, "dashboards")
     proxy = Proxy(context.voila_socket(), login.prefix)
-    return Gate(proxy, login, judge, ready=proxy.ready, on_behalf=True)
+    return Gate(Making(proxy, proxy.end), login, judge, ready=proxy.ready, on_behalf=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import re
 import socket
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -26,6 +26,7 @@ from cellwork.wire import Problem
 from cellwork.wire.origin import HEADER, Origin
 from cellwork.wire.records import Principal
 from cellwork_hub import gauges
+from cellwork_hub.drain import Draining, Server, configuration
 from cellwork_hub.gauges import Gauges
 from cellwork_hub.guard import Guard, no_credential, watched
 from cellwork_hub.openapi import describe
@@ -55,6 +56,8 @@ STATUS: dict[type[errors.CellworkError], int] = {
 
 
 Lifespan = Callable[[], AbstractAsyncContextManager[None]]
+Totals = tuple[Mapping[tuple[str, str, int], int], Mapping[tuple[str, str], float]]
+"""Requests by method, path and status; seconds by method and path."""
 
 
 class Service:
@@ -84,6 +87,8 @@ class Service:
         self.prefix = f"/services/{name}"
         self.counts: Counter[tuple[str, str, int]] = Counter()
         self.seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
+        self.totals: Callable[[], Totals] = lambda: (self.counts, self.seconds)
+        """What the metrics say; a service of several processes adds up theirs."""
         self.routes = [*routes, *self._own_routes()]
 
     def _own_routes(self) -> list[Route]:
@@ -110,15 +115,16 @@ class Service:
         ]
 
     def _metrics(self) -> str:
+        counts, seconds = self.totals()
         lines = ["# TYPE cellwork_requests_total counter"]
         lines += [
             f'cellwork_requests_total{{service="{self.name}",method="{m}",path="{p}",status="{s}"}} {n}'
-            for (m, p, s), n in sorted(self.counts.items())
+            for (m, p, s), n in sorted(counts.items())
         ]
         lines.append("# TYPE cellwork_request_seconds_total counter")
         lines += [
             f'cellwork_request_seconds_total{{service="{self.name}",method="{m}",path="{p}"}} {n:.6f}'
-            for (m, p), n in sorted(self.seconds.items())
+            for (m, p), n in sorted(seconds.items())
         ]
         lines += gauges.lines(self.name, [*gauges.process(), *self.more_gauges()])
         return "\n".join(lines) + "\n"
@@ -349,28 +355,36 @@ def _origin(headers: dict[str, str], principal: Principal) -> Origin:
     return msgspec.structs.replace(origin, user=principal.name)
 
 
-def serve(app: ASGIApp, host: str, port: int, *, shared: bool = False) -> None:
-    """Run `app` until SIGTERM or SIGINT; in-flight requests are finished first. With `shared` other processes may take the port too."""
-    import uvicorn
+def serve(
+    app: ASGIApp,
+    host: str,
+    port: int,
+    *,
+    shared: bool = False,
+    listening: socket.socket | None = None,
+    drain_seconds: float = 0.0,
+    proxied: bool = True,
+    started: Callable[[], None] = lambda: None,
+) -> None:
+    """Run `app` until SIGTERM or SIGINT; in-flight requests are finished first, see `drain`.
 
+    Parameters
+    ----------
+    shared : other processes may take the port too.
+    listening : an open socket, which others may hold too; then host and port are not used.
+    proxied : believe the proxy's word on scheme and caller; costs each request a little.
+    started : told when requests are taken.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=10,
-        ws="websockets-sansio",
-        lifespan="on",
-        server_header=False,
-    )
-    uvicorn.Server(config).run(sockets=[_shared_socket(host, port)] if shared else None)
+    draining = Draining(app)
+    config = configuration(draining, host, port, proxied=proxied)
+    own = listening or (listen(host, port) if shared else None)
+    Server(config, draining, drain_seconds, started).run(sockets=[own] if own else None)
 
 
-def _shared_socket(host: str, port: int) -> socket.socket:
-    """Return a socket on a port that several processes listen on; the kernel spreads connections over them."""
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket on a port that several sockets may listen on; the kernel spreads connections over them."""
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

@@ -121,7 +121,7 @@ class Gate:
         except (errors.Refused, errors.NotFound):  # what is known of the caller may be some seconds old
             principal = await self.login({**scope, "cellwork.fresh": True})
             await self.rules(principal, asked)
-        handed = _handed_on(scope, asked)
+        handed = {**_handed_on(scope, asked), "cellwork.principal": principal}
         if self.on_behalf:
             token = self.login.token_of(scope).encode("latin-1")
             handed = {**handed, "headers": [*handed["headers"], (VIEWER_HEADER.encode(), token)]}

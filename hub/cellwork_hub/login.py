@@ -41,9 +41,12 @@ class _Started(Struct):
 class Login:
     """Makes principals of requests to `service`, by bearer token or cookie, and logs browsers in."""
 
-    def __init__(self, service: str, hub_api: str, token: str, *, cache_seconds: int = 30) -> None:
+    def __init__(
+        self, service: str, hub_api: str, token: str, *, prefix: str = "", client_id: str = "", cache_seconds: int = 30
+    ) -> None:
+        """`prefix` and `client_id` are of what is no service of ours, such as a user's server."""
         self.service, self.hub_api, self.token = service, hub_api, token
-        self.prefix = PREFIX[service]
+        self.prefix, self.client_id = prefix or PREFIX[service], client_id or f"service-{service}"
         self.tokens = HubTokens(hub_api, token, cache_seconds=cache_seconds)
         self.cookie = f"cellwork-{service}"
         key = hashlib.sha256(f"cookie of {service}\0{token}".encode()).digest()
@@ -112,7 +115,7 @@ class Login:
         sealed = self._seal.encrypt(msgspec.json.encode(started)).decode()
         asked = urlencode(
             {
-                "client_id": f"service-{self.service}",
+                "client_id": self.client_id,
                 "redirect_uri": self._callback,
                 "response_type": "code",
                 "state": state,
@@ -163,7 +166,7 @@ class Login:
 
     async def _exchange(self, code: str) -> str:
         form = {
-            "client_id": f"service-{self.service}",
+            "client_id": self.client_id,
             "client_secret": self.token,
             "grant_type": "authorization_code",
             "code": code,

@@ -121,7 +121,8 @@ def one_user(settings: Settings) -> str:
 def write_proxy(settings: Settings, chosen: dict[str, int], inside: str = "") -> None:
     """Write traefik's static configuration; its routes are the hub's to write, fresh with each start of the platform.
 
-    `inside` is this machine's address in the containers' network, where there is one: the same door, for user servers.
+    `inside` is this machine's address in the containers' network, where there is one: the same door, for user servers. A new route holds at once; traefik's
+    default lets it wait for two seconds behind another one, and a server's start waits for its route.
     """
     home = settings.folder
     rules = home.proxy() / "rules.toml"
@@ -144,6 +145,8 @@ entryPoint = "auth_api"
 address = "127.0.0.1:{chosen["proxy-api"]}"
 [entryPoints.auth_api.http]
 aliasHeadersStrategy = "delete"
+[providers]
+providersThrottleDuration = "0s"
 [providers.file]
 filename = "{rules}"
 watch = true

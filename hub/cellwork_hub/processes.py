@@ -5,6 +5,7 @@ A process is named by pid and start time together, so that a pid that was given 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import secrets
@@ -85,30 +86,36 @@ def created(pid: int) -> float:
 
 
 def memory_mb(instance: str) -> dict[str, float]:
-    """Return the resident memory, in MB, of each unit's processes; ``""`` is user servers and their kernels."""
+    """Return the memory, in MB, of each unit's processes; ``""`` is user servers and their kernels."""
     sizes: dict[str, float] = {}
     for process in of_instance(instance):
         try:
             unit = process.environ().get(UNIT, "")
         except (psutil.Error, OSError):
             continue
-        sizes[unit] = sizes.get(unit, 0.0) + _rss(process) / 1e6
+        sizes[unit] = sizes.get(unit, 0.0) + _memory(process) / 1e6
     return sizes
 
 
 def own_memory_mb(pid: int) -> float:
-    """Return the resident memory of `pid` alone, in MB."""
+    """Return the memory of `pid` alone, in MB."""
     try:
-        return _rss(psutil.Process(pid)) / 1e6
+        return _memory(psutil.Process(pid)) / 1e6
     except psutil.Error:
         return 0.0
 
 
-def _rss(process: psutil.Process) -> int:
-    try:
-        return int(process.memory_info().rss)
-    except psutil.Error:
-        return 0
+def _memory(process: psutil.Process) -> int:
+    """Return the bytes that `process` takes: what it shares, as forked kernels do, is divided by who shares it (PSS).
+
+    Where the system doesn't tell that, it is all that is resident; for a process that is gone it is 0.
+    """
+    with contextlib.suppress(psutil.Error):
+        try:
+            return int(process.memory_full_info().pss)
+        except (psutil.AccessDenied, AttributeError):
+            return int(process.memory_info().rss)
+    return 0
 
 
 def end_group(pid: int) -> None:

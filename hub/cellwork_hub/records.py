@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, TextClause, text
 
 from cellwork import clock, ids
 from cellwork.errors import Refused
@@ -26,6 +27,12 @@ MIGRATION = (
 """The first migration of every service's database."""
 
 
+@functools.lru_cache(maxsize=1024)
+def parsed(statement: str) -> TextClause:
+    """Return `statement` as SQLAlchemy executes it. Reading one costs as much as SQLite's work, and the same come again and again."""
+    return text(statement)
+
+
 def micros(at: datetime) -> int:
     """Return microseconds since 1970, the one form in which databases keep times."""
     return round(at.timestamp() * 1_000_000)
@@ -37,7 +44,7 @@ def moment(value: int) -> datetime:
 
 def event(db: Connection, name: str, project: str, subject: str, **data: Any) -> None:
     db.execute(
-        text(
+        parsed(
             "INSERT INTO events (id, name, project, subject, at, data) VALUES (:id, :name, :project, :subject, :at, :data)"
         ),
         {
@@ -54,7 +61,7 @@ def event(db: Connection, name: str, project: str, subject: str, **data: Any) ->
 def edge(db: Connection, source: str, relation: str, target: str) -> None:
     """Say that `source` stands to `target` in `relation`; saying it twice changes nothing."""
     db.execute(
-        text("INSERT INTO edges VALUES (:s, :r, :t, :at) ON CONFLICT DO NOTHING"),
+        parsed("INSERT INTO edges VALUES (:s, :r, :t, :at) ON CONFLICT DO NOTHING"),
         {"s": source, "r": relation, "t": target, "at": micros(clock.now())},
     )
 
@@ -75,10 +82,10 @@ def audit_of(
         "at": micros(clock.now()), "principal": principal, "action": action, "subject": subject,
         "before": before, "after": after, "reason": reason, "request_id": request,
     }  # fmt: skip
-    previous = db.execute(text("SELECT chain FROM audit ORDER BY seq DESC LIMIT 1")).scalar() or ""
+    previous = db.execute(parsed("SELECT chain FROM audit ORDER BY seq DESC LIMIT 1")).scalar() or ""
     row["chain"] = chain(previous, row)
     columns = ", ".join(row)
-    db.execute(text(f"INSERT INTO audit ({columns}) VALUES ({', '.join(':' + c for c in row)})"), row)
+    db.execute(parsed(f"INSERT INTO audit ({columns}) VALUES ({', '.join(':' + c for c in row)})"), row)
 
 
 def chain(previous: str, row: dict[str, Any]) -> str:

@@ -73,12 +73,12 @@ def running(home: Home) -> Board | None:
 def with_memory(board: Board) -> list[ServiceStatus]:
     """Return the services, user servers and the supervisor with the memory that each takes now, children included."""
     sizes = processes.memory_mb(board.instance)
-    rows = [msgspec.structs.replace(service, rss_mb=sizes.get(service.name, 0.0)) for service in board.services]
+    rows = [msgspec.structs.replace(service, memory_mb=sizes.get(service.name, 0.0)) for service in board.services]
     own = processes.own_memory_mb(board.pid)
     return [
         *rows,
-        ServiceStatus(name="user-servers", state="ready" if "" in sizes else "stopped", rss_mb=sizes.get("", 0.0)),
-        ServiceStatus(name="supervisor", state="ready", pid=board.pid, rss_mb=own),
+        ServiceStatus(name="user-servers", state="ready" if "" in sizes else "stopped", memory_mb=sizes.get("", 0.0)),
+        ServiceStatus(name="supervisor", state="ready", pid=board.pid, memory_mb=own),
     ]
 
 

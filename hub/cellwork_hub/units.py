@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from cellwork.errors import NotFound, Unavailable
@@ -51,6 +51,9 @@ def platform_units(settings: Settings, ports: Mapping[str, int]) -> list[Unit]:
     """Return the services, the proxy, the hub (after all of them: it waits half a minute for one that is missing) and the runner."""
     public = f"http://{reachable(settings.host)}:{ports['public']}"
     units = [_service(name, ports[name]) for name in SERVICES]
+    units = [
+        replace(unit, grace=unit.grace + settings.drain_seconds) if unit.name == "inference" else unit for unit in units
+    ]
     traefik = (program("traefik"), "--configfile", str(settings.folder.proxy() / "traefik.toml"))
     units.append(Unit("proxy", traefik, (f"http://127.0.0.1:{ports['proxy-api']}/ping",), port=ports["public"]))
     routes = (f"{public}/hub/health", *(f"{public}/services/{name}/health/live" for name in SERVICES))

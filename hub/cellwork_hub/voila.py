@@ -8,6 +8,7 @@ with it, or, where the browser could not say so, after `IDLE_SECONDS` without a 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -35,12 +36,14 @@ from cellwork_hub.gate import VIEWER_HEADER
 
 IDLE_SECONDS, LOOK_SECONDS = 30, 10
 IMPORTED = (
-    "matplotlib.pyplot",
     "ipywidgets",
     "voila.utils",
     "cellwork.client",
+    "cellwork.lineage",
+    "cellwork.models.card",
     "cellwork.models.versions",
-    "cellwork.ui.plots",
+    "cellwork.ui.charts",
+    "cellwork.ui.dashboard",
     "msgspec",
     "httpx",
 )
@@ -86,14 +89,14 @@ class ForkedManager(ServerKernelManager):  # type: ignore[misc]
         return await super()._async_pre_start_kernel(**options)
 
 
-def configuration(kernels: int) -> Config:
+def configuration(kernels: int, base: str = f"{PREFIX['dashboards']}/") -> Config:
     """Return strict options: nobody chooses templates, no file is served but pictures, idle kernels end."""
     c = Config()
-    c.Voila.base_url = c.Voila.server_url = f"{PREFIX['dashboards']}/"
+    c.Voila.base_url = c.Voila.server_url = base
     c.Voila.open_browser = False
     c.Voila.tornado_settings = {
         "disable_check_xsrf": True,  # the gate checks the origin and strips cookies
-        "mathjax_url": f"{PREFIX['dashboards']}/voila/static/mathjax.js",  # not shipped; the default is a public CDN
+        "mathjax_url": f"{base}voila/static/mathjax.js",  # not shipped; the default is a public CDN
     }
     c.VoilaConfiguration.template = "cellwork"  # hub/voila_template
     c.VoilaConfiguration.allow_template_override = "NO"
@@ -105,12 +108,22 @@ def configuration(kernels: int) -> Config:
         "@voila-dashboards/widgets-manager8",
     ]
     c.VoilaConfiguration.http_header_envs = [VIEWER_HEADER]  # a page acts as whoever opened it, never as the platform
+    c.VoilaConfiguration.show_tracebacks = True  # to our template, which tells their kind and no more
     c.VoilaConfiguration.preheat_kernel = kernels > 0
     c.VoilaConfiguration.default_pool_size = kernels
     c.MappingKernelManager.cull_idle_timeout = IDLE_SECONDS
     c.MappingKernelManager.cull_interval = LOOK_SECONDS
     c.MultiKernelManager.kernel_manager_class = f"{__name__}.{ForkedManager.__name__}"
     return c
+
+
+def lay(source: Path, target: Path) -> None:
+    """Copy the dashboards in `source` to `target`, without the text between their cells: that is for who works on them."""
+    target.mkdir()
+    for path in sorted(source.glob("*.ipynb")):
+        notebook = json.loads(path.read_text())
+        notebook["cells"] = [cell for cell in notebook["cells"] if cell["cell_type"] != "markdown"]
+        (target / path.name).write_text(json.dumps(notebook))
 
 
 def main(folder: str = "") -> None:
@@ -124,9 +137,11 @@ def main(folder: str = "") -> None:
     os.environ["CELLWORK_URL"] = context.public_url
     dashboards = Path(folder) if folder else assets.folder("nbs") / "dashboards"
     with tempfile.TemporaryDirectory(prefix="cw-") as private:
+        pages = Path(private) / "pages"
+        lay(dashboards, pages)
         ForkedManager.zygote = Zygote.start(Path(private), IMPORTED, os.environ)
         try:
-            OwnVoila.launch_instance([str(dashboards)], config=configuration(context.settings.dashboard_kernels))
+            OwnVoila.launch_instance([str(pages)], config=configuration(context.settings.dashboard_kernels))
         finally:
             if ForkedManager.zygote:
                 ForkedManager.zygote.stop()

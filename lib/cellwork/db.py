@@ -41,12 +41,7 @@ def open_database(url: str, migrations: Sequence[Migration]) -> Engine:
     """
     import sqlalchemy as sa
 
-    lite = url.startswith("sqlite")
-    engine = sa.create_engine(url) if lite else sa.create_engine(url, pool_pre_ping=True, isolation_level=ONE_MOMENT)
-    if lite:
-        sa.event.listen(engine, "connect", _prepare_sqlite)
-    sa.event.listen(engine, "begin", _begin_sqlite if lite else _begin_postgresql)
-    engine.begin = _writing(engine)  # type: ignore[method-assign, assignment]
+    engine = attach(url)
     try:
         with engine.begin() as connection:
             _migrate(connection, migrations)
@@ -57,12 +52,26 @@ def open_database(url: str, migrations: Sequence[Migration]) -> Engine:
     return engine
 
 
+def attach(url: str) -> Engine:
+    """Return an engine on a database that another process of its owner has opened and brought up to date."""
+    import sqlalchemy as sa
+
+    lite = url.startswith("sqlite")
+    engine = sa.create_engine(url) if lite else sa.create_engine(url, pool_pre_ping=True, isolation_level=ONE_MOMENT)
+    if lite:
+        sa.event.listen(engine, "connect", _prepare_sqlite)
+    sa.event.listen(engine, "begin", _begin_sqlite if lite else _begin_postgresql)
+    engine.begin = _writing(engine)  # type: ignore[method-assign, assignment]
+    return engine
+
+
 def _prepare_sqlite(connection: Any, _: Any) -> None:
     connection.isolation_level = None
     connection.execute("PRAGMA busy_timeout = 10000")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten, however SQLite was built
 
 
 def _begin_sqlite(connection: Connection) -> None:

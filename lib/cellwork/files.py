@@ -32,6 +32,15 @@ def write(path: Path, data: bytes | str, *, mode: int = 0o644, sync: bool = True
         raise
 
 
+def sync(path: Path) -> None:
+    """Return when a closed file, or the names in a folder, survive a power loss."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def read_secret(path: Path) -> str:
     """Return the secret in `path`; a file that others may read is refused."""
     mode = path.stat().st_mode & 0o777

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -89,6 +90,10 @@ class Home:
         """Where the dashboards' own server listens."""
         return self.run / "voila.sock"
 
+    def views(self, owner: str, server: str) -> Path:
+        """What the published dashboard in that server last showed, for whoever may open it; a folder of this account's."""
+        return self.root / "dashboards" / hashlib.sha256(f"{owner}/{server}".encode()).hexdigest()
+
     def proxy(self) -> Path:
         return self.run / "proxy"
 
@@ -148,6 +153,14 @@ class Home:
     def segments(self) -> Path:
         """Where serving processes append what they answered, until the prediction log takes it over."""
         return self.root / "predictions" / "segments"
+
+    def archived_predictions(self) -> Path:
+        """The prediction log's old part: Parquet, a folder a day."""
+        return self.root / "predictions" / "days"
+
+    def tallies(self) -> Path:
+        """What each process of the inference service has counted."""
+        return self.run / "inference"
 
     def compiled(self) -> Path:
         """Programs read out of models, by the model's digest, and the kernel built on this machine; made by the services."""

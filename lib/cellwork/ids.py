@@ -16,7 +16,26 @@ ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32
 PAIRS = [a + b for a in ALPHABET for b in ALPHABET]
 CONTENT_KINDS = frozenset({"bat", "fset", "ds", "env", "tf"})
 TIME_KINDS = frozenset(
-    {"run", "pred", "evt", "alr", "dep", "eval", "fire", "job", "prun", "prop", "join", "req", "ers", "ovr", "key"}
+    {
+        "run",
+        "pred",
+        "evt",
+        "alr",
+        "dep",
+        "eval",
+        "fire",
+        "job",
+        "prun",
+        "prop",
+        "join",
+        "build",
+        "req",
+        "ers",
+        "ovr",
+        "key",
+        "fb",
+        "sub",
+    }
 )
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 USER = re.compile(r"(?=.{1,32}\Z)[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -49,6 +68,14 @@ def new(kind: str) -> str:
     if kind not in TIME_KINDS:
         raise BadInput("id kind", kind, "is not made from time", f"use one of {', '.join(sorted(TIME_KINDS))}")
     return f"{kind}_{_base32(time.time_ns() // 1_000_000 << 80 | int.from_bytes(os.urandom(10), 'big'))}"
+
+
+def moment(text: str) -> int:
+    """Return the milliseconds since 1970 that the ULID of the id `text` tells; of an id that is none, any number."""
+    number = 0
+    for letter in text.rpartition("_")[2][:10]:
+        number = number << 5 | max(ALPHABET.find(letter), 0)
+    return number
 
 
 class Sequence:

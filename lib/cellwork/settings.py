@@ -74,6 +74,18 @@ class Settings:
     keep_kernel_megabytes: int = _setting(4096, "A kept kernel that holds more memory is ended.")
     keep_kernels: int = _setting(4, "How many kernels of failed runs are kept at once.")
     inference_workers: int = _setting(1, "Processes of the inference service; 0 is one a core.")
+    grpc_port: int = _setting(0, "The port of the endpoints' Open Inference protocol over gRPC; 0 is none.")
+    webhook_hosts: str = _setting(
+        "", "Hosts, by comma, that answers of asynchronous predictions may be pushed to; `host` or `host:port`."
+    )
+    log_days: int = _setting(
+        7,
+        "How many whole days of predictions stay in the database; older ones are moved into Parquet under home and are read alike.",
+    )
+    drain_seconds: int = _setting(
+        1,
+        "How long the inference service, told to end, still takes requests while it says that it is not ready; as long as a load balancer needs to notice.",
+    )
     caller_requests_per_second: int = _setting(
         0, "The most predictions a second for one credential and inference process; 0 is no limit."
     )
@@ -86,6 +98,16 @@ class Settings:
     request_bytes: int = _setting(256 * 1024 * 1024, "The largest request body a service takes.")
     online_url: str = _setting(
         "", "Redis for the online values of features, `redis://host:port/db`; empty is SQLite under home."
+    )
+    join_scheduler: str = _setting(
+        "", "Dask scheduler on whose workers features are joined, `tcp://host:8786`; empty is the platform's process."
+    )
+    raw_url: str = _setting(
+        "", "Where raw batches lie: an object store, `s3://bucket/folder` (also gs, az); empty is a folder under home."
+    )
+    raw_credentials: str = _setting(
+        "",
+        "Name of a file in secrets/ with what opens raw_url, a JSON object (`aws_access_key_id` …); empty takes the environment's.",
     )
     database_url: str = _setting(
         "", "PostgreSQL for the services, `{service}` in it names each; empty is SQLite under home."

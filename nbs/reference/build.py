@@ -67,7 +67,7 @@ def services() -> dict[str, list[Route]]:
     routes = {
         "cellwork": [r for router in platform.ROUTERS for r in router.routes(state)],
         "jobs": jobs.routes(nothing),
-        "inference": inference.routes(nothing),
+        "inference": inference.routes(nothing, nothing),
     }
     return {
         name: Service(name, [*records.routes(nothing), *rows], authorise=nothing).routes

@@ -19,7 +19,7 @@ from cellwork_hub.inference.door import FrontDoor
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     folder, folders = tmp_path_factory.mktemp("models"), world.Folders()
     for version in (1, 2, 3):
-        folders.add(world.save(world.estimator(version), world.FRAME, folder / str(version)), version)
+        folders.add(world.saved(version, folder / str(version)), version)
     context = world.context(tmp_path_factory.mktemp("home"))
 
     def service() -> FrontDoor:

@@ -2,49 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hub"))
-
-from jobs_world import World
+from jobs_world import World, page
 
 from cellwork.ui.jobs import JobForm, RunList
 from cellwork.wire.jobs import Progress
 from cellwork_jupyter.kernel.jobs import JobMagics
 
-CELLS = ["days: int = 3", "print(days)"]
-
-
-def page(*sources: str) -> str:
-    cells = [
-        {"cell_type": "code", "id": f"c{k}", "metadata": {"tags": ["parameters"]} if k == 0 else {}, "outputs": [], "execution_count": None, "source": source}
-        for k, source in enumerate(sources)
-    ]  # fmt: skip
-    kernel = {"name": "python3", "display_name": "Python 3"}
-    return json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": kernel}, "cells": cells})
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    started = World(tmp_path_factory.mktemp("home"))
-    yield started
-    started.close()
+PAGE = page("days: int = 3", "print(days)", parameters=True)
 
 
 @pytest.fixture
-def magics(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobMagics:
-    monkeypatch.setenv("CELLWORK_URL", world.url)
-    monkeypatch.setenv("CELLWORK_TOKEN", "ada-token")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "cellwork.toml").write_text('[project]\nname = "shop"\n')
-    (tmp_path / "report.ipynb").write_text(page(*CELLS))
+def magics(shop: Path, monkeypatch: pytest.MonkeyPatch) -> JobMagics:
+    monkeypatch.chdir(shop)
+    (shop / "report.ipynb").write_text(PAGE)
     return JobMagics(InteractiveShell.instance())
 
 
@@ -78,7 +53,7 @@ def test_the_list_shows_stops_and_repeats_runs(magics: JobMagics, world: World) 
     first = shown.runs[0].id
     claim = runner.claim("r", wait_seconds=5)
     assert claim is not None
-    runner.report(first, Progress(fence=claim.fence, state="succeeded", cell=2, cells=2, notebook=page(*CELLS)))
+    runner.report(first, Progress(fence=claim.fence, state="succeeded", cell=2, cells=2, notebook=PAGE))
     shown.buttons["Run again"].click()
     again = shown.runs[0].id
     assert jobs.run(again).state == "queued"

@@ -3,45 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+from jobs_world import World, page
 from jupyter_scheduler import models
 from jupyter_scheduler.exceptions import IdempotencyTokenError, InputUriError, SchedulerError
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hub"))
-
-from jobs_world import World, free_port
-from running import wait_for
+from users_server import a_users_server
 
 from cellwork.wire.jobs import Progress
-from cellwork_hub.config.spawner import ARGUMENTS
 from cellwork_jupyter.server.environments import CellworkEnvironments
 from cellwork_jupyter.server.scheduler import CellworkScheduler, Scheduler
 
-CELL = {"cell_type": "code", "id": "p", "metadata": {"tags": ["parameters"]}, "outputs": [], "execution_count": None, "source": "days: int = 3\nword: str = 'x'"}  # fmt: skip
-PAGE = json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3"}}, "cells": [CELL]})  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    started = World(tmp_path_factory.mktemp("home"))
-    yield started
-    started.close()
+PAGE = page("days: int = 3\nword: str = 'x'", parameters=True)
 
 
 @pytest.fixture
-def scheduler(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scheduler:
-    monkeypatch.setenv("CELLWORK_URL", world.url)
-    monkeypatch.setenv("CELLWORK_TOKEN", "ada-token")
-    (tmp_path / "cellwork.toml").write_text('[project]\nname = "shop"\n')
-    (tmp_path / "report.ipynb").write_text(PAGE)
-    return Scheduler(root_dir=str(tmp_path), environments_manager=CellworkEnvironments(), staging_path=str(tmp_path / "staging"))  # fmt: skip
+def scheduler(shop: Path) -> Scheduler:
+    (shop / "report.ipynb").write_text(PAGE)
+    return Scheduler(root_dir=str(shop), environments_manager=CellworkEnvironments(), staging_path=str(shop / "staging"))  # fmt: skip
 
 
 def form(**fields: object) -> dict[str, object]:
@@ -111,29 +93,9 @@ def test_what_cannot_be_said_to_the_service_is_told_in_its_words(scheduler: Sche
 
 
 @pytest.fixture
-def server(scheduler: Scheduler, tmp_path: Path) -> Iterator[httpx.Client]:
-    """A user's server with the arguments that the hub gives it, where the form's requests go."""
-    port = free_port()
-    mine = [argument for argument in ARGUMENTS if argument.startswith("--SchedulerApp")]
-    command = [sys.executable, "-m", "jupyter", "server", f"--port={port}", "--ServerApp.token=t", f"--ServerApp.root_dir={tmp_path}", "--no-browser", *mine, *(["--allow-root"] if os.geteuid() == 0 else [])]  # fmt: skip
-    folders = {f"JUPYTER_{name}_DIR": str(tmp_path / name) for name in ("CONFIG", "DATA", "RUNTIME")}
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(command, env={**os.environ, **folders}, stdout=log, stderr=log)
-    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"authorization": "token t"}, timeout=60, trust_env=False)  # fmt: skip
-    try:
-        wait_for(lambda: answers(client), 90, "the user's server")
+def server(scheduler: Scheduler, shop: Path) -> Iterator[httpx.Client]:
+    with a_users_server(shop) as client:
         yield client
-    finally:
-        client.close()
-        process.terminate()
-        process.wait(30)
-
-
-def answers(client: httpx.Client) -> bool:
-    try:
-        return client.get("/api/status").is_success
-    except httpx.TransportError:
-        return False
 
 
 def test_a_users_server_hands_labs_form_to_the_service(server: httpx.Client, world: World) -> None:

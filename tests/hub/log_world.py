@@ -21,19 +21,25 @@ from cellwork_hub.platform import (
     alert_deeds,
     alerts,
     batches,
+    business,
+    dashboard_views,
+    dashboards,
     datasets,
     drift,
     evaluations,
+    feedback,
     monitors,
     outcomes,
     service,
+    snapshots,
 )
 from cellwork_hub.platform.state import State
 
 DAY = datetime(2024, 5, 1, 12, tzinfo=UTC)
 ENDPOINT = "shop/churn"
-ROUTERS = (outcomes, alerts, monitors, drift, alert_deeds, service)
-MIGRATIONS = [records.MIGRATION, *(r.MIGRATION for r in (batches, datasets, evaluations, *ROUTERS))]
+ROUTERS = (outcomes, alerts, monitors, drift, alert_deeds, service, snapshots, business, feedback, dashboards)
+TABLES = batches, datasets, evaluations, *ROUTERS, dashboard_views
+MIGRATIONS = [records.MIGRATION, *(each.MIGRATION for each in TABLES)]
 
 
 class World:
@@ -42,7 +48,8 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.log = PredictionLog(
             db.open_database(
-                f"sqlite:///{folder}/inference.sqlite", [records.MIGRATION, log.MIGRATION, log.ROUTES_MIGRATION]
+                f"sqlite:///{folder}/inference.sqlite",
+                [records.MIGRATION, log.MIGRATION, log.ROUTES_MIGRATION, log.ERASED_MIGRATION],
             )
         )
         engine = db.open_database(f"sqlite:///{folder}/platform.sqlite", MIGRATIONS)
@@ -58,7 +65,11 @@ class World:
         def after(call: Call) -> list[Prediction]:
             return self.log.after(call.number("after", 0), limit=call.limit(1000), brief=bool(call.query.get("brief")))
 
+        def one(call: Call) -> Prediction:
+            return self.log.get(call.path["prediction"])
+
         routes = [
+            Route("GET", "/predictions/{prediction}", one, "endpoints:read", answer=Prediction),
             Route("GET", "/api/v1/predictions", after, "endpoints:read", answer=list[Prediction]),
             *(route for router in ROUTERS for route in router.routes(self.state)),
             *records.routes(self.state.engine, functools.partial(outcomes.edges, self.state)),

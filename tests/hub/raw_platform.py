@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from ports import free_port
 from starlette.types import Scope
 
 from cellwork import db
@@ -53,18 +53,16 @@ def state_in(folder: Path, routers: Sequence[Any], **follow: Any) -> State:
 def serving(state: State, routers: Sequence[Any]) -> Iterator[str]:
     """Yield the address of a service of `routers`."""
     routes = [*records.routes(state.engine), *(route for router in routers for route in router.routes(state))]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     app = Service("cellwork", routes, authorise=authorise, most_bytes=1_000_000)
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", lifespan="on"))
     thread = threading.Thread(target=server.run)
     thread.start()
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not server.started and time.monotonic() < end:
         time.sleep(0.02)
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)

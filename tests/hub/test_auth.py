@@ -218,7 +218,7 @@ def test_a_path_that_reads_two_ways_is_refused_at_the_services_own_port(
 ) -> None:
     import socket
 
-    with socket.create_connection(("127.0.0.1", platform.ports[service]), timeout=10) as raw:
+    with socket.create_connection(("127.0.0.1", platform.ports[service]), timeout=60) as raw:
         raw.sendall(
             f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {platform.token()}\r\nConnection: close\r\n\r\n".encode()
         )

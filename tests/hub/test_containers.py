@@ -18,7 +18,7 @@ from cellwork.client import Client
 from cellwork.errors import Refused, Unavailable
 from cellwork.home import Home
 from cellwork.settings import Settings
-from cellwork.wire.jobs import RunRequest
+from cellwork.wire.jobs import ResumeRequest, RunRequest
 from cellwork.wire.origin import Origin
 from cellwork_hub.containers import engine as finding
 from cellwork_hub.containers import images, way
@@ -148,7 +148,7 @@ def test_a_killed_hub_and_a_killed_proxy_keep_server_and_kernel(
             return now["restarts"] > before and now["state"] == "ready"
 
         wait_for(back, 60, f"the {unit}'s return")
-        assert wait_for(lambda: _execute(server, kernel, "kept"), 30, "the kernel's answer") == "'since before'"
+        assert wait_for(lambda: _execute(server, kernel, "kept"), 60, "the kernel's answer") == "'since before'"
 
 
 def _execute(server: Server, kernel: str, code: str) -> str:
@@ -183,7 +183,7 @@ print(json.dumps({**told, "uid": os.getuid(), "where": socket.gethostname(), "se
 """
 START_A_RUN = """
 import json, nbformat, os, socket, cellwork.client
-from cellwork.wire.jobs import RunRequest
+from cellwork.wire.jobs import ResumeRequest, RunRequest
 kernel = {"name": "python3", "display_name": "Python 3"}
 notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(%r)], metadata={"kernelspec": kernel})
 client = cellwork.client.connect()
@@ -216,6 +216,66 @@ def test_a_run_of_an_image_that_is_gone_fails_and_names_it(contained: Contained)
     run = client.jobs.wait(client.jobs.start(asked).id, timeout=120)
     assert (run.state, run.image_digest) == ("failed", gone)
     assert "is not here" in run.attempts[-1].error
+
+
+def test_a_run_in_a_container_goes_on_from_its_checkpoint_and_carries_nothing_that_a_link_points_to(
+    contained: Contained, cpu_image: images.Image
+) -> None:
+    """Its first attempt fails below the checkpoint; the second, in another container, finds values and files of the first."""
+    sources = {
+        "a": "import os, pathlib, socket\nvalue, here = 41, socket.gethostname()\npathlib.Path('made.txt').write_text('by the first')",
+        "b": "os.symlink('/etc/shadow', 'stolen')\nos.symlink('/etc', 'folder')",
+        "c": "assert here != socket.gethostname()",
+        "d": "pathlib.Path('made.txt').open('a').write(', and the second')\nprint(value + 1, pathlib.Path('made.txt').read_text(), sorted(os.listdir('.')))",
+    }
+    cells = [
+        {"cell_type": "code", "id": k, "metadata": {"tags": ["checkpoint"] if k == "b" else []}, "source": source, "outputs": [], "execution_count": None}
+        for k, source in sources.items()
+    ]  # fmt: skip
+    jobs = Client(contained.url, contained.user_token("inherit")).jobs
+    content = json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells})
+    asked = RunRequest(
+        project="trial", notebook="n.ipynb", content=content, origin=Origin(image_digest=cpu_image.digest)
+    )
+    run = jobs.wait(jobs.start(asked).id, timeout=120)
+    assert (run.state, "AssertionError" in run.attempts[-1].error) == ("failed", True), run.attempts
+    jobs.resume(run.id, ResumeRequest(new_kernel=True))
+    ended = jobs.wait(run.id, timeout=120)
+    assert (ended.state, [a.first_cell for a in ended.attempts]) == ("succeeded", [1, 3]), ended.attempts
+    printed = "".join(json.loads(jobs.notebook(run.id))["cells"][-1]["outputs"][0]["text"]).strip()
+    assert printed == "42 by the first, and the second ['made.txt', 'n.ipynb']"
+
+
+def test_the_container_of_a_run_that_was_stopped_is_removed_when_another_begins(contained: Contained) -> None:
+    jobs = Client(contained.url, contained.user_token("inherit")).jobs
+
+    def start(source: str) -> str:
+        cell = {
+            "cell_type": "code",
+            "id": "a",
+            "metadata": {},
+            "source": source,
+            "outputs": [],
+            "execution_count": None,
+        }
+        content = json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [cell]})
+        return jobs.start(RunRequest(project="trial", notebook="n.ipynb", content=content)).id
+
+    def kernels(status: str) -> set[str]:
+        assert contained.engine
+        found = contained.engine.client.containers.list(
+            filters={"label": "cellwork.kernel", "status": status}, ignore_removed=True
+        )
+        return {container.id for container in found}
+
+    run = start("import time; time.sleep(600)")
+    wait_for(lambda: jobs.run(run).state == "running", 120, "the run")
+    jobs.stop(run)
+    jobs.wait(run, timeout=60)
+    ended = wait_for(lambda: kernels("exited"), 60, "the end of its container")
+    wait_for(
+        lambda: jobs.wait(start("1"), timeout=120) and not ended & kernels("exited"), 120, "the end of what is left"
+    )
 
 
 @pytest.fixture(scope="module")

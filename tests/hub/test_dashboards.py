@@ -21,8 +21,8 @@ import httpx
 import nbformat
 import psutil
 import pytest
+from ports import free_port
 from running import Platform, wait_for
-from test_supervisor import free_port
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -115,14 +115,14 @@ def dashboards(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> 
         ]
     url = f"http://127.0.0.1:{ports['dashboards']}/services/dashboards"
     try:
-        wait_for(lambda: _ready(url), 60, "Voila's start")
+        wait_for(lambda: _ready(url), 180, "Voila's start")
         warm = settings.load(environ)[0].dashboard_kernels
         yield Dashboards(url, platform.token("dashboards"), started[0].pid, warm)
     finally:
         for process in started:
             process.terminate()
         for process in started:
-            process.wait(20)
+            process.wait(60)
 
 
 def _ready(url: str) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 import uvicorn
+from ports import free_port
 from starlette.types import Scope
 
 from cellwork import errors
@@ -63,9 +64,7 @@ ROUTES = [
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        number: int = free.getsockname()[1]
+    number = free_port()
     server = uvicorn.Server(
         uvicorn.Config(
             Service("cellwork", ROUTES, authorise=authorise, most_bytes=1000),
@@ -76,12 +75,12 @@ def port() -> Iterator[int]:
     )
     thread = threading.Thread(target=server.run)
     thread.start()
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not server.started and time.monotonic() < end:
         time.sleep(0.02)
     yield number
     server.should_exit = True
-    thread.join(20)
+    thread.join(60)
 
 
 @pytest.fixture
@@ -91,7 +90,7 @@ def http(port: int) -> Iterator[httpx.Client]:
 
 
 def raw(port: int, request: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(request)
         answer = b""
         while chunk := connection.recv(65536):

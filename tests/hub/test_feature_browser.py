@@ -27,6 +27,17 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
         yield connected
 
 
+def test_it_opens_with_all_of_its_project_and_no_complaint(client):
+    browser = FeatureBrowser("air", client=client)
+    labels = [label for label, _ in browser.list.options]
+    assert {"air/late", "air/late:flights", "air/plan", "air/departures:delay"} <= set(labels)
+    assert browser._message.value == ""
+    browser.list.value = labels.index("air/departures:delay")
+    assert browser.pick_button.disabled
+    browser.list.value = labels.index("air/late")
+    assert not browser.pick_button.disabled
+
+
 def test_words_find_views_and_what_is_chosen_is_shown_with_owner_and_spread(client):
     browser = FeatureBrowser("air", client=client)
     browser.words.value = "grace"

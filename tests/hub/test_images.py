@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import configparser
+import json
+import secrets
+import threading
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import engine as engines
 import pytest
@@ -83,6 +93,122 @@ def test_the_search_would_find_a_secret(engine: engines.Engine) -> None:
     finally:
         container.remove(force=True)
         engine.client.images.remove("cellwork-test/leaky", force=True)
+
+
+@dataclass(frozen=True)
+class Index:
+    """A package index that lets in who knows the password, with one package."""
+
+    url: str
+    password: str
+    package: str
+
+
+@pytest.fixture
+def private_index(tmp_path: Path) -> Iterator[Index]:
+    password, package = secrets.token_hex(16), f"of-the-house-{secrets.token_hex(4)}"
+    name = package.replace("-", "_")
+    file = f"{name}-1.0-py3-none-any.whl"
+    about = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(tmp_path / file, "w") as wheel:
+        wheel.writestr(f"{name}.py", "answer = 42\n")
+        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        wheel.writestr(
+            f"{about}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(f"{about}/RECORD", f"{name}.py,,\n{about}/METADATA,,\n{about}/WHEEL,,\n{about}/RECORD,,\n")
+    data, asked = (tmp_path / file).read_bytes(), "Basic " + base64.b64encode(f"ada:{password}".encode()).decode()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer()
+
+        def do_GET(self) -> None:
+            self.wfile.write(self.answer())
+
+        def answer(self) -> bytes:
+            """Send the headers; return what follows them."""
+            if self.headers["authorization"] != asked:
+                self.send_response(401)
+                self.send_header("WWW-Authenticate", "Basic")
+                self.end_headers()
+                return b""
+            there = {f"/simple/{package}/": f'<a href="/{file}">{file}</a>'.encode(), f"/{file}": data}
+            content = there.get(self.path, b"")
+            self.send_response(200 if content else 404)
+            self.send_header("Content-Type", "text/html" if self.path.endswith("/") else "application/octet-stream")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            return content
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield Index(f"http://ada:{password}@127.0.0.1:{server.server_port}/simple", password, package)
+        server.shutdown()
+
+
+INDEXES = "extra-index-url"
+OWN = """FROM {parent}
+USER root
+RUN --mount=type=secret,id=cacert --mount=type=secret,id=pipconf --mount=type=cache,target=/var/cache/pip cellwork-install {package}
+USER jovyan
+"""
+
+
+def test_a_package_of_a_private_index_is_installed_and_its_password_is_in_no_layer(
+    engine: engines.Engine, using: Engine, cpu_image: images.Image, private_index: Index, tmp_path: Path
+) -> None:
+    """An image of one's own on ours; the index and its password come from pip's configuration, a secret of the build."""
+    folder, conf, name = tmp_path / "own", tmp_path / "pip.conf", private_index.package
+    tag = images.tag(name)
+    folder.mkdir()
+    (folder / "Containerfile").write_text(OWN.format(parent=cpu_image.tag, package=name))
+    plain = engine.secrets()["pipconf"].read_text()
+    settings = configparser.RawConfigParser()
+    settings.read_string(plain)
+    if not settings.has_section("global"):
+        settings.add_section("global")
+    indexes = [settings.get("global", INDEXES, fallback=""), private_index.url]
+    settings.set("global", INDEXES, "\n".join(filter(None, indexes)))
+    with conf.open("w") as file:
+        settings.write(file)
+    build = images.Build(using, "", {**engine.secrets(), "pipconf": conf}, "host")
+    without = images.Build(using, "", engine.secrets(), "host")
+    with pytest.raises(images.BuildFailed, match=name):
+        without.run(folder, name, "")
+    build.run(folder, name, "")
+    try:
+        made = engine.client.images.get(tag)
+        code = f"import {name.replace('-', '_')} as package; print(package.answer)"
+        told = engine.client.containers.run(tag, ["python", "-c", code], network_mode="none", remove=True)
+        assert told.strip() == b"42"
+        found = images.look(using, Home(tmp_path), tag)
+        assert found
+        assert f"{name}==1.0" in found.packages
+        assert private_index.password not in json.dumps([made.attrs, made.history()], default=str)
+        own = _own_layers(made, engine.client.images.get(cpu_image.tag))
+        assert any(path.name == f"{name.replace('-', '_')}.py" for path in own), "they were searched"
+        assert [path for path in own if private_index.password.encode() in path.read_bytes()] == []
+    finally:
+        engine.client.images.remove(tag, force=True)
+
+
+def _own_layers(image: Any, parent: Any) -> list[Path]:
+    """Return the files of those layers of `image` that `parent` lacks, where the engine of the tests keeps them."""
+    ours, theirs = (found.attrs["GraphDriver"] for found in (image, parent))
+    assert ours["Name"] == "overlay2", ours
+    known = {*theirs["Data"]["LowerDir"].split(":"), theirs["Data"]["UpperDir"]}
+    layers = [ours["Data"]["UpperDir"], *ours["Data"]["LowerDir"].split(":")]
+    assert known <= set(layers)
+    return [
+        path
+        for layer in set(layers) - known
+        for path in Path(layer).rglob("*")
+        if path.is_file() and not path.is_symlink()
+    ]
 
 
 def _tar(path: Path) -> bytes:

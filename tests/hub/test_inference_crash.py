@@ -16,6 +16,7 @@ import httpx
 import msgspec
 import pytest
 import serving_world as world
+from ports import free_port
 
 from cellwork.client import Client
 from cellwork.errors import Unavailable
@@ -28,7 +29,7 @@ class Service:
     """The service as a process of its own, on one home."""
 
     def __init__(self, home: Path) -> None:
-        self.home, self.port = home, world.free_port()
+        self.home, self.port = home, free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -43,7 +44,7 @@ class Service:
         files = Path(f"/proc/{self.process.pid}/task").glob("*/children")
         children = [int(pid) for file in files for pid in file.read_text().split()]
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(60)
         return children
 
 
@@ -53,7 +54,7 @@ def service(tmp_path: Path):  # type: ignore[no-untyped-def]
     yield service
     if service.process is not None and service.process.poll() is None:
         service.process.terminate()
-        service.process.wait(30)
+        service.process.wait(60)
 
 
 def ask_until(stop: threading.Event, address: str, name: str, ledger: dict[str, tuple[str, float]]) -> None:
@@ -124,7 +125,7 @@ def test_no_acknowledged_prediction_is_lost_or_logged_twice_when_the_service_is_
         children = service.kill()
         stop.set()
         for caller in callers:
-            caller.join(30)
+            caller.join(60)
         _assert_gone(children)
         service.start()  # the registry is away from now on
     assert len(ledger) > 50
@@ -148,8 +149,8 @@ def test_no_acknowledged_prediction_is_lost_or_logged_twice_when_the_service_is_
 def test_two_processes_on_one_port_follow_each_others_changes_and_one_that_is_killed_takes_nothing_with_it(
     tmp_path: Path,
 ) -> None:
-    models = [world.save(world.estimator(seed), world.FRAME, tmp_path / str(seed)) for seed in (1, 2)]
-    home, port = tmp_path / "home", world.free_port()
+    models = [world.saved(seed, tmp_path / str(seed)) for seed in (1, 2)]
+    home, port = tmp_path / "home", free_port()
     command = [sys.executable, world.__file__, str(home), str(port), *map(str, models)]
     workers = [subprocess.Popen(command, env={**os.environ, "WORKER": str(number)}) for number in range(2)]
     try:
@@ -168,7 +169,7 @@ def test_two_processes_on_one_port_follow_each_others_changes_and_one_that_is_ki
     finally:
         for worker in workers:
             worker.terminate()
-            worker.wait(30)
+            worker.wait(60)
 
 
 def versions(client: Client) -> set[int]:

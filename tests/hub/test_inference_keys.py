@@ -27,7 +27,7 @@ BODY = {"rows": [{"features": {"visits": 3.0, "plan": "free"}}]}
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world.save(world.estimator(1), world.FRAME, tmp_path_factory.mktemp("models") / "1")
+    return world.saved(1, tmp_path_factory.mktemp("models") / "1")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def client(context: Context, model: Path) -> Iterator[Client]:
 
 def status(url: str, token: str, *, body: object = BODY) -> int:
     headers = {"authorization": f"Bearer {token}"}
-    return httpx.post(url, json=body, headers=headers, trust_env=False, timeout=30).status_code
+    return httpx.post(url, json=body, headers=headers, trust_env=False, timeout=60).status_code
 
 
 def wait_for(url: str, token: str, wanted: int) -> None:

@@ -63,7 +63,7 @@ class House:
 def house(tmp_path_factory: pytest.TempPathFactory) -> House:
     folder = tmp_path_factory.mktemp("models")
     folders = world.Folders()
-    folders.add(world.save(world.estimator(1), world.FRAME, folder / "1"), 1)
+    folders.add(world.saved(1, folder / "1"), 1)
     return House(tmp_path_factory.mktemp("home"), folders)
 
 

@@ -93,7 +93,7 @@ def traffic(
     finally:
         stop.set()
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
 
 
 def ended(client: Client, name: str) -> RouteTable:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import math
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import serving_world as world
 from click.testing import CliRunner
@@ -15,7 +20,7 @@ from click.testing import CliRunner
 from cellwork import errors
 from cellwork.cli import main
 from cellwork.client import Client
-from cellwork.wire.endpoints import ArmWish, Deploy, Prediction, Request, Row
+from cellwork.wire.endpoints import ArmWish, Deploy, InputRule, InputWish, Prediction, Request, Row
 from cellwork.wire.gate import Check
 from cellwork_hub.inference.app import build
 from cellwork_hub.inference.door import FrontDoor
@@ -26,7 +31,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> world.Folders:
     """Versions 1 to 3 are compiled; 8 lives in a child process and gives numbers that are not finite from 300 visits on."""
     folder, folders = tmp_path_factory.mktemp("models"), world.Folders()
     for version in (1, 2, 3):
-        folders.add(world.save(world.estimator(version), world.FRAME, folder / str(version)), version)
+        folders.add(world.saved(version, folder / str(version)), version)
     folders.add(world.save(world.fragile(), world.FRAME[["visits"]], folder / "8"), 8)
     return folders
 
@@ -115,6 +120,49 @@ def test_a_shadow_scores_what_is_answered_and_answers_nobody(client: Client, sho
     assert {p.score for p in shadows} == expected
 
 
+CODE = """
+from pathlib import Path
+from sklearn.linear_model import LinearRegression
+
+Path({mark!r}).touch()
+
+
+class Steep(LinearRegression):
+    pass
+"""
+
+
+@pytest.fixture
+def own_code(folders: world.Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Version 21 brings code of its own, which leaves a mark where it runs; the gate has nobody's word for it."""
+    mark, frame = tmp_path / "ran", world.FRAME[["visits"]]
+    (tmp_path / "steep_steps.py").write_text(CODE.format(mark=str(mark)))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    steps = importlib.import_module("steep_steps")
+    model = world.save(steps.Steep().fit(frame, frame["visits"]), frame, tmp_path / "21", steps)
+    mark.unlink()
+    folders.add(model, 21)
+    folders.closed[21] = [Check(name="code", passed=False, text="nobody trusts it")]
+    yield mark
+    del folders.closed[21], sys.modules["steep_steps"]
+
+
+def test_a_shadow_with_code_of_its_own_waits_for_somebodys_word_and_none_of_it_runs(
+    client: Client, shop: str, folders: world.Folders, own_code: Path
+) -> None:
+    with pytest.raises(errors.Refused, match="brings code of its own and has not passed the gate"):
+        client.endpoints.put_arm(shop, 21, wish(shadow=True))
+    assert not own_code.exists()
+    folders.closed[21] = [Check(name="code", passed=True, text="trusted by ada")]
+    assert [arm.version.version for arm in client.endpoints.put_arm(shop, 21, wish(shadow=True)).shadow] == [21]
+    assert own_code.exists()
+
+
+def test_a_shadow_of_another_project_is_refused(client: Client, shop: str) -> None:
+    with pytest.raises(errors.Refused, match="is of another project"):
+        client.endpoints.put_arm(shop, 2, ArmWish(model="other/churn", shadow=True))
+
+
 def test_a_pinned_version_answers_who_names_it_and_nobody_takes_its_place(client: Client, shop: str) -> None:
     client.endpoints.put_arm(shop, 8, wish())
     answer = ask(client, shop, version=8, visits=1.0)
@@ -124,13 +172,14 @@ def test_a_pinned_version_answers_who_names_it_and_nobody_takes_its_place(client
         ask(client, shop, version=8, visits=1e5)
     with pytest.raises(errors.NotFound, match=r"is not at hand.*has: 1, 8"):
         ask(client, shop, version=5)
+    with pytest.raises(errors.BadInput, match="only compiled versions are explained"):
+        ask(client, shop, version=8, explain=True)
 
 
 def test_blue_green_switches_at_once_to_what_is_warm_and_back(client: Client, shop: str) -> None:
     client.endpoints.put_arm(shop, 2, wish())
-    began = time.monotonic()
     table = client.endpoints.deploy(shop, Deploy(version=2, model=world.MODEL))
-    assert (table.live.version, table.canary, time.monotonic() - began < 5) == (2, [], True)
+    assert (table.live.version, table.canary) == (2, [])
     checks = client.endpoints.deployment(table.deployment).checks
     assert any(line.startswith("at hand") for line in checks)
     assert client.endpoints.rollback(shop).live.version == 1
@@ -207,6 +256,76 @@ def test_weights_of_more_than_all_units_together_are_refused(client: Client, sho
         client.endpoints.put_arm(shop, 3, wish(weight=0.4))
 
 
+def test_an_observation_that_a_batch_has_scored_gets_that_answer_by_its_id_alone(client: Client, shop: str) -> None:
+    rows = [Row(features={"visits": float(k), "plan": "free"}, observation=f"o{k}", key=f"o{k}@1") for k in range(3)]
+    scored = client.endpoints.predict(shop, Request(rows=rows, batch_run="run_1")).outputs
+    client.endpoints.deploy(shop, Deploy(version=2, model=world.MODEL))
+    answer = client.endpoints.predict(shop, Request(rows=[Row(observation="o2"), Row(observation="o0")]))
+    assert [(o.id, o.score, o.repeated) for o in answer.outputs] == [
+        (scored[k].id, scored[k].score, True) for k in (2, 0)
+    ]
+    assert (answer.route, answer.model.version, answer.reason.startswith("scored by run_1 at ")) == (
+        "precomputed",
+        1,
+        True,
+    )
+    with pytest.raises(errors.NotFound, match="'o9': was scored by no batch"):
+        client.endpoints.predict(shop, Request(rows=[Row(observation="o9")]))
+
+
+RULE = InputRule(ranges={"visits": [0, 100]}, known={"plan": ["free", "paid"]})
+
+
+def test_a_strange_value_is_taken_for_none_by_the_rule_and_the_answer_says_so(client: Client, shop: str) -> None:
+    client.endpoints.put_input(shop, InputWish(rule=RULE))
+    answer, usual = ask(client, shop, visits=1e6), ask(client, shop, visits=99.0)
+    assert (answer.outputs[0].defaults, answer.reason) == (
+        ["visits", "customer__age"],
+        "visits=1000000 is not from 0 to 100",
+    )
+    assert (usual.outputs[0].defaults, usual.reason) == (["customer__age"], "")
+    assert client.endpoints.prediction(answer.outputs[0].id).features["visits"] is None
+    expected = client.endpoints.predict(shop, Request(rows=[Row(features={"plan": "free"})])).outputs[0].score
+    assert answer.outputs[0].score == expected
+
+
+def test_a_strange_value_is_refused_or_answered_by_the_previous_version_as_the_rule_says(
+    client: Client, shop: str
+) -> None:
+    client.endpoints.deploy(shop, Deploy(version=2, model=world.MODEL))
+    client.endpoints.put_input(shop, InputWish(rule=msgspec.structs.replace(RULE, then="fallback")))
+    answer = ask(client, shop, plan="vip")
+    assert (answer.model.version, answer.route, answer.reason) == (1, "fallback", "plan=vip was never seen")
+    table = client.endpoints.put_input(
+        shop, InputWish(rule=msgspec.structs.replace(RULE, then="refuse"), reason="strict")
+    )
+    with pytest.raises(errors.BadInput, match="was never seen"):
+        ask(client, shop, plan="vip")
+    assert ask(client, shop).model.version == 2
+    assert client.endpoints.put_input(shop, InputWish(rule=table.input)) == table
+    assert client.endpoints.put_input(shop, InputWish()).input is None
+    assert ask(client, shop, plan="vip").model.version == 2
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [InputRule(ranges={"plan": [0, 1]}), InputRule(ranges={"visits": [2, 1]}), InputRule(known={"visits": ["1"]})],
+)
+def test_a_rule_that_makes_no_sense_is_refused(client: Client, shop: str, rule: InputRule) -> None:
+    with pytest.raises(errors.BadInput):
+        client.endpoints.put_input(shop, InputWish(rule=rule))
+
+
+def test_an_explained_answer_says_what_each_column_did_and_adds_up(client: Client, shop: str) -> None:
+    answer = ask(client, shop, explain=True)
+    told = answer.outputs[0].explanation
+    assert told is not None
+    assert (told.scale, sorted(told.contributions)) == ("log-odds", ["customer__age", "plan", "visits"])
+    score = answer.outputs[0].score
+    assert told.base + sum(told.contributions.values()) == pytest.approx(math.log(score / (1 - score)), abs=1e-9)
+    assert ask(client, shop).outputs[0].explanation is None
+
+
 def test_a_request_of_its_own_deadline_does_not_wait_longer(client: Client, shop: str) -> None:
     with pytest.raises(errors.BadInput, match="leaves no time"):
         ask(client, shop, deadline_ms=0)
@@ -233,4 +352,6 @@ def test_the_command_line_sets_canary_shadow_and_pin_and_shows_them(
     assert "version 3" in run("show", shop)
     assert "by version 2 (pinned)" in run("predict", shop, "-f", "visits=3", "--version", "2")
     assert "shadow" not in run("remove", shop, "3", *model)
+    assert "base (log-odds)" in run("predict", shop, "-f", "visits=3", "--explain")
+    assert "strange values of visits: refuse" in run("input", shop, "--range", "visits=0..10", "--then", "refuse")
     assert CliRunner().invoke(main, ["endpoint", "canary", shop, "2", "--weight", "much"]).exit_code == 2

@@ -160,3 +160,31 @@ def test_a_fire_whose_parameters_do_not_fit_is_a_failed_run_that_says_why(state:
     assert run.state == "failed"
     assert "event.nothing" in run.attempts[0].error
     assert ids.check(run.id, "run")
+
+
+def test_a_clock_that_is_set_back_fires_nothing_twice_and_one_set_forward_is_an_absence(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(state, schedule=Schedule(every_seconds=60))
+    due_since(state, clock.now() - timedelta(seconds=1))
+    assert fires.tick(state) == 1
+    right, wrong = clock.now, timedelta(hours=-1)
+    monkeypatch.setattr(clock, "now", lambda: right() + wrong)
+    assert [fires.tick(state) for _ in range(3)] == [0, 0, 0], "an hour that comes again is not fired again"
+    wrong = timedelta(hours=1)
+    assert [fires.tick(state) for _ in range(3)] == [1, 0, 0], "the hour that never was counts as missed"
+    wrong = timedelta()
+    assert fires.tick(state) == 0
+    dues = [run.due for run in runs(state)]
+    assert len(set(dues)) == len(dues) == 2
+
+
+def test_a_job_whose_kept_notebook_is_gone_fails_and_says_so_and_the_others_fire(state: State) -> None:
+    gone = add(state, "gone", schedule=Schedule(every_seconds=60), content=WORKS.replace("\n", "\n "))
+    add(state, "there", schedule=Schedule(every_seconds=60))
+    state.home.source(gone.notebook_sha256).unlink()
+    due_since(state, clock.now() - timedelta(seconds=1))
+    assert fires.tick(state) == 2
+    states = {run.job: run for run in runs(state)}
+    assert (states["flights/gone"].state, states["flights/there"].state) == ("failed", "queued")
+    assert "apply the job again" in states["flights/gone"].attempts[0].error

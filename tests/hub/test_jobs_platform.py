@@ -97,7 +97,7 @@ def test_a_new_batch_runs_the_job_that_waits_for_it_once(platform: Platform) -> 
     )
     batch = client.batches.ingest("shop", "visits", pl.DataFrame({"id": [1, 2, 3]}), "2013-12-24").batch
     client.batches.ingest("shop", "visits", pl.DataFrame({"id": [1, 2, 3]}), "2013-12-24")
-    (run,) = wait_for(lambda: list(client.jobs.runs(job="shop/on-visits")), 30, "the event's run")
+    (run,) = wait_for(lambda: list(client.jobs.runs(job="shop/on-visits")), 60, "the event's run")
     assert client.jobs.wait(run.id, timeout=60).state == "succeeded"
     assert (run.parameters, run.cause.startswith("event evt_")) == ({"name": batch.id, "x": 3}, True)
     assert (run.id, "built_from", batch.id) in {(e.from_, e.relation, e.to) for e in client.records.edges(batch.id)}

@@ -22,7 +22,7 @@ def test_ten_that_ask_at_once_get_one_answer_and_a_new_revision_a_new_one() -> N
     together = threading.Barrier(10)
 
     def ask(_: int) -> int:
-        together.wait(20)
+        together.wait(60)
         return once("quality", 1, compute)
 
     with ThreadPoolExecutor(10) as pool:

@@ -11,6 +11,7 @@ import pytest
 import serving_world
 from click.testing import CliRunner
 from evaluation_world import GOOD, World
+from ports import free_port
 from raw_platform import call
 
 from cellwork.cli import main
@@ -34,7 +35,7 @@ def world() -> World:
 @pytest.fixture(scope="module")
 def url(world: World) -> Iterator[str]:
     service = Service("cellwork", cards.routes(world.state), authorise=serving_world.authorise)
-    with serving_world.running(lambda: service, serving_world.free_port()) as url:
+    with serving_world.running(lambda: service, free_port()) as url:
         yield url
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import polars as pl
 import pytest
 from click.testing import CliRunner
@@ -15,7 +17,7 @@ from feature_world import DAY, definitions, flights, work
 from raw_platform import serving, state_in
 
 from cellwork import client as clients
-from cellwork import data
+from cellwork import data, training
 from cellwork.cli import main
 from cellwork.client import Client
 from cellwork.data import dataset, split
@@ -24,10 +26,10 @@ from cellwork.wire.batches import RawDataset, Seal
 from cellwork.wire.datasets import DatasetRequest
 from cellwork.wire.features import Definitions, Field, Observations
 from cellwork_hub import records
-from cellwork_hub.platform import batches, datasets, features, splits
+from cellwork_hub.platform import batches, dataset_builds, datasets, features, splits
 from cellwork_hub.platform.state import State
 
-ROUTERS = [batches, features, datasets, splits]
+ROUTERS = [batches, features, datasets, dataset_builds, splits]
 END = DAY + timedelta(days=3)
 KEPT = RawDataset(name="flights", key=["id"], seals=[Seal(holdout="last", partitions=["d2"], columns=["delay"])])
 
@@ -95,6 +97,38 @@ def test_the_features_are_those_of_a_plain_count_of_what_was_known(air: Client) 
             if other["origin"] == row["origin"] and grid - timedelta(hours=6) < other["planned"] and other["planned"] + timedelta(hours=2) <= grid
         ]  # fmt: skip
         assert (row["late__flights"] or 0) == len(known), row
+
+
+def test_a_dataset_is_saved_as_it_is_and_trained_on_a_batch_at_a_time(air: Client, tmp_path: Path) -> None:
+    built = build()
+    file = built.save(tmp_path / "some" / "rows.parquet")
+    assert pl.read_parquet(file).equals(built.frame())
+    learned = list(training.batches(file, built.record.label, built.columns, rows=10))
+    assert pd.concat([X for X, _ in learned], ignore_index=True).equals(built.X().reset_index(drop=True))
+    assert [value for _, y in learned for value in y] == built.y().to_list()
+    said = CliRunner().invoke(main, ["dataset", "save", built.id, str(tmp_path / "again.parquet")])
+    assert said.output == f"wrote 72 rows to {tmp_path}/again.parquet\n"
+    assert (tmp_path / "again.parquet").read_bytes() == file.read_bytes()
+    with pytest.raises(NotFound, match="does not exist"):
+        air.datasets.save(f"ds_{'0' * 26}", tmp_path / "none.parquet")
+    assert not list(tmp_path.glob("*none*"))
+
+
+def test_neither_the_platform_nor_who_saves_it_has_a_dataset_in_memory_whole(
+    air: Client, state: State, tmp_path: Path
+) -> None:
+    """Both are this process: what they hold of it at a time is what Python counts."""
+    built, size = build(), 256 << 20
+    with (state.home.dataset(built.id) / "data.parquet").open("r+b") as file:
+        file.truncate(size)
+    tracemalloc.start()
+    try:
+        built.save(tmp_path / "rows.parquet")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "rows.parquet").stat().st_size == size
+    assert peak < size / 10
 
 
 def test_the_time_asked_for_includes_its_start_and_not_its_end(air: Client) -> None:

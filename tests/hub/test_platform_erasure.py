@@ -14,19 +14,31 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import polars as pl
 import pytest
 from click.testing import CliRunner
 from feature_world import DAY, new_state, service, work
+from raw_platform import call
 
-from cellwork import client as clients
 from cellwork.cli import main
 from cellwork.client import Client
 from cellwork.errors import BadInput, Refused
 from cellwork.wire.batches import Check, RawDataset, Seal
-from cellwork.wire.features import Aggregate, Definitions, Entity, Field, Prepared, Rolling, Select, View
+from cellwork.wire.datasets import Dataset, DatasetRequest
+from cellwork.wire.features import (
+    Aggregate,
+    Definitions,
+    Entity,
+    Field,
+    Observations,
+    Prepared,
+    Rolling,
+    Select,
+    View,
+)
 from cellwork_hub import records
-from cellwork_hub.platform import batches, erasure, feature_tables
+from cellwork_hub.platform import batches, datasets, erasure, feature_tables
 from cellwork_hub.platform.state import State
 
 WHO = "user-bob-4711"
@@ -57,6 +69,19 @@ def definitions() -> Definitions:
         project="shop",
         prepared=[Prepared(name="made", sources=["visits"], sql="SELECT * FROM visits")],
         entities=[Entity(name=name, join_keys=[name]) for name in ("user", "visit", "shop")],
+        observations=[
+            Observations(
+                name="visits",
+                rows="made",
+                id="visit",
+                at="at",
+                keys={"user": "user", "visit": "visit"},
+                inputs=["shop"],
+            ),
+            Observations(
+                name="bare_visits", rows="made", id="visit", at="at", keys={"visit": "visit"}, inputs=["shop"]
+            ),
+        ],
         views=[
             View(name="of_user", entities=["user"], pipeline=select, fields=[Field(name="paid", type="Float64")]),
             View(name="of_visit", entities=["visit"], pipeline=select, fields=[Field(name="paid", type="Float64")]),
@@ -81,20 +106,6 @@ def filled(state: State, client: Client) -> None:
     client.batches.ingest("shop", "visits", visits(9), "day9")
     with pytest.raises(Refused):
         client.batches.ingest("shop", "visits", visits(2).with_columns(paid=pl.lit(9000.0)), "day2")
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> State:
-    return new_state(tmp_path / "home")
-
-
-@pytest.fixture
-def client(state: State, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    with service(state) as connected:
-        monkeypatch.setenv("CELLWORK_URL", connected.connection.url)
-        monkeypatch.setenv("CELLWORK_TOKEN", "token")
-        yield connected
-    clients.connect().close()
 
 
 def traces(state: State) -> list[str]:
@@ -152,6 +163,61 @@ def test_nothing_of_a_subject_is_left_and_the_rest_stays(client: Client, state: 
     assert WHO not in audit[1]
 
 
+def built(state: State, name: str, observations: str) -> Dataset:
+    """Build a dataset of day 0 and 1, with the features of users and visits."""
+    work(state)
+    request = DatasetRequest(
+        project="shop", name=name, observations=observations, features=["of_visit"] if name == "bare" else ["of_user", "of_visit"],
+        start=DAY, end=DAY + timedelta(days=2), labels=False,
+    )  # fmt: skip
+    return datasets.build(state, call(), request)
+
+
+def test_the_tombstone_says_which_places_were_rewritten_and_which_were_not(client: Client, state: State) -> None:
+    filled(state, client)
+    whole, bare = built(state, "training", "visits"), built(state, "bare", "bare_visits")
+    done = client.batches.erase("shop", WHO, "asked for it")
+    rewritten = {place.what: place.names for place in done.rewritten}
+    assert rewritten == {
+        "raw batches": [f"visits: {done.rows['visits']} rows"], "feature views": ["of_user", "of_visit"],
+        "datasets": [f"training {whole.id}: 7 rows"], "online values": ["of_user", "of_visit"], "prepared rows and snapshots": [],
+    }  # fmt: skip
+    untouched = {place.what: place for place in done.untouched}
+    assert untouched["datasets without a column of the subject"].names == [f"bare {bare.id}"]
+    assert untouched["rolling aggregates"].names == ["of_shop"]
+    assert untouched["raw data sets without a subject"].names == ["prices"]
+    assert {"topics, route tables, audit and logs of services", "models, notebooks and copies"} < set(untouched)
+    assert all(place.said and place.way_out for place in done.untouched)
+    with state.engine.connect() as db:
+        after = json.loads(db.exec_driver_sql("SELECT after FROM audit WHERE action = 'subject.erase'").scalar_one())
+    assert (after["rewritten"], after["untouched"]) == ([*rewritten], [*untouched])
+    assert client.batches.erasures("shop") == [done]
+
+
+def test_rows_of_the_subject_in_a_dataset_are_empty_in_their_place_and_all_others_stay(
+    client: Client, state: State
+) -> None:
+    filled(state, client)
+    record = built(state, "training", "visits")
+    file = state.home.dataset(record.id) / "data.parquet"
+    before = pl.read_parquet(file)
+    assert before.filter(pl.col("user") == WHO).height > 0
+    for reason in ("asked for it", "again"):
+        client.batches.erase("shop", WHO, reason)
+        after = pl.read_parquet(file)
+        own = before["user"] == WHO
+        assert after.select("at", "_batch").equals(before.select("at", "_batch"))
+        assert after.filter(~own).equals(before.filter(~own))
+        assert after.filter(own).drop("at", "_batch").null_count().row(0) == (own.sum(),) * (after.width - 2)
+        kept = datasets.get(state, record.id)
+        assert (kept.rows, kept.erased) == (before.height, own.sum())
+        assert msgspec.json.decode(file.with_name("manifest.json").read_bytes(), type=Dataset) == kept
+    check_gone(state)
+    assert [place.what for place in client.batches.erasures("shop")[1].rewritten] == [
+        "feature views", "online values", "prepared rows and snapshots",
+    ]  # fmt: skip
+
+
 def test_online_values_of_the_subject_are_forgotten_and_others_stay(client: Client, state: State) -> None:
     from cellwork.wire.features import OnlineRequest
 
@@ -204,13 +270,31 @@ def test_an_erasure_without_subject_or_reason_is_refused(client: Client) -> None
         client.batches.erase("shop", WHO, " ")
 
 
+def test_a_subject_of_a_project_without_definitions_is_erased(client: Client, state: State) -> None:
+    client.batches.declare("shop", RawDataset(name="visits", subject="user"))
+    client.batches.ingest("shop", "visits", visits(0), "day0")
+    done = client.batches.erase("shop", WHO, "asked")
+    assert (done.state, done.rows, traces(state)) == ("done", {"visits": 4}, [])
+
+
 def test_the_command_line_erases_after_a_question(client: Client, state: State) -> None:
     filled(state, client)
     asked = ["data", "erase", WHO, "--reason", "letter", "--project", "shop"]
     assert CliRunner().invoke(main, asked, input="n\n").exit_code == 1
     assert traces(state) != []
     said = CliRunner().invoke(main, [*asked, "--yes"])
-    assert "old aggregates still count them: of_shop" in said.output
+    lines = said.output.splitlines()
+    assert lines[0].endswith(" rows of visits")
+    assert [line.partition(":")[2].partition("(")[0].strip() for line in lines if line.startswith("rewritten")][:3] == [
+        "raw batches", "feature views", "online values",
+    ]  # fmt: skip
+    left = "\n".join(lines[lines.index(next(line for line in lines if line.startswith("NOT touched"))) :])
+    for words in (
+        "rolling aggregates (of_shop)",
+        "topics, route tables, audit and logs of services",
+        "raw data sets without a subject (prices)",
+    ):
+        assert f"NOT touched: {words}" in left
     assert traces(state) == []
 
 
@@ -225,8 +309,9 @@ from raw_platform import call
 from test_platform_erasure import WHO
 from cellwork.wire.erasures import EraseRequest
 
-def run(folder, point):
+def run(folder, port, point):
     state, seen = new_state(Path(folder)), []
+    state.context.ports["public"] = port
     def trace(frame, event, argument):
         name = frame.f_globals.get("__name__", "") + "." + frame.f_code.co_name
         if event == "return" and name.startswith("cellwork"):
@@ -246,6 +331,7 @@ for line in sys.stdin:
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 POINTS = [
+    "cellwork_hub.platform.erasure_datasets._rewrite#1",
     "cellwork.data.erase.from_file#2",
     "cellwork.data.erase.from_table#2",
     "cellwork_hub.platform.feature_worker.execute#1",
@@ -257,17 +343,18 @@ POINTS = [
 def nursery() -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", NURSERY]
     made = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent
-    )
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )  # fmt: skip
     yield made
-    made.communicate(timeout=30)
+    made.communicate(timeout=60)
 
 
 def killed(nursery: subprocess.Popen[str], state: State, point: str, after: float | None = None) -> int:
     """Return the exit code of an erasure that is killed when the function `point` returns, or `after` so many seconds."""
     assert nursery.stdin
     assert nursery.stdout
-    nursery.stdin.write(json.dumps([str(state.home.root), point]) + "\n")
+    nursery.stdin.write(json.dumps([str(state.home.root), state.context.ports["public"], point]) + "\n")
     nursery.stdin.flush()
     process = int(nursery.stdout.readline())
     if after is not None:
@@ -279,6 +366,7 @@ def killed(nursery: subprocess.Popen[str], state: State, point: str, after: floa
 
 def check_resumed(state: State) -> None:
     again = new_state(state.home.root)
+    again.context.ports.update(state.context.ports)
     erasure.resume(again)
     erasure.resume(again)
     check_gone(again)
@@ -294,8 +382,11 @@ def test_an_erasure_killed_anywhere_is_finished_by_the_next_start(
     state: State, client: Client, nursery: subprocess.Popen[str], point: str
 ) -> None:
     filled(state, client)
+    dataset = built(state, "training", "visits").id
     assert killed(nursery, state, point) == -signal.SIGKILL
     check_resumed(state)
+    assert [done.emptied for done in client.batches.erasures("shop")] == [[f"training {dataset}: 7 rows"]]
+    assert datasets.get(state, dataset).erased == 7
 
 
 @pytest.mark.soak
@@ -305,6 +396,6 @@ def test_erasures_killed_at_seeded_moments_are_finished(tmp_path: Path, nursery:
         state = new_state(tmp_path / f"home{number}")
         with service(state) as client:
             filled(state, client)
-        killed(nursery, state, "", rng.uniform(0.1, 1.5))
-        if list(state.home.erasing().glob("*.json")):
-            check_resumed(state)
+            killed(nursery, state, "", rng.uniform(0.1, 1.5))
+            if list(state.home.erasing().glob("*.json")):
+                check_resumed(state)

@@ -22,10 +22,10 @@ from cellwork.errors import BadInput, NotFound
 from cellwork.features.feast import PipelineSource
 from cellwork.wire.datasets import DatasetRequest
 from cellwork.wire.features import Select
-from cellwork_hub.platform import batches, datasets, feature_queue, features, splits
+from cellwork_hub.platform import batches, dataset_builds, datasets, feature_queue, features, splits
 from cellwork_hub.platform.state import State
 
-ROUTERS = [batches, features, datasets, splits]
+ROUTERS = [batches, features, datasets, dataset_builds, splits]
 TIMES = st.datetimes(datetime(1999, 1, 1), datetime(2040, 1, 1), timezones=st.just(UTC))
 
 

@@ -1,4 +1,4 @@
-"""Ingest, pipelines, pushes and materialization while the service is killed at seeded random moments: nothing lost, nothing in part."""
+"""Ingest, pipelines, pushes and materialization and pushed events while the service is killed at seeded random moments: nothing lost, nothing in part."""
 
 from __future__ import annotations
 
@@ -33,6 +33,12 @@ def push(number: int) -> PushRequest:
     return PushRequest(project="air", rows=[row])
 
 
+def events(day: int) -> pl.DataFrame:
+    """Return two flights more, half an hour behind the last of the day."""
+    behind = [pl.col("id") + 1000, pl.col("planned") + timedelta(minutes=30)]
+    return flights(day).tail(2).with_columns(behind)
+
+
 def steps(days: int) -> list[Step]:
     """Return what is done to the platform; each may be said again after a crash."""
     made: list[Step] = [
@@ -41,6 +47,7 @@ def steps(days: int) -> list[Step]:
     ]
     for day in range(days):
         made.append(lambda c, day=day: c.batches.ingest("air", "flights", flights(day), f"day{day}"))
+        made.append(lambda c, day=day: c.features.stream("air", "flights", events(day)))
         made.append(lambda c, day=day: c.features.push("late", push(day)))
         made.append(lambda c: c.features.materialize(MaterializeRequest(project="air", start=DAY - HOUR)))
     return made
@@ -71,7 +78,7 @@ class Process:
     def kill(self) -> None:
         if self._running is not None:
             self._running.send_signal(signal.SIGKILL)
-            self._running.wait(20)
+            self._running.wait(60)
 
 
 def run(process: Process, generator: random.Random, wanted: list[Step], kills: int) -> None:

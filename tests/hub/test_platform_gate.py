@@ -15,6 +15,7 @@ import pytest
 import serving_world
 from click.testing import CliRunner
 from evaluation_world import GOOD, World
+from ports import free_port
 from raw_platform import call
 
 from cellwork import clock, project
@@ -334,7 +335,7 @@ def test_the_command_line_sets_rules_rolls_back_and_overrides_over_http(
     service = Service("cellwork", gate.routes(world.state), authorise=serving_world.authorise)
     (tmp_path / "cellwork.toml").write_text('[project]\nname = "rail"\nowner = "Rail"\n[gate]\nquestions = 1\n')
     monkeypatch.chdir(tmp_path)
-    with serving_world.running(lambda: service, serving_world.free_port()) as url:
+    with serving_world.running(lambda: service, free_port()) as url:
         monkeypatch.setenv("CELLWORK_URL", url)
 
         def cellwork(role: str, *arguments: str) -> tuple[int, str]:

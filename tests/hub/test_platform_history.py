@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import feature_world
 import pandas as pd
 import polars as pl
 import pytest
+from click.testing import CliRunner
 from feature_world import ANYONE, DAY, definitions, flights, new_state, service, work
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
 
+from cellwork.cli import main
 from cellwork.client import Client
 from cellwork.errors import BadInput, Conflict, NotFound, TooLarge
 from cellwork.features import history, joins
 from cellwork.features.history import JoinView
+from cellwork.wire.datasets import Estimate
 from cellwork.wire.features import HistoryStatus
 from cellwork.wire.records import Principal
+from cellwork_hub.platform import feature_tables
 from cellwork_hub.platform.state import State
 from cellwork_jupyter import kernel
 
@@ -176,6 +182,112 @@ def test_the_cell_magic_says_what_is_wrong(shell):
     shell.user_ns["rows"] = asked()
     with pytest.raises(UsageError, match="did you mean 'late'"):
         shell.run_cell_magic("features", "rows --at at --project air", "lates")
+
+
+def test_an_interrupted_cell_says_so_cancels_and_changes_no_variable(shell, monkeypatch):
+    shell.user_ns["rows"] = asked()
+
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(joins.time, "sleep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        shell.run_cell_magic("features", "rows --at at --project air", "late")
+    assert shell.user_ns["rows"].equals(asked())
+
+
+def test_the_cell_refuses_what_does_not_fit_in_its_memory(shell):
+    shell.user_ns["rows"] = pl.concat([asked(1000)] * 40)
+    with pytest.raises(UsageError, match="allow more memory"):
+        shell.run_cell_magic("features", "rows --at at --project air --memory 1", "late")
+
+
+def test_with_a_limit_of_memory_the_join_is_the_same(client):
+    free, capped = (
+        joins.join(asked(), ["late"], at="at", project="air", memory_mb=memory, client=client) for memory in (None, 1)
+    )
+    assert capped.frame.equals(free.frame)
+    assert capped.coverage == free.coverage
+
+
+def test_an_estimate_joins_nothing_and_refuses_what_the_join_would(client):
+    told = joins.estimate(asked(), ["late"], at="at", project="air", client=client)
+    assert (told.observations, told.feature_rows) == (40, client.features.rows("air", "late").height)
+    with pytest.raises(BadInput, match="did you mean 'late'"):
+        joins.estimate(asked(), ["lates"], at="at", project="air", client=client)
+
+
+def by_library(shell: InteractiveShell, source: Path) -> None:
+    joins.join(asked(), ["late"], at="at", project="air", tell=joins.Teller(print))
+
+
+def by_cell(shell: InteractiveShell, source: Path) -> None:
+    shell.user_ns["rows"] = asked()
+    shell.run_cell_magic("features", "rows --at at --project air", "late")
+
+
+def by_command(shell: InteractiveShell, source: Path) -> None:
+    command = ["feature", "join", str(source), "late", "--at", "at", "--project", "air", "--out", f"{source}.out"]
+    assert CliRunner().invoke(main, command).exit_code == 0
+
+
+@pytest.mark.parametrize("way", [by_library, by_cell, by_command])
+def test_the_estimate_is_told_before_a_feature_row_is_read(
+    shell: InteractiveShell,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    way: Callable[[InteractiveShell, Path], None],
+) -> None:
+    """No row is read until the words were said; were they only said with the join, it would wait for them in vain."""
+    asked().write_parquet(tmp_path / "rows.parquet")
+    said, waited = threading.Event(), []
+    say, read = joins.say_estimate, feature_tables.read
+
+    def saying(told: Estimate) -> str:
+        said.set()
+        return say(told)
+
+    def reading(*args: Any, **terms: Any) -> pl.DataFrame:
+        waited.append(said.wait(60))
+        return read(*args, **terms)
+
+    monkeypatch.setattr(joins, "say_estimate", saying)
+    monkeypatch.setattr(feature_tables, "read", reading)
+    way(shell, tmp_path / "rows.parquet")
+    assert waited == [True]
+
+
+def test_a_cell_that_only_asks_for_the_estimate_joins_nothing(shell: InteractiveShell) -> None:
+    shell.user_ns["rows"] = asked()
+    with capture_output() as shown:
+        assert shell.run_cell_magic("features", "rows --at at --project air --estimate", "late") is None
+    assert "40 rows" in shown.outputs[-1].data["text/html"]
+    assert shell.user_ns["rows"].equals(asked())
+    with pytest.raises(UsageError, match="did you mean 'late'"):
+        shell.run_cell_magic("features", "rows --at at --project air --estimate", "lates")
+
+
+def test_twenty_five_joins_one_after_the_other_are_not_too_many(client):
+    """Those that were fetched hold no place."""
+    for _ in range(25):
+        assert joins.join(asked(4), ["late"], at="at", project="air", client=client).frame.height == 4
+
+
+def test_the_command_joins_a_file_and_tells_what_it_takes(shell, tmp_path):
+    source, out = tmp_path / "rows.parquet", tmp_path / "joined.parquet"
+    asked().write_parquet(source)
+    command = ["feature", "join", str(source), "late", "--at", "at", "--project", "air"]
+    estimated = CliRunner().invoke(main, [*command, "--estimate"])
+    assert "40 rows" in estimated.output
+    assert CliRunner().invoke(main, command).exit_code == 2
+    done = CliRunner().invoke(main, [*command, "--out", str(out), "--memory", "100"])
+    assert done.exit_code == 0, done.output
+    assert "about" in done.stderr
+    assert "40 rows found a value" in done.stdout
+    assert "late__flights" in pl.read_parquet(out).columns
+    (tmp_path / "bad.parquet").write_bytes(b"rows")
+    command[2] = str(tmp_path / "bad.parquet")
+    assert "are no parquet" in CliRunner().invoke(main, [*command, "--estimate"]).output
 
 
 def test_conflict_is_what_a_failed_join_raises(client, state):

@@ -13,6 +13,7 @@ import serving_world as world
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from log_world import DAY, ENDPOINT, World
+from ports import free_port
 from sqlalchemy import text
 
 from cellwork import errors
@@ -200,7 +201,7 @@ def test_an_outcome_that_belongs_nowhere_is_refused(client: Client, outcome: Out
 
 
 def test_outcomes_are_taken_while_the_inference_service_is_away(shop: World) -> None:
-    away = Context(shop.state.context.settings, {**shop.state.context.ports, "public": world.free_port()})
+    away = Context(shop.state.context.settings, {**shop.state.context.ports, "public": free_port()})
     state = State(shop.state.engine, away.home, away)
     assert outcomes.mirror(state) == 0
     request = outcomes.OutcomesRequest(project="shop", outcomes=[truth("a", 1)])

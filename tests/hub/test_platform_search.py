@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 import pytest
 from click.testing import CliRunner
-from feature_world import definitions, flights, new_state, service, work
+from feature_world import definitions, flights, work
 
-from cellwork import client as clients
 from cellwork import features
 from cellwork.cli import main
 from cellwork.client import Client
@@ -20,20 +17,6 @@ from cellwork.wire.batches import RawDataset
 from cellwork.wire.features import Definitions, Entity, Field, Prepared, Select, View
 from cellwork_hub import records
 from cellwork_hub.platform.state import State
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> State:
-    return new_state(tmp_path / "home")
-
-
-@pytest.fixture
-def client(state: State, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    with service(state) as connected:
-        monkeypatch.setenv("CELLWORK_URL", connected.connection.url)
-        monkeypatch.setenv("CELLWORK_TOKEN", "token")
-        yield connected
-    clients.connect().close()
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ def test_no_file_of_the_platform_and_no_audit_row_holds_a_value(url: str, state:
 def test_a_lost_key_is_said_and_a_new_key_beside_the_old_opens_both(url: str, state: State) -> None:
     from cryptography.fernet import Fernet
 
-    ada, path = Client(url, "ada", timeout=20).secrets, state.home.secret("secrets-key")
+    ada, path = Client(url, "ada", timeout=60).secrets, state.home.secret("secrets-key")
     ada.put("shop", "db", SecretRequest(value=VALUE))
     old = path.read_bytes()
     path.write_bytes(Fernet.generate_key() + b"\n" + old)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 from click.testing import CliRunner
-from feature_world import DAY, definitions, flights, new_state, service, work
+from feature_world import DAY, definitions, flights, work
 
-from cellwork import client as clients
 from cellwork import clock, data
 from cellwork.cli import main
 from cellwork.client import Client
@@ -23,20 +20,6 @@ from cellwork.wire.batches import Check, RawDataset, Seal
 from cellwork.wire.statistics import Description
 from cellwork_hub import records
 from cellwork_hub.platform.state import State
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> State:
-    return new_state(tmp_path / "home")
-
-
-@pytest.fixture
-def client(state: State, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    with service(state) as connected:
-        monkeypatch.setenv("CELLWORK_URL", connected.connection.url)
-        monkeypatch.setenv("CELLWORK_TOKEN", "token")
-        yield connected
-    clients.connect().close()
 
 
 def by_name(found: Description) -> dict[str, object]:

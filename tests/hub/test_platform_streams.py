@@ -62,7 +62,7 @@ class Topic:
     def send(self, *bodies: bytes) -> None:
         for body in bodies:
             if self.kind == "kafka":
-                self.producer.produce(self.name, body)
+                self.producer.produce(self.name, body, partition=0)
             else:
                 self.producer.xadd(self.name, {"row": body})
         if self.kind == "kafka":
@@ -95,7 +95,7 @@ def event(origin: str, hour: float, count: int) -> bytes:
     )
 
 
-def drain(topic: Topic, deliver: Any, expected: int, seconds: float = 40) -> streams.Count:
+def drain(topic: Topic, deliver: Any, expected: int, seconds: float = 120) -> streams.Count:
     """Consume until `expected` messages were taken."""
     broker, end, seen = topic.open(), time.monotonic() + seconds, streams.Count()
 
@@ -150,8 +150,11 @@ def test_a_topic_becomes_batches_that_start_their_pipelines(topic, client, state
     )
     client.features.apply(definition)
     topic.send(*(flight(number) for number in range(20)))
-    drain(topic, streams.to_dataset(client, "air", "flights"), 20)
+    assert drain(topic, streams.to_dataset(client, "air", "flights"), 20).messages == 20
+    counted = client.features.online("air", ["late"], {"origin": ["JFK", "LGA"]})
+    assert all(value.values["flights"] for value in counted.views["late"]), counted  # before any pipeline run
     work(state)
+    assert client.features.online("air", ["late"], {"origin": ["JFK", "LGA"]}) == counted
     assert client.features.rows("air", "late").height > 0
     assert sorted(client.batches.rows("air", "flights")["id"]) == list(range(20))
 
@@ -161,6 +164,38 @@ def test_what_is_given_out_again_is_not_ingested_again(client):
     assert streams.to_dataset(client, "air", "flights")(message[:4]) == 4
     assert streams.to_dataset(client, "air", "flights")(message[2:]) == 2
     assert streams.to_dataset(client, "air", "flights")(message) == 0
+    assert sorted(client.batches.rows("air", "flights")["id"]) == list(range(6))
+
+
+def taken(broker: streams.Broker, expected: int) -> list[streams.Message]:
+    found, end = list[streams.Message](), time.monotonic() + 120
+    while len(found) < expected and time.monotonic() < end:
+        found += broker.poll(expected, 0.3)
+    return found
+
+
+def test_a_partition_that_another_consumer_had_meanwhile_loses_and_doubles_nothing(kafka, client):
+    """The first one is silent for so long that the broker gives its partition to the second, which ingests and ends before it acknowledges."""
+    topic = Topic("kafka", *kafka, f"passed_{uuid.uuid4().hex[:8]}")
+    silent = {"max.poll.interval.ms": 6000, "session.timeout.ms": 6000, "log_level": 0}
+    first = brokers.Kafka(topic.address, topic.name, "tests", options=silent)
+    deliver = streams.to_dataset(client, "air", "flights")
+    topic.send(*map(flight, range(3)))
+    old = taken(first, 3)
+    assert deliver(old) == 3
+    first.acknowledge(old)
+    topic.send(*map(flight, range(3, 6)))
+    second = brokers.Kafka(topic.address, topic.name, "tests", options=silent)
+    passed = taken(second, 3)
+    assert [message.place for message in passed] == [3, 4, 5]
+    assert streams.to_dataset(client, "air", "flights")(passed) == 3
+    first.acknowledge(old)  # it does not know yet that they are no longer its own
+    second.close()
+    again = taken(first, 3)
+    first.acknowledge(again)
+    first.close()
+    assert [message.place for message in again] == [3, 4, 5]
+    assert deliver(again) == 0
     assert sorted(client.batches.rows("air", "flights")["id"]) == list(range(6))
 
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import msgspec
 import numpy as np
 import pandas as pd
 import pytest
-from feature_world import new_state, service
 from sqlalchemy import text
 
-from cellwork import client as clients
 from cellwork.client import Client
 from cellwork.errors import BadInput, Conflict, NotFound
 from cellwork.features import transform
@@ -21,20 +16,6 @@ from cellwork.features.transform import Transform, impute, scale
 from cellwork_hub.platform.state import State
 
 FRAME = pd.DataFrame({"a": [1.0, 2.0, np.nan, 4.0] * 10, "b": [0.0, 1.0, 0.0, 1.0] * 10})
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> State:
-    return new_state(tmp_path / "home")
-
-
-@pytest.fixture
-def client(state: State, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    with service(state) as connected:
-        monkeypatch.setenv("CELLWORK_URL", connected.connection.url)
-        monkeypatch.setenv("CELLWORK_TOKEN", "token")
-        yield connected
-    clients.connect().close()
 
 
 def test_a_kept_transformer_comes_back_as_the_same_object_and_is_never_changed(client: Client, state: State) -> None:

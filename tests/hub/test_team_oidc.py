@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 import team_world
+import tied
+from ports import free_port
 from running import wait_for
 from team_world import Team
 
@@ -45,19 +46,16 @@ class Provider:
 
 @pytest.fixture(scope="module")
 def provider() -> Iterator[Provider]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     users = [word for sub, claims in CLAIMS.items() for word in ("--user-claims", json.dumps({"sub": sub, **claims}))]
     program = str(Path(sys.executable).parent / "oidc-provider-mock")
-    process = subprocess.Popen([program, "-p", str(port), *users], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = tied.start([program, "-p", str(port), *users], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         issuer = f"http://127.0.0.1:{port}"
         wait_for(lambda: _answers(issuer), 60, "the provider")
         yield Provider(issuer)
     finally:
-        process.terminate()
-        process.wait(20)
+        tied.stop(process)
 
 
 def _answers(issuer: str) -> bool:

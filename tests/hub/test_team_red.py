@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
+import re
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -17,28 +20,40 @@ import pytest
 from account import Account
 from evaluation_world import DAYS, FLIGHTS, SEALED, definitions
 from feature_world import DAY
+from scipy.stats import norm
 from team_world import Team
 
 from cellwork.evaluation import metrics
 from cellwork.wire import PREFIX
 from cellwork.wire.datasets import DatasetRequest
 
-pytestmark = [pytest.mark.timeout(1500), pytest.mark.soak]  # four minutes of questions
+pytestmark = pytest.mark.timeout(1800)
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "seeks_sealed_labels.ipynb"
 ROWS = 1500
-FEW, MANY = 12, 200
+FEW, MANY = 6, 200
+METRICS = ("roc_auc", "pr_auc", "log_loss", "brier", "ece", "difference")
+WORD = re.compile(r"-?\d+\.\d{4,}")
 
 
 def legs(day: int) -> pl.DataFrame:
-    """Return the flights of a day; no two of all days have a delay in common, so that one says whose it is."""
+    """Return the flights of a day. No two of all days have a delay in common, so that one says whose it is; nor a `crowd`, which lie so far
+    apart that a tree, which compares in single precision, can set any one row apart."""
     random = np.random.default_rng(day)
-    hours, crowd = np.arange(ROWS) * 24 // ROWS, random.normal(size=ROWS).round(9)
+    hours, crowd = np.arange(ROWS) * 24 // ROWS, _crowds()[day]
     delay = (3.0 * (hours - 11) + 20 * crowd + random.normal(0, 15, ROWS)).round(7)
     columns = {
         "id": day * 1_000_000 + np.arange(ROWS), "gate": ["A", "B"] * (ROWS // 2), "crowd": crowd, "delay": delay,
         "planned": [DAY + timedelta(days=day, hours=int(hour)) for hour in hours],
     }  # fmt: skip
     return pl.DataFrame(columns, schema_overrides={"planned": pl.Datetime("us", "UTC")})
+
+
+@functools.cache
+def _crowds() -> np.ndarray:
+    """Return the days' crowds, shape (days, rows): evenly spread quantiles of a normal distribution in any order."""
+    n = DAYS * ROWS
+    places = (np.random.default_rng(2024).permutation(n) + 0.5) / n
+    return norm.ppf(places).round(9).reshape(DAYS, ROWS)
 
 
 @dataclass(frozen=True)
@@ -86,11 +101,16 @@ def seek(team: Team, given: dict[str, str], questions: int) -> Loot:
         given = {**given, "platform_home": str(account.show(team.home)), "questions": str(questions)}
         words = [word for pair in given.items() for word in ("-p", *pair)]
         command = [sys.executable, "-m", "papermill", str(NOTEBOOK), "out.ipynb", "--cwd", str(account.home), *words]
-        code, told = account.run(command, environ, timeout=300 + 10 * questions)
+        code, told = account.run(command, environ, timeout=300 + 25 * questions)
         assert code == 0, told[-4000:]
         found = json.loads((account.home / "loot.json").read_text())
+        print("".join(_said(json.loads((account.home / "out.ipynb").read_text()))))
     guesses = {int(row): values for row, values in found["guesses"].items()}
     return Loot(found["loot"], guesses, pl.concat([legs(day) for day in range(SEALED, DAYS)]))
+
+
+def _said(notebook: dict[str, Any]) -> list[str]:
+    return [line for cell in notebook["cells"] for output in cell.get("outputs", []) for line in output.get("text", [])]
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +133,7 @@ def test_the_ways_that_are_open_to_an_author_were_really_walked(loot: Loot) -> N
     ):
         assert not loot.ways[way].startswith("error"), loot.ways[way]
     assert len(loot.guesses) == FEW
+    assert loot.ways["rows set apart"] == str([1] * FEW)
 
 
 def test_the_ways_that_are_closed_say_so(loot: Loot) -> None:
@@ -130,18 +151,42 @@ def test_the_ways_that_are_closed_say_so(loot: Loot) -> None:
 
 
 def test_no_sealed_value_is_in_anything_that_was_seen(loot: Loot) -> None:
-    values = {repr(value) for value in loot.truth["delay"].to_list()} | {
-        f"{value:.7f}" for value in loot.truth["delay"].to_list()
-    }
+    delays = loot.truth["delay"].to_list()
+    values = {repr(value) for value in delays} | {f"{value:.7f}" for value in delays}
     for way, text in loot.ways.items():
-        seen = set(_numbers(text)) & values
+        seen = set(WORD.findall(text)) & values
         assert not seen, f"{way} told {len(seen)} sealed delays"
 
 
-def _numbers(text: str) -> list[str]:
-    import re
+def test_a_question_about_one_row_is_answered_in_steps_that_hide_it(loot: Loot) -> None:
+    """The attack is a real one: exact numbers would tell each label. What is told are multiples of a step many times what one row weighs."""
+    late = _late(loot)
+    exact = {row: _exact(loot, row) for row in loot.guesses}
+    assert {row: value > 0.5 for row, value in exact.items()} == {row: late[row] for row in loot.guesses}
+    weight = max(abs(value - 0.5) for value in exact.values())
+    step = 0.005
+    assert step > 4 * weight
+    for values in loot.guesses.values():
+        assert math.isclose(values["roc_auc"] / step, round(values["roc_auc"] / step), abs_tol=1e-6), values
+        assert abs(values["roc_auc"] - 0.5) <= 2.5 * 2 * step
 
-    return re.findall(r"-?\d+\.\d{4,}", text)
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+def test_two_hundred_questions_do_not_tell_a_label(team: Team, prepared: dict[str, Any]) -> None:
+    loot = seek(team, prepared, MANY)
+    late = _late(loot)
+    truth = [late[row] for row in loot.guesses]
+    assert {True, False} <= set(truth)
+    assert _separated([_exact(loot, row) for row in loot.guesses], truth) == 1.0, "exact numbers would tell all of them"
+    for metric in METRICS:
+        found = _separated([values[metric] for values in loot.guesses.values()], truth)
+        print(f"{metric}: sorts late rows from others with ROC AUC {found:.3f}")
+        assert found < 0.72, metric
+
+
+def _late(loot: Loot) -> dict[int, bool]:
+    return dict(zip(loot.truth["id"].to_list(), (loot.truth["delay"] > 15).to_list(), strict=True))
 
 
 def _exact(loot: Loot, row: int) -> float:
@@ -150,25 +195,7 @@ def _exact(loot: Loot, row: int) -> float:
     return metrics.value("roc_auc", (loot.truth["delay"] > 15).cast(pl.Float64), scores)
 
 
-@pytest.mark.soak  # scikit-learn's trees compare float32: its models set more than one row apart, so it does not show what it says yet
-def test_a_question_about_one_row_does_not_tell_its_label(loot: Loot) -> None:
-    late = dict(zip(loot.truth["id"].to_list(), (loot.truth["delay"] > 15).to_list(), strict=True))
-    assert all((_exact(loot, row) > 0.5) == late[row] for row in loot.guesses), "the attack works on exact numbers"
-    told = [values["roc_auc"] for values in loot.guesses.values()]
-    assert _separated(told, [late[row] for row in loot.guesses]) < 1.0
-    assert len(set(told)) <= 3, "steps, not digits"
-
-
 def _separated(values: list[float], late: list[bool]) -> float:
     """Return how well values tell late rows from others: ROC AUC, the better way round."""
     found: float = metrics.value("roc_auc", np.array(late, dtype=float), np.array(values))
     return max(found, 1 - found)
-
-
-@pytest.mark.soak
-def test_two_hundred_questions_do_not_tell_a_label(team: Team, prepared: dict[str, Any]) -> None:
-    loot = seek(team, prepared, MANY)
-    late = dict(zip(loot.truth["id"].to_list(), (loot.truth["delay"] > 15).to_list(), strict=True))
-    truth = [late[row] for row in loot.guesses]
-    for metric in ("roc_auc", "pr_auc", "log_loss", "brier", "ece", "difference"):
-        assert _separated([values[metric] for values in loot.guesses.values()], truth) < 0.62, metric

@@ -198,7 +198,7 @@ def test_a_new_member_is_let_in_at_once_and_one_who_left_stays_out(
     assert bert.get(path).status_code == 404
     projects = team.people["anna"].client().projects
     projects.add("mine-of-anna", "bert")
-    wait_for(lambda: bert.get(path).status_code == 200, 10, "the membership")
+    wait_for(lambda: bert.get(path).status_code == 200, 60, "the membership")
     projects.remove("mine-of-anna", "bert")
     wait_for(lambda: bert.get(path).status_code == 404, 60, "the end of the membership")
 

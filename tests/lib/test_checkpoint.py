@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cellwork.errors import Refused
-from cellwork.runs import checkpoints, engine, resume
+from cellwork.runs import checkpoints, engine, resume, taken
 from cellwork.runs.kernel import Kernel, allowed
 from cellwork.wire.jobs import Checkpoint
 
@@ -170,3 +170,19 @@ def test_an_archive_never_writes_outside_its_folder(tmp_path: Path, name: str, k
     with pytest.raises(Refused, match="is no file of its own"):
         checkpoints.unpack(stream.getvalue(), tmp_path / "in", tmp_path / "work")
     assert not list(tmp_path.rglob("evil"))
+
+
+def test_only_plain_files_that_lie_in_the_folder_are_taken_of_what_another_wrote(tmp_path: Path) -> None:
+    """Neither a link to a file or a folder, nor a pipe, which would be waited for, nor a folder that is a link itself."""
+    mine, theirs = tmp_path / "mine", tmp_path / "theirs"
+    for folder in (mine, theirs, theirs / "below"):
+        folder.mkdir()
+    (mine / "secret").write_text("of mine")
+    (theirs / "below" / "plain").write_text("theirs")
+    (theirs / "link").symlink_to(mine / "secret")
+    (theirs / "folder").symlink_to(mine)
+    os.mkfifo(theirs / "pipe")
+    assert [(str(path), file.read()) for path, file in taken.files(theirs)] == [("below/plain", b"theirs")]
+    (tmp_path / "swapped").symlink_to(mine)
+    assert list(taken.files(tmp_path / "swapped")) == []
+    assert list(taken.files(tmp_path / "none")) == []

@@ -138,6 +138,16 @@ def test_segments_show_where_a_model_is_poor_the_worst_first() -> None:
         segments.by(frame, "plaice", Y, scores)
 
 
+def test_residuals_show_where_a_model_predicts_too_little() -> None:
+    truth = np.arange(1000.0)
+    found = curves.residuals(truth, np.where(truth < 500, truth, truth - 10))
+    assert found["rows"].to_list() == [100] * 10
+    assert found["residual"].to_list()[::9] == pytest.approx([0.0, 10.0])
+    assert found["residual"].sum() == pytest.approx(50.0)
+    assert (found["low"] <= found["residual"] + 1e-9).all()
+    assert (found["residual"] <= found["high"] + 1e-9).all()
+
+
 def test_curves_have_scikit_learns_areas_and_few_points() -> None:
     roc, pr = curves.roc(Y, SCORES), curves.precision_recall(Y, SCORES)
     area = np.trapezoid(roc["true_positive_rate"], roc["false_positive_rate"])

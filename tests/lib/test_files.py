@@ -28,7 +28,7 @@ def test_a_reader_sees_the_old_or_the_new_content_and_never_a_part(tmp_path: Pat
         files.write(path, new)
         files.write(path, old)
     stop.set()
-    reader.join(10)
+    reader.join(60)
     assert seen <= {old, new}
     assert list(tmp_path.iterdir()) == [path]
 
@@ -55,6 +55,6 @@ def test_a_killed_holder_frees_the_lock(tmp_path: Path) -> None:
         with pytest.raises(Conflict), files.locked(tmp_path / "lock", "me"):
             pass
         child.kill()
-        child.wait(10)
+        child.wait(60)
     with files.locked(tmp_path / "lock", "me"):
         pass

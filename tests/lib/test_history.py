@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -140,6 +144,71 @@ def test_memory_asks_for_partitions_and_refuses_what_can_not_be():
     assert (whole.observations, whole.feature_rows) == (2, 800)
     with pytest.raises(TooLarge, match="ask for fewer features"):
         join(wanted, at="at", views=views, memory=100)
+
+
+def test_within_a_limit_of_memory_the_late_report_is_the_same():
+    rows = feature_rows([(name, n, 2 * n, n, 1) for name in ("JFK", "LGA") for n in range(400)])
+    views, wanted = (
+        [JoinView(view(), {"origin": "airport"}, ["temp"], rows.lazy())],
+        observed([("JFK", 50), ("LGA", 70)]),
+    )
+    assert estimate(wanted, views, memory=90_000).partitions == 2
+    assert late(wanted, at="at", views=views, memory=90_000) == late(wanted, at="at", views=views)
+    assert late(wanted, at="at", views=views)[0].observations == 2
+
+
+CHILD = """
+import sys
+from pathlib import Path
+import polars as pl
+from cellwork.features.history import JoinView, join
+from cellwork.wire.features import Field, Select, View
+
+FIELDS = [f"x{k}" for k in range(6)]
+VIEW = View(name="v", entities=["who"], pipeline=Select(rows="r", event="e", known="k"), fields=[Field(name=f, type="Float64") for f in FIELDS])
+
+def ask(rows, memory):
+    asked = pl.DataFrame({"who": range(0, 100_000, 10)}).with_columns(at=pl.datetime(2021, 1, 1, time_zone="UTC"))
+    frame, _ = join(asked, at="at", views=[JoinView(VIEW, {"who": "who"}, FIELDS, rows)], memory=memory)
+    return frame["v__x0"].count()
+
+def size(of):
+    return int(Path("/proc/self/status").read_text().split(of + ":")[1].split()[0]) * 1024
+
+small, large, memory = *sys.argv[1:3], int(sys.argv[3])
+ask(pl.scan_parquet(small), memory)  # libraries are loaded and their threads there
+Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+before = size("VmRSS")
+found = ask(pl.scan_parquet(large), memory)
+capped = size("VmHWM")
+ask(pl.read_parquet(large), None)
+print(found, capped - before, size("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a process since a moment")
+def test_a_capped_join_never_has_half_of_the_feature_rows_in_memory(tmp_path: Path) -> None:
+    """Beside its limit it takes what reading takes; the same join without a limit takes what the rows are."""
+    import pyarrow.parquet as pq
+
+    random, memory = np.random.default_rng(0), 70_000_000
+    chunk = pl.DataFrame({"who": np.arange(100_000), **{f"x{k}": random.normal(size=100_000) for k in range(6)}})
+    whole = 30 * int(chunk.estimated_size() * 9 / 7)
+    with pq.ParquetWriter(tmp_path / "large.parquet", stamped(chunk, 0).schema) as file:
+        for day in range(30):
+            file.write_table(stamped(chunk, day))
+    pq.write_table(stamped(chunk, 0), tmp_path / "small.parquet")
+    command = [sys.executable, "-c", CHILD, *(str(tmp_path / f"{name}.parquet") for name in ("small", "large"))]
+    done = subprocess.run([*command, str(memory)], capture_output=True, text=True, timeout=300, check=True)
+    found, capped, uncapped = map(int, done.stdout.split())
+    assert found == 10_000
+    assert capped < whole / 2
+    assert uncapped > 0.8 * whole
+
+
+def stamped(chunk: pl.DataFrame, day: int) -> Any:
+    at = pl.lit(datetime(2020, 1, 1, tzinfo=UTC) + timedelta(days=day)).cast(TIME)
+    return chunk.with_columns(event_timestamp=at, created_timestamp=at).to_arrow()
 
 
 def test_what_progress_raises_ends_the_join():

@@ -72,9 +72,9 @@ def test_the_same_rows_in_another_call_give_the_same_interval() -> None:
 def test_a_month_of_flights_is_measured_in_a_few_seconds() -> None:
     random = np.random.default_rng(3)
     y = (random.random(27_000) < 0.2).astype(float)
-    started = time.perf_counter()
+    started = time.process_time()
     metrics.measure(y, random.random(27_000))
-    assert time.perf_counter() - started < 8
+    assert time.process_time() - started < 8
 
 
 @pytest.mark.parametrize(

@@ -223,3 +223,19 @@ def test_random_writes_in_random_order_from_several_processes_leave_the_newest_e
         for v in values
     }
     assert temps(place.open(read_only=True), *names) == [newest[name][1] for name in names]
+
+
+def test_what_is_forgotten_is_gone_under_every_revision_and_nothing_else_is(place, store):
+    """A changed view may be filled several revisions later, for a revision is the project's."""
+    for revision in (1, 7):
+        store.write("weather", revision, ["origin"], rows(("JFK", 1, 1, 1), ("LGA", 2, 1, 1)))
+    store.forget("weather", packed.entity_keys([["JFK"]]))
+    store.forget("weather", packed.entity_keys([["JFK", "EWR"]]))
+    for revision in (1, 7):
+        store.activate("weather", revision)
+        found = store.read("weather", {"origin": ["JFK", "LGA"]})
+        assert [value.values.get("temp") for value in found] == [None, 2]
+    store.activate("weather", None)
+    assert store.count("weather") == 0
+    store.activate("weather", 7)
+    assert store.count("weather") == 0

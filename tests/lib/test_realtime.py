@@ -59,12 +59,12 @@ def records(rows: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
 @given(st.lists(st.tuples(st.lists(source, max_size=8), st.integers(0, 100)), min_size=1, max_size=5))
 def test_rows_one_by_one_give_what_batches_give(parts):
     twin, frames, steps = Twin(ROLLING, ["key"]), [], []
-    at, after = START, None
+    at, after, stood = START, None, {}
     for number, (rows, minutes) in enumerate(parts):
         at += minutes * MINUTE
         for row in records(rows):
             twin.add([row])
-        twin.advance(at)
+        stood.update(twin.advance(at))
         batch = f"batch{number}"
         frames.append(pl.DataFrame(records(rows), SCHEMA).with_columns(_batch=pl.lit(batch)))
         until = datetime.fromtimestamp(at.timestamp() // 900 * 900, UTC)
@@ -75,12 +75,13 @@ def test_rows_one_by_one_give_what_batches_give(parts):
             held = written.filter(pl.col("key") == key, pl.col("event_timestamp") <= at).sort("event_timestamp")
             there = held.select(FEATURES).row(-1, named=True) if held.height else Twin(ROLLING, ["key"]).values((key,))
             assert twin.values((key,)) == there
+            assert stood.get((key,)) == (held["event_timestamp"][-1] if held.height else None)
 
 
 def test_a_row_leaves_with_its_window_and_nothing_is_kept_of_it():
     twin = Twin(ROLLING, ["key"])
     assert twin.add(records([("a", 0, 0, 0.1, 1), ("a", 5, 0, 0.2, 1)])) == 2
-    assert twin.advance(START + 15 * MINUTE) == [("a",)]
+    assert twin.advance(START + 15 * MINUTE) == {("a",): START + 15 * MINUTE}
     assert twin.values(("a",))["rows"] == 2
     twin.advance(START + 60 * MINUTE)
     assert twin.values(("a",))["total"] == 1

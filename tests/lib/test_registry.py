@@ -179,4 +179,4 @@ def test_a_registry_that_does_not_answer_is_unavailable_in_bounded_time() -> Non
             pytest.raises(Unavailable, match="does not answer"),
         ):
             register("nowhere", client=client)
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < 120

@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cellwork.data import sketches
 from cellwork.monitoring import season, usual
@@ -65,6 +67,38 @@ def test_a_day_like_other_days_of_the_reference_is_no_drift_and_one_like_none_is
     assert verdicts[1].count("drift") <= 1
     odd = sketches.of(pl.DataFrame({"temp": np.random.default_rng(3).normal(40, 1, 240)}))
     assert compare(reference, odd, DriftRules(), usual=known)[0].verdict == "drift"
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), rows=st.integers(600, 2500))
+def test_what_is_usual_is_the_farthest_that_the_sketch_of_a_week_is_from_all_of_them(seed: int, rows: int) -> None:
+    dice = np.random.default_rng(seed)
+    texts = np.array([f"t{k}" for k in range(70)] + [None], dtype=object)
+    numbers = dice.normal(dice.normal(0, 2, rows), 1).round(1)
+    numbers[dice.random(rows) < 0.1] = np.nan
+    numbers[dice.random(rows) < 0.02] = np.inf
+    frame = pl.DataFrame(
+        {
+            "at": [MONDAY + int(hour) * HOUR for hour in dice.integers(0, 12 * 168, rows)],
+            "number": numbers,
+            "whole": pl.Series(np.where(dice.random(rows) < 0.2, None, dice.poisson(3, rows)).tolist(), dtype=pl.Int64),
+            "text": pl.Series(texts[np.minimum(dice.geometric(0.05, rows), 70)].tolist(), dtype=pl.String),
+            "flag": dice.random(rows) < 0.3,
+            "empty": pl.Series([None] * rows, dtype=pl.Float64),
+            "time": [MONDAY] * rows,
+        }
+    )
+    reference = sketches.of(frame.drop("at"))
+    found = usual.of(frame, "at", reference)
+    farthest: dict[str, list[float]] = {name: [0.0, 0.0] for name in reference.columns}
+    for week in frame.with_columns(week=pl.col("at").dt.truncate("1w")).partition_by("week", include_key=False):
+        for column in compare(reference, sketches.of(week.drop("at"))):
+            psi, missing = farthest[column.column]
+            apart = abs(column.missing_window - column.missing_reference)
+            farthest[column.column] = [max(psi, column.psi or 0.0), max(missing, apart)]
+    assert {name: [each.psi, each.missing] for name, each in found.items()} == {
+        name: pytest.approx(far, abs=1e-9) for name, far in farthest.items()
+    }
 
 
 def test_a_few_weeks_say_nothing_of_what_is_usual() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from datetime import UTC
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellwork.data import erase, tables
+from cellwork.errors import Unavailable
 
 
 def rows(*values: Any, column: str = "x") -> pl.DataFrame:
@@ -39,6 +42,45 @@ def test_a_column_without_a_type_appears_when_its_first_value_comes(tmp_path: Pa
     tables.write(tmp_path / "t", rows(1).with_columns(gust=pl.lit(None)), bat(1), known=[])
     tables.write(tmp_path / "t", rows(2).with_columns(gust=pl.lit(9.5)), bat(2), known=[bat(1)])
     assert tables.read(tmp_path / "t", [bat(1), bat(2)])["gust"].to_list() == [None, 9.5]
+
+
+@pytest.mark.parametrize("first", ["plain", "by the Delta writer"])
+def test_whoever_opens_a_table_of_many_batches_reads_ten_commits_at_most(tmp_path: Path, first: str) -> None:
+    """The log before the newest checkpoint is not needed: without it the table is the same."""
+    table, known = tmp_path / "t", [bat(number) for number in range(25)]
+    for number, batch in enumerate(known):
+        frame = rows(number) if first == "plain" else rows(number).with_columns(small=pl.lit(1, pl.Int32))
+        tables.write(table, frame, batch, known=known[:number])
+    newest = json.loads((table / "_delta_log" / "_last_checkpoint").read_text())["version"]
+    assert newest >= len(known) - 11
+    for commit in (table / "_delta_log").glob("*.json"):
+        if int(commit.stem) <= newest:
+            commit.unlink()
+    assert tables.read(table, known)["x"].to_list() == list(range(25))
+
+
+def test_an_erased_subject_is_in_no_checkpoint_either(tmp_path: Path) -> None:
+    """A small integer takes the Delta writer, whose log has the least and greatest values."""
+    table, known = tmp_path / "t", [bat(number) for number in range(12)]
+    for number, batch in enumerate(known):
+        frame = rows("ann", "SUBJECT-7").with_columns(small=pl.lit(1, pl.Int32))
+        tables.write(table, frame, batch, known=known[:number])
+    assert list((table / "_delta_log").glob("*.checkpoint.parquet"))
+    erase.from_table(table, "x", "SUBJECT-7")
+    assert tables.read(table, known)["x"].to_list() == ["ann"] * 12
+    assert not [path for path in table.rglob("*") if path.is_file() and b"SUBJECT-7" in path.read_bytes()]
+
+
+@pytest.mark.parametrize("gone", ["a file", "the table"])
+def test_a_source_that_vanished_is_named_with_a_way_out(tmp_path: Path, gone: str) -> None:
+    table = tmp_path / "table"
+    tables.write(table, rows(1, 2), bat(1), known=[])
+    if gone == "a file":
+        next(table.glob("_batch=*/*.parquet")).unlink()
+    else:
+        shutil.rmtree(table)
+    with pytest.raises(Unavailable, match=r"table '.*table': has lost what it is made of: .*; bring it back"):
+        tables.read(table, [bat(1)])
 
 
 @pytest.mark.parametrize("known", [[], [bat(1)]])

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +57,54 @@ def test_batches_are_all_the_rows_once_and_never_more_than_asked(source: Path, r
         next(training.batches(source, "lat"))
     with pytest.raises(NotFound, match="Parquet files"):
         next(training.batches(source / "nowhere", "late"))
+
+
+CHILD = """
+import sys
+from pathlib import Path
+import pyarrow.parquet
+from sklearn.naive_bayes import GaussianNB
+from cellwork import training
+
+def fit(source):
+    said = []
+    training.fit_batches(GaussianNB(), training.batches(source, "label", rows=20_000), classes=[0, 1], progress=said.append)
+    return said[-1].rows
+
+def size(of):
+    return int(Path("/proc/self/status").read_text().split(of + ":")[1].split()[0]) * 1024
+
+small, large = sys.argv[1:]
+fit(small)  # libraries are loaded and their threads there
+Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+before = size("VmRSS")
+rows = fit(large)
+learned = size("VmHWM")
+whole = pyarrow.parquet.read_table(large)
+print(rows, learned - before, size("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a process since a moment")
+def test_a_process_never_has_half_of_what_it_learns_from_in_memory(tmp_path: Path) -> None:
+    """From one row group that is as large as the file, the worst a reader can meet; the same rows read at once take what they are."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    random = np.random.default_rng(0)
+    columns = {f"x{k}": random.normal(size=25_000) for k in range(20)}
+    chunk = pa.table({**columns, "label": random.integers(0, 2, 25_000)})
+    whole = pa.concat_tables([chunk] * 25)
+    terms: dict[str, Any] = {"use_dictionary": False, "compression": "none", "write_statistics": False}
+    pq.write_table(chunk, tmp_path / "small.parquet", **terms)
+    pq.write_table(whole, tmp_path / "large.parquet", row_group_size=whole.num_rows, **terms)
+    assert pq.read_metadata(tmp_path / "large.parquet").num_row_groups == 1
+    command = [sys.executable, "-c", CHILD, str(tmp_path / "small.parquet"), str(tmp_path / "large.parquet")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    rows, learned, read = map(int, done.stdout.split())
+    assert rows == 625_000
+    assert learned < whole.nbytes / 2
+    assert read > whole.nbytes / 2
 
 
 def test_a_learner_learns_a_batch_at_a_time_and_says_the_loss_of_what_it_had_not_seen(
@@ -130,6 +181,7 @@ def kill_one(cluster: training.Cluster) -> None:
 @pytest.mark.parametrize("seed", [0, *(pytest.param(k, marks=pytest.mark.soak) for k in range(1, 20))])
 def test_a_worker_killed_while_trees_are_boosted_ends_right_or_with_a_clear_error(source: Path, seed: int) -> None:
     """Killed at a seeded moment of the fit; either way in bounded time."""
+    started = time.monotonic()
     with training.cluster(workers=2) as opened:
         delay = float(np.random.default_rng(seed).uniform(0.2, 4.0))
         killer = threading.Timer(delay, kill_one, args=(opened,))
@@ -142,7 +194,7 @@ def test_a_worker_killed_while_trees_are_boosted_ends_right_or_with_a_clear_erro
         except Unavailable as error:
             said.append(str(error))
         killer.join()
-    print(f"seed {seed}: killed after {delay:.1f} s, {said}")
+    print(f"| {seed} | {delay:.2f} | {time.monotonic() - started:.1f} | {said[-1] if said else 'right'} |")
 
 
 # Requests

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import socketserver
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,19 @@ from typing import Any
 import mlflow_server
 import numpy as np
 import polars as pl
+import psutil
 import pytest
+import tied
+from need import need
 from polars.testing import assert_frame_equal
+from ports import free_port
 from sklearn.linear_model import LogisticRegression
 
 from cellwork import training
 from cellwork.client import Client
 from cellwork.data import split
 from cellwork.errors import BadInput, Unavailable
-from cellwork.models import registry, versions
+from cellwork.models import package, registry, tracking, versions
 from cellwork.models.columns import kinds, to_pandas
 from cellwork.training import catalogue
 from cellwork.wire.datasets import Dataset
@@ -57,6 +63,10 @@ def test_whole_numbers_are_cast_and_texts_and_missing_columns_are_told_when_it_p
     assert whole.tolist() == model.predict_proba(to_pandas(pl.DataFrame({"hour": [3.0, 20.0], "carrier": ["AA", "BB"]}), columns)).tolist()  # fmt: skip
     with pytest.raises(BadInput, match="'hour': holds values that are no numbers"):
         to_pandas({"hour": ["noon"], "carrier": ["AA"]}, columns)
+    for texts in (["3"], pl.Series(["3"]), pl.Series(["3", None]).to_pandas(), [3, "4"]):
+        with pytest.raises(BadInput, match="'hour': holds values that are no numbers"):
+            to_pandas({"hour": texts, "carrier": ["AA"] * len(texts)}, columns)
+    assert to_pandas({"hour": pl.Series([None], dtype=pl.String), "carrier": ["AA"]}, columns)["hour"].isna().all()
     with pytest.raises(BadInput, match="'hour': is not in the frame; did you mean 'hours'"):
         to_pandas({"hours": [3], "carrier": ["AA"]}, columns)
     unseen = to_pandas({"hour": [None], "carrier": ["never seen"]}, columns)
@@ -73,31 +83,46 @@ def test_a_budget_that_suffices_for_no_candidate_is_told_with_the_way_out(worker
 # Workers
 
 
+GRID = {"C": np.logspace(-3, 1, 12).tolist(), "max_iter": [200]}
+
+
+def searched(cluster: training.Cluster, folds: bool) -> training.Search:
+    X, y = np.random.default_rng(1).normal(size=(60_000, 20)), np.random.default_rng(2).integers(0, 2, 60_000)
+    validation = None if folds else (X[:20_000], y[:20_000])
+    return training.search(
+        LogisticRegression(), GRID, X, y, cluster=cluster, progress=quiet, timeout=200, validation=validation
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(workers: training.Cluster) -> dict[bool, training.Search]:
+    """What is found when nobody is killed: with folds and without."""
+    return {folds: searched(workers, folds) for folds in (True, False)}
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(20))
-def test_a_worker_killed_while_it_searches_changes_nothing_of_what_is_found(seed: int) -> None:
+def test_a_worker_killed_while_it_searches_changes_nothing_of_what_is_found(
+    seed: int, undisturbed: dict[bool, training.Search]
+) -> None:
     """Killed at a seeded moment, one worker or all of them, with folds and without; the normal run has one such test in test_training."""
     dice = np.random.default_rng(seed)
     delay, all_of_them, folds = float(dice.uniform(0.05, 2.5)), bool(dice.random() < 0.3), bool(dice.random() < 0.5)
-    X, y = np.random.default_rng(1).normal(size=(60_000, 20)), np.random.default_rng(2).integers(0, 2, 60_000)
-    terms: dict[str, Any] = {
-        "progress": quiet,
-        "timeout": 200,
-        "validation": None if folds else (X[:20_000], y[:20_000]),
-    }
-    grid = {"C": np.logspace(-3, 1, 12).tolist(), "max_iter": [200]}
-    with training.cluster(workers=2) as opened:
-        expected = training.search(LogisticRegression(), grid, X, y, cluster=opened, **terms)
+    expected = undisturbed[folds]
     with training.cluster(workers=2) as opened:
         pids = list(opened.client.run(os.getpid).values())
         killer = threading.Timer(
             delay, lambda: [os.kill(pid, signal.SIGKILL) for pid in pids[: 2 if all_of_them else 1]]
         )
         killer.start()
-        found = training.search(LogisticRegression(), grid, X, y, cluster=opened, **terms)
+        found = searched(opened, folds)
+        late = found.seconds < delay
         killer.cancel()
         killer.join()
-    print(f"seed {seed}: {'both' if all_of_them else 'one'} killed after {delay:.1f} s, {found.seconds:.1f} s")
+    who = "both" if all_of_them else "one"
+    print(
+        f"| {seed} | {who} | {'folds' if folds else 'validation'} | {delay:.2f} | {found.seconds:.1f} | {'no: it had ended' if late else 'yes'} |"
+    )
     assert found.score == pytest.approx(expected.score)
     assert_frame_equal(by_setting(found), by_setting(expected))
 
@@ -138,19 +163,23 @@ def pump(source: socket.socket, target: socket.socket) -> None:
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> int:
     mlflow_server.url()
-    number = mlflow_server.free_port()
+    number = free_port()
     monkeypatch.setenv("CELLWORK_URL", f"http://127.0.0.1:{number}")
     monkeypatch.setenv("CELLWORK_TOKEN", "token")
     return number
 
 
-def test_a_model_is_not_lost_when_mlflow_is_away_and_registers_when_it_is_back(port: int, tmp_path: Path) -> None:
+def trained_on(project: str) -> Dataset:
     now = pl.datetime_range(pl.datetime(2013, 9, 1), pl.datetime(2013, 9, 1), time_zone="UTC", eager=True)[0]
-    trained = Dataset(
-        id="ds_" + "7" * 26, project="away", name="training", rows=400, observations="departures", id_column="id", time_column="at",
+    return Dataset(
+        id="ds_" + "7" * 26, project=project, name="training", rows=400, observations="departures", id_column="id", time_column="at",
         inputs=["hour", "carrier"], features=[], label="late", labelled=400, start=now, end=now, content_sha256="c" * 64,
         revision=1, batches=[], coverage=[], at=now, origin=Origin(),
     )  # fmt: skip
+
+
+def test_a_model_is_not_lost_when_mlflow_is_away_and_registers_when_it_is_back(port: int, tmp_path: Path) -> None:
+    trained = trained_on("away")
     model = training.fit(catalogue.pipeline("hist_gradient_boosting", FRAME, LATE, max_iter=5), FRAME, LATE)
     with Client(f"http://127.0.0.1:{port}", "token") as client:
         part = split.Part(trained, FRAME, "train", {"kind": "time", "cuts": ["2013-09-01"]})
@@ -173,3 +202,37 @@ def test_a_model_is_not_lost_when_mlflow_is_away_and_registers_when_it_is_back(p
             for door in opened:
                 door.shutdown()
                 door.server_close()
+
+
+def test_a_full_artifact_store_is_told_leaves_no_version_and_takes_the_model_when_there_is_room(tmp_path: Path) -> None:
+    """MLflow keeps its artifacts on a disk of 40 kB of its own, which nobody else sees; then it grows."""
+    need(
+        os.geteuid() == 0 and bool(shutil.which("unshare")) and bool(shutil.which("nsenter")), "root, unshare, nsenter"
+    )
+    disk = tmp_path / "artifacts"
+    disk.mkdir()
+    mount = f'mount -t tmpfs -o size=40k none {disk} && exec "$@"'
+    address, process = mlflow_server.start(
+        tmp_path, ["unshare", "--mount", "--propagation", "private", "sh", "-ec", mount, "-"]
+    )
+    try:
+        model = training.fit(catalogue.pipeline("random_forest", FRAME, LATE, n_estimators=20), FRAME, LATE)
+        with Client(address, "token") as client:
+            terms: dict[str, Any] = {"dataset": trained_on("full"), "X_example": FRAME.head(), "client": client}
+            with pytest.raises(
+                Unavailable, match=r"model file 'model.skops.*': could not be kept: .* make room where MLflow keeps"
+            ):
+                registry.register(model, "delay", **terms)
+            assert list(versions.of_project(client, "full")) == []
+            [run] = tracking.send(client, "/runs/search", {"experiment_ids": ["1"]})["runs"]
+            assert run["info"]["status"] == "FAILED"
+            [inside] = psutil.Process(process.pid).children()
+            grow = ["nsenter", "--target", str(inside.pid), "--mount", "mount", "-o", "remount,size=50m", str(disk)]
+            subprocess.run(grow, check=True, timeout=30)
+            version = registry.register(model, "delay", **terms)
+            assert version.version == 1
+            again = package.load(package.download(client, "full/delay", 1, tmp_path / "copy"))
+            rows = to_pandas(FRAME.head())
+            assert np.allclose(again.predict_proba(rows), model.predict_proba(rows))
+    finally:
+        tied.stop(process)

@@ -159,7 +159,7 @@ def test_a_budget_ends_a_search_with_the_best_so_far_its_last_fit_included(
     started = time.monotonic()
     space = {"height": Number(-20.0, 20.0)}
     found = find(workers, Hill(seconds=0.1), space, method=method, draws=10_000, folds=2, validation=None, budget=8)
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 240
     assert found.ended == "budget"
     assert 0 < found.leaderboard.height < 1000
     assert found.model.classes_.tolist() == [0, 1]

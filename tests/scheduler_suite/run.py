@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
-from xml.etree import ElementTree
 
 HERE = Path(__file__).resolve().parent
 TESTS = HERE.parent
+sys.path.insert(0, str(TESTS))
+
+from upstream import Results, results  # noqa: E402
+
 PAGE = TESTS.parent / "nbs" / "reference" / "scheduler.md"
 MODULES = ("test_scheduler", "test_handlers", "test_job_files_manager")
 NOT_RUN = {
@@ -52,19 +54,7 @@ def run(checkout: Path, report: Path) -> None:
         subprocess.run(command, env=environment, check=False, timeout=900)
 
 
-def results(report: Path) -> dict[str, dict[str, int]]:
-    """Return test function -> outcome -> how many of its cases."""
-    found: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for case in ElementTree.parse(report).getroot().iter("testcase"):
-        function = re.sub(r"\[.*", "", case.get("name", ""))
-        name = f"{case.get('classname', '').split('.')[-1]}::{function}"
-        kinds = {child.tag for child in case}
-        outcome = "skipped" if "skipped" in kinds else "failed" if kinds & {"failure", "error"} else "passed"
-        found[name][outcome] += 1
-    return found
-
-
-def table(found: dict[str, dict[str, int]]) -> list[str]:
+def table(found: Results) -> list[str]:
     lines, total = [], defaultdict[str, int](int)
     for name, outcomes in sorted(found.items()):
         lines.append(f"| {name} | {outcomes['passed']} | {outcomes['failed']} | {outcomes['skipped']} | |")

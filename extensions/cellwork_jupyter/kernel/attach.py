@@ -112,7 +112,7 @@ class Attachment:
                 continue
             header = json.loads(parts[1])
             if header["msg_type"] == "shutdown_request":
-                await self._shut_down(channel, identities, parts)
+                self._shut_down(channel, identities, self.session.deserialize(parts))
                 return
             if channel != "stdin":
                 self.waiting[header["msg_id"]] = channel, identities, parts
@@ -130,8 +130,7 @@ class Attachment:
             if asked:  # an answer to somebody else who is attached was not asked for here
                 await self.sockets[channel].send_multipart([*asked[1], *signed])
 
-    async def _shut_down(self, channel: str, identities: list[bytes], parts: list[bytes]) -> None:
-        request = self.session.deserialize(parts)
+    def _shut_down(self, channel: str, identities: list[bytes], request: dict[str, Any]) -> None:
         content = {"status": "ok", "restart": request["content"].get("restart", False)}
         self.session.send(self._plain(channel), "shutdown_reply", content, parent=request, ident=identities)
         self.over.set()
@@ -154,7 +153,7 @@ class Attachment:
         request = self.session.deserialize(parts)
         kind = request["header"]["msg_type"]
         if kind == "shutdown_request":
-            await self._shut_down(channel, identities, parts)
+            self._shut_down(channel, identities, request)
             return
         text = f"run {self.run}: {why}; choose another kernel, or start the run again: cellwork run resume --new-kernel"
         content: dict[str, Any] = {"status": "error", "ename": "KernelGone", "evalue": text, "traceback": [text]}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_cell_magic, magics_class
@@ -15,7 +16,7 @@ from IPython.core.magic_arguments import argument, magic_arguments, parse_argstr
 
 from cellwork import errors, project, serving
 from cellwork.cli import routes
-from cellwork.wire.endpoints import RouteTable
+from cellwork.wire.endpoints import ArmWish, RouteTable
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,10 @@ class DeployMagics(Magics):
         """
         asked = parse_argstring(self.canary, line)
         return _changed(
-            lambda: serving.canary(
-                _named(asked.endpoint), asked.version, weight=routes.share(asked.weight), units=asked.unit,
-                when=routes.conditions(asked.when), model=asked.model, revision=asked.revision, reason=cell.strip(),
+            lambda: _beside(
+                asked, cell, weight=routes.share(asked.weight), units=asked.unit, when=routes.conditions(asked.when)
             )
-        )  # fmt: skip
+        )
 
     @magic_arguments()
     @argument("--model", default="", help="full name of the model; default the endpoint's own")
@@ -96,11 +96,13 @@ class DeployMagics(Magics):
         Example: %%shadow flights/delay 3
         """
         asked = parse_argstring(self.shadow, line)
-        return _changed(
-            lambda: serving.shadow(
-                _named(asked.endpoint), asked.version, model=asked.model, revision=asked.revision, reason=cell.strip()
-            )
-        )
+        return _changed(lambda: _beside(asked, cell, shadow=True))
+
+
+def _beside(asked: Any, cell: str, **how: Any) -> RouteTable:
+    """Put a version beside the live one as the line asks; the cell is the reason."""
+    wish = ArmWish(model=asked.model, revision=asked.revision, reason=cell.strip(), **how)
+    return serving.beside(_named(asked.endpoint), asked.version, wish)
 
 
 def _named(endpoint: str) -> str:

@@ -24,12 +24,15 @@ class FeatureMagics(Magics):
         "--no-arrival", action="store_true", help="take values as known from their event on, whenever they arrived"
     )
     @argument("--late", action="store_true", help="report values that came too late")
+    @argument("--estimate", action="store_true", help="say what it will take, and join nothing")
     @argument("--at", default="event_timestamp", help="the column of the time")
     @argument("--into", default="", metavar="NAME", help="the variable for the result; default: the frame's own")
     @argument("frame", help="the variable with the rows: a polars or pandas frame with the join keys and a time")
     @cell_magic
-    def features(self, line: str, cell: str) -> joins.Joined:
+    def features(self, line: str, cell: str) -> joins.Joined | None:
         """Join the features that the cell names, one a line, to a frame: as they were known at each row's time.
+
+        What it will take is said before the first feature is read; an interrupt (or --estimate) leaves it at that.
 
         Example: %%features departures --at asked --into training
         """
@@ -38,12 +41,12 @@ class FeatureMagics(Magics):
         rows = self.shell.user_ns.get(asked.frame)
         if rows is None:
             raise UsageError(f"variable {asked.frame!r} is not there: make the frame first")
-        shown = Shown()
+        shown, terms = Shown(), {"at": asked.at, "project": asked.project, "memory_mb": asked.memory}
         try:
-            joined = joins.join(
-                rows, wanted, at=asked.at, project=asked.project, arrival=not asked.no_arrival, late=asked.late,
-                memory_mb=asked.memory, tell=shown.tell,
-            )  # fmt: skip
+            if asked.estimate:
+                shown.say(joins.say_estimate(joins.estimate(rows, wanted, **terms)))
+                return None
+            joined = joins.join(rows, wanted, arrival=not asked.no_arrival, late=asked.late, tell=shown.tell, **terms)
         except errors.CellworkError as error:
             raise UsageError(str(error)) from None
         except KeyboardInterrupt:

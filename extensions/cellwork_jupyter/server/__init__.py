@@ -1,5 +1,5 @@
-"""What runs in a user's Jupyter server: it keeps what cells print while no page is open and says why a kernel died; plugins of other
-extensions hand their work to the platform's services.
+"""What runs in a user's Jupyter server: it keeps what cells print while no page is open, says why a kernel died and how runs ended;
+plugins of other extensions hand their work to the platform's services.
 
 The server is the user's own, so nothing here is a boundary; it is loaded by Jupyter Server in containers and on one machine alike.
 """
@@ -16,9 +16,15 @@ def _load_jupyter_server_extension(app: Any) -> None:
     from cellwork_jupyter.server import allowed
     from cellwork_jupyter.server.connection import KeepingConnection
     from cellwork_jupyter.server.routes import Outputs
+    from cellwork_jupyter.server.runs import News, Open
 
     app.web_app.settings["kernel_websocket_connection_class"] = KeepingConnection
     if auth := getattr(app.identity_provider, "hub_auth", None):
         allowed.be_patient(auth)
     base = app.web_app.settings["base_url"]
-    app.web_app.add_handlers(".*$", [(url_path_join(base, r"/cellwork/outputs/([\w-]+)"), Outputs)])
+    handlers = [
+        (r"/cellwork/outputs/([\w-]+)", Outputs),
+        (r"/cellwork/news", News),
+        (r"/cellwork/runs/(run_\w+)/open", Open),
+    ]
+    app.web_app.add_handlers(".*$", [(url_path_join(base, path), handler) for path, handler in handlers])

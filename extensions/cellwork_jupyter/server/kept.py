@@ -4,6 +4,9 @@ A page shows the outputs of what it asked for itself; what a cell says while no 
 execution of a cell is followed to its end, whoever is there: `asked` sees it pass on its way to the kernel, `told` every
 message of the kernel. The newest execution of a cell is kept, all together `MOST_BYTES`; the oldest that has ended goes first.
 It lives as long as the kernel and is never written: the notebook is the page's to write.
+
+Widgets that a running cell has made are kept too, as the kernel announced them: a page that joins in the middle would hear of a
+button and not of its layout, and could show neither.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 MOST_BYTES = 32 * 1024 * 1024
+MOST_WIDGETS = 10_000
 WHOLE = ("display_data", "execute_result", "error")
 
 Message = dict[str, Any]
@@ -31,15 +35,30 @@ class Execution:
     changes: int = 0
     size: int = 0
     clear_next: bool = False
+    widgets: dict[str, list[bytes]] = field(default_factory=dict)
+    """While it runs: message id -> the announcement of a widget, as it came from the kernel."""
+    pages: set[str] = field(default_factory=set)
+    """Who has heard of them."""
+    waiting: set[str] = field(default_factory=set)
+    """Pages that were joining when it ended, and are still to be told of them."""
 
     @property
     def id(self) -> str:
         return str(self.header["msg_id"])
 
+    @property
+    def page(self) -> str:
+        return str(self.header.get("session", ""))
+
+    def forget_widgets(self) -> None:
+        """Let go what was announced, once the cell has ended and whoever came meanwhile was told."""
+        if self.ended and not self.waiting:
+            self.widgets.clear()
+
     def as_json(self) -> dict[str, Any]:
         """Return what the page needs. What has not begun waits, or was given up after an error above, of which a kernel does not tell."""
         return {
-            "id": self.id, "cell": self.cell, "code": self.code, "outputs": self.outputs, "count": self.count,
+            "id": self.id, "page": self.page, "cell": self.cell, "code": self.code, "outputs": self.outputs, "count": self.count,
             "changes": self.changes, "begun": self.begun, "ended": self.ended and self.ended.isoformat(),
         }  # fmt: skip
 
@@ -51,6 +70,8 @@ class Kept:
         self.most_bytes = most_bytes
         self.executions: dict[str, Execution] = {}
         self._of_cell: dict[str, str] = {}
+        self.joining: set[str] = set()
+        """Pages that are connecting: they hear nothing yet, and are told then what they have missed (`missed`)."""
         self._captured: dict[str, str] = {}
         """Output widget -> the request whose outputs it takes; the page shows those inside of the widget."""
 
@@ -64,8 +85,20 @@ class Kept:
         self.executions[execution.id] = execution
         self._of_cell[cell] = execution.id
 
-    def told(self, message: Message, size: int) -> None:
-        """Take a message of the kernel, of `size` bytes."""
+    def missed(self, page: str) -> dict[str, list[bytes]]:
+        """Return what cells that run now, or did when `page` came, have announced and it has not heard, in its order; it has joined then."""
+        self.joining.discard(page)
+        found: dict[str, list[bytes]] = {}
+        for execution in self.executions.values():
+            if page != execution.page and page not in execution.pages:
+                execution.pages.add(page)
+                found |= execution.widgets
+            execution.waiting.discard(page)
+            execution.forget_widgets()
+        return found
+
+    def told(self, message: Message, size: int, parts: list[bytes] | None = None) -> None:
+        """Take a message of the kernel, of `size` bytes; `parts` is as it came."""
         kind, content = message["header"]["msg_type"], message["content"]
         if kind == "comm_msg":
             self._note_capture(message)
@@ -78,7 +111,11 @@ class Kept:
             execution.count, execution.begun = content["execution_count"], True
         elif kind == "status":
             if content["execution_state"] == "idle":
-                execution.ended = datetime.now(UTC)
+                execution.ended, execution.waiting = datetime.now(UTC), set(self.joining)
+                execution.forget_widgets()
+        elif kind == "comm_open" and parts and len(execution.widgets) < MOST_WIDGETS:
+            execution.widgets[message["header"]["msg_id"]] = parts
+            return
         elif execution.id in self._captured.values():
             return
         elif kind == "update_display_data":

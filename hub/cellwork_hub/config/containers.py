@@ -14,13 +14,14 @@ from __future__ import annotations
 import asyncio
 import html
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 from docker.errors import APIError
 from dockerspawner import DockerSpawner
 from jupyterhub.spawner import SpawnException
+from jupyterhub.utils import maybe_future
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError
 from traitlets import Float, Int, Unicode, default
 
@@ -30,6 +31,7 @@ from cellwork.settings import Settings
 from cellwork.wire import PREFIX
 from cellwork_hub import profiles
 from cellwork_hub.config.orphans import remove_when_started
+from cellwork_hub.config.sharing import become_dashboard
 from cellwork_hub.config.team import lost
 from cellwork_hub.containers import engine, images, way
 from cellwork_hub.containers.reasons import explain, last_words
@@ -72,6 +74,7 @@ class ContainerSpawner(DockerSpawner):  # type: ignore[misc]
         super().__init__(**kwargs)
         self.steps: list[tuple[int, str]] = []
         self.mounted: list[str] = []
+        self.telling = False
 
     @default("name_template")  # type: ignore[untyped-decorator]
     def _own_name(self) -> str:
@@ -254,12 +257,41 @@ class ContainerSpawner(DockerSpawner):  # type: ignore[misc]
         super().load_state(state)
         self.mounted = state.get("mounted", [])
 
+    def run_post_stop_hook(self) -> Any:
+        """The hub asks for this once it has stopped the server: who waited for its end does not wait for the next one's."""
+        self._callbacks: list[Callable[[], Any]] = []
+        return super().run_post_stop_hook()
+
     async def poll_and_notify(self) -> Any:
-        """Look whether the server runs, as the hub does from time to time; one whose owner lost what it was started with is stopped."""
+        """Look whether the server runs, as the hub does from time to time; one whose owner lost what it was started with is stopped.
+
+        A look may take seconds, behind others at the engine. What it finds of a server that was stopped meanwhile is told to nobody:
+        the hub would end the one that is being started in its place. A server that ended while nobody waited for it, or whose end
+        could not be told, is ended here: the hub would believe for ever that it runs.
+        """
         if why := await lost(self.authenticator, self.user.name, self.mounted):
             self.log.warning("server %s of %s is stopped: %s", self.name, self.user.name, why)
             await self.stop(now=True)
-        return await super().poll_and_notify()
+        waiting = self._callbacks
+        status = await self.poll()
+        if status is None or self._stop_pending or self.telling or self._callbacks is not waiting:
+            return status
+        self.stop_polling()
+        self._callbacks, self.telling = [], True
+        try:
+            await self._tell(waiting)
+        finally:
+            self.telling = False
+        return status
+
+    async def _tell(self, waiting: list[Callable[[], Any]]) -> None:
+        for told in waiting:
+            try:
+                await maybe_future(told())
+            except Exception:
+                self.log.exception("the end of server %s of %s could not be told", self.name, self.user.name)
+        if self.ready:
+            await self.user.stop(self.name)
 
     # the story
 
@@ -301,14 +333,13 @@ def set_containers(c: Any, settings: Settings, ports: dict[str, int], chosen: wa
     home = settings.folder
     url = f"http://{chosen.door}:{ports['public']}"
     c.JupyterHub.spawner_class = ContainerSpawner
-    c.JupyterHub.allow_named_servers = True
     c.Spawner.cmd = ["cellwork-server"]
     c.Spawner.args = []
     c.Spawner.default_url = "/lab"
     c.Spawner.hub_connect_url = url
     c.Spawner.start_timeout = settings.server_ready_seconds + QUEUE_SECONDS
     c.Spawner.http_timeout = 30
-    c.Spawner.environment = environment(url)
+    c.Spawner.environment = environment(url, f"http://{settings.host}:{ports['public']}")
     c.Spawner.poll_interval = min(LOOK_SECONDS, settings.token_cache_seconds)
     c.Spawner.pre_spawn_hook = hand_over_token
     c.Spawner.apply_user_options = options_are_read_at_the_start
@@ -328,10 +359,11 @@ def set_containers(c: Any, settings: Settings, ports: dict[str, int], chosen: wa
     remove_when_started(home, chosen)
 
 
-def environment(url: str) -> dict[str, str]:
+def environment(url: str, public_url: str) -> dict[str, str]:
     """Return what every server sees; the token comes with each start."""
     return {
         "CELLWORK_URL": url,
+        "CELLWORK_PUBLIC_URL": public_url,
         "CELLWORK_TABLES": TABLES,
         "MLFLOW_TRACKING_URI": url + PREFIX["mlflow"],
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -340,6 +372,7 @@ def environment(url: str) -> dict[str, str]:
 
 
 def hand_over_token(spawner: Any) -> None:
+    become_dashboard(spawner, "python")
     token = spawner.api_token
     spawner.environment = {
         **spawner.environment,

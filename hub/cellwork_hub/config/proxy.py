@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from jupyterhub import orm
+from jupyterhub.utils import url_path_join
 from jupyterhub_traefik_proxy.fileprovider import TraefikFileProviderProxy
 
 from cellwork import files
 from cellwork.settings import Settings
+from cellwork.wire.dashboards import SERVERS
 from cellwork_hub.containers import way
 from cellwork_hub.preparation import own_door
 
@@ -16,7 +19,38 @@ INSIDE = "containers"
 """The entry point in the containers' network."""
 
 
-class BothDoors(TraefikFileProviderProxy):  # type: ignore[misc]
+class PagesStay(TraefikFileProviderProxy):  # type: ignore[misc]
+    """A dashboard's address leads to the hub while its server does not run (`pages`).
+
+    Without a route of its own its owner's Lab, below whose address it lies, would take it and know nothing of it.
+    """
+
+    async def delete_user(self, user: Any, server_name: str = "") -> None:
+        if server_name.startswith(SERVERS):
+            await self._lead_here(url_path_join(user.proxy_spec, server_name, "/"))
+        else:
+            await super().delete_user(user, server_name)
+
+    async def check_routes(self, user_dict: Any, service_dict: Any, routes: Any = None) -> None:
+        """Keep the routes of all servers, and those of pages that wait; a page that was taken down has none."""
+        routes = routes or await self.get_all_routes()
+        waiting = self._waiting(user_dict)
+        others = {spec: route for spec, route in routes.items() if spec not in waiting}
+        await super().check_routes(user_dict, service_dict, others)
+        for spec in waiting:
+            if routes.get(spec, {}).get("target") != self.hub.host:
+                await self._lead_here(spec)
+
+    async def _lead_here(self, spec: str) -> None:
+        await self.add_route(spec, self.hub.host, {"page": True})
+
+    def _waiting(self, user_dict: Any) -> set[str]:
+        """Return the addresses of the dashboards whose servers neither run nor start nor end."""
+        rows = self.app.db.query(orm.Spawner).filter(orm.Spawner.name.startswith(SERVERS), orm.Spawner.server == None)  # noqa: E711
+        return {url_path_join(user_dict[row.user].proxy_spec, row.name, "/") for row in rows}
+
+
+class BothDoors(PagesStay):
     """Every route holds at the public door and at the one in the containers' network.
 
     Each has a router of its own: one router with two entry points of different options is renamed by traefik, and the hub
@@ -39,7 +73,7 @@ class BothDoors(TraefikFileProviderProxy):  # type: ignore[misc]
 
 def set_proxy(c: Any, settings: Settings, ports: dict[str, int]) -> None:
     inside = own_door(settings, way.known(settings.folder).door)
-    c.JupyterHub.proxy_class = BothDoors if inside else TraefikFileProviderProxy
+    c.JupyterHub.proxy_class = BothDoors if inside else PagesStay
     c.Proxy.should_start = False
     c.TraefikProxy.traefik_entrypoint = "http"
     c.TraefikProxy.traefik_api_url = f"http://127.0.0.1:{ports['proxy-api']}"

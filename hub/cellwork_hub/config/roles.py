@@ -45,7 +45,10 @@ def set_roles(c: Any, settings: Settings, ports: dict[str, int]) -> None:
     team = settings.trust == "team"
     c.JupyterHub.load_roles = [
         {"name": "user", "scopes": ["self", *access(), *(() if team else to_hub(OWNER))]},
-        {"name": "server", "scopes": ["users:activity!user", "access:servers!server", *access(), *to_hub(OWNER)]},
+        {
+            "name": "server",
+            "scopes": ["users:activity!user", "access:servers!server", "servers!user", *access(), *to_hub(OWNER)],
+        },
         *(
             {"name": f"cellwork-{name}", "scopes": [*to_hub(ours), *hubs], "services": [name]}
             for name, (ours, hubs) in SERVICE_SCOPES.items()

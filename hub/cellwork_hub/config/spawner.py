@@ -19,6 +19,7 @@ from cellwork.settings import Settings
 from cellwork.wire import PREFIX
 from cellwork_hub import processes
 from cellwork_hub.config.no_servers import refuse_servers
+from cellwork_hub.config.sharing import become_dashboard
 from cellwork_hub.containers import way
 from cellwork_hub.units import reachable
 
@@ -30,6 +31,9 @@ ARGUMENTS = (
     "--SchedulerApp.environment_manager_class=cellwork_jupyter.server.environments.CellworkEnvironments",
     "--SchedulerApp.db_url=sqlite://",
 )
+
+LOOK_SECONDS = 5
+"""How often the hub looks whether a server still runs: a look is a signal to a process."""
 
 
 class AccountSpawner(LocalProcessSpawner):  # type: ignore[misc]
@@ -78,11 +82,12 @@ def set_spawner(c: Any, settings: Settings, ports: dict[str, int]) -> None:
     workspace.mkdir(parents=True, exist_ok=True)
     url = f"http://{reachable(settings.host)}:{ports['public']}"
     c.JupyterHub.spawner_class = AccountSpawner
-    c.Spawner.cmd = [sys.executable, "-m", "jupyterhub.singleuser"]
+    c.Spawner.cmd = [sys.executable, "-P", "-m", "cellwork_jupyter.singleuser"]
     c.Spawner.args = [*ARGUMENTS, *(["--allow-root"] if os.geteuid() == 0 else [])]
     c.Spawner.default_url = "/lab"
     c.Spawner.notebook_dir = str(workspace)
     c.Spawner.start_timeout = c.Spawner.http_timeout = settings.ready_seconds
+    c.Spawner.poll_interval = LOOK_SECONDS
     c.LocalProcessSpawner.popen_kwargs = {"cwd": str(workspace)}
     c.LocalProcessSpawner.interrupt_timeout = c.LocalProcessSpawner.term_timeout = 10
     c.Spawner.environment = environment(settings, url)
@@ -110,6 +115,7 @@ def prepare_server(workspace: Path) -> Any:
     """Return the hook before each start: the server's token for its notebooks, and the tutorials where there are none yet."""
 
     def prepare(spawner: Any) -> None:
+        become_dashboard(spawner, sys.executable)
         token = spawner.api_token
         spawner.environment = {
             **spawner.environment,

@@ -37,9 +37,9 @@ WELCOME = 'Your first time here, or a new password? <a href="/hub/welcome">Use y
 
 
 def set_users(c: Any, settings: Settings, ports: dict[str, int]) -> None:
+    c.JupyterHub.template_paths = [str(Path(__file__).parent / "templates")]
     if settings.trust == "team":
         set_team(c, settings, ports)
-        c.JupyterHub.template_paths = [str(Path(__file__).parent / "templates")]
         c.JupyterHub.template_vars = {"announcement_login": WELCOME} if settings.login == "password" else {}
         return
     name = one_user(settings)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cellwork import clock
 from cellwork.errors import CellworkError, Refused, Unavailable
 
 if TYPE_CHECKING:
@@ -116,17 +118,34 @@ def _reason(address: str, error: Exception) -> CellworkError:
     )
 
 
-def remove_all(engine: Engine, home: str) -> int:
-    """Remove every container that belongs to the platform at `home`; volumes and networks stay. Return how many there were."""
+def _remove(container: Any) -> None:
+    """Remove a container; one that is gone, or is being removed by whoever started it, is none of ours."""
     import docker
 
+    try:
+        container.remove(force=True)
+    except docker.errors.APIError as error:
+        if error.status_code not in (404, 409):
+            raise
+
+
+def remove_all(engine: Engine, home: str) -> int:
+    """Remove every container that belongs to the platform at `home`; volumes and networks stay. Return how many there were."""
     client = engine.client()
     found = client.containers.list(all=True, filters={"label": f"{OWNER}={home}"}, ignore_removed=True)
     for container in found:
-        try:
-            container.remove(force=True)
-        except docker.errors.APIError as error:  # gone, or being removed by whoever started it
-            if error.status_code not in (404, 409):
-                raise
+        _remove(container)
     client.close()
     return len(found)
+
+
+def remove_ended(engine: Engine, label: str, seconds: float) -> None:
+    """Remove containers with `label` that ended more than `seconds` ago: who would have removed them was killed."""
+    client = engine.client()
+    try:
+        for container in client.containers.list(filters={"label": label, "status": "exited"}, ignore_removed=True):
+            ended = datetime.fromisoformat(container.attrs["State"]["FinishedAt"][:19] + "+00:00")
+            if (clock.now() - ended).total_seconds() > seconds:
+                _remove(container)
+    finally:
+        client.close()

@@ -155,7 +155,7 @@ def parent(folder: Path) -> str:
 
 def _why(output: str) -> str:
     """Return what of a build's output says why it failed."""
-    if "no space left on device" in output:
+    if "no space left on device" in output.lower():
         return "there is no space left on the engine's disk (look: docker system df; make room: docker system prune)"
     if "pull access denied" in output or "failed to do request" in output or "not found: manifest unknown" in output:
         return "its base image can't be had here; name one that is there: --base IMAGE"

@@ -27,7 +27,7 @@ def explain(error: Any, profile: Profile, image: str) -> CellworkError:
             "is broken: it has no command cellwork-server",
             "an admin builds it again, FROM cellwork/base",
         )
-    if "no space left on device" in text:
+    if "no space left on device" in text.lower():
         return Unavailable(
             "container engine", "", "has no space left on its disk", "an admin makes room: docker system prune"
         )

@@ -1,117 +1,80 @@
-"""`cellwork serve`: the inference service without hub and platform, for callers with an API key.
+"""`cellwork serve`: the inference service without hub and platform, see `folders`; this process only keeps its workers.
 
-Endpoints are those that the home has served before, whatever has become of the registry since, and the model folders that the command
-line names; a folder passes the sanity test and no gate, for whoever starts the service has chosen it. Routes change through a
-running platform only: with neither hub nor registry nobody may. One process; at SIGTERM what has begun is answered first.
+At SIGTERM the service drains (`cellwork_hub.drain`); SIGHUP starts new workers beside the old ones and then lets those drain, so that a
+changed folder, setting or version of Cellwork comes to callers without a failed request.
 """
 
 from __future__ import annotations
 
-import shutil
+import os
+import socket
+import sys
 from pathlib import Path
 
 import click
-from anyio import to_thread
-from sqlalchemy import Engine
-from starlette.types import Scope
 
-from cellwork import db, ids, scopes, settings
-from cellwork.errors import BadInput, Unavailable
+from cellwork import ids, settings
+from cellwork.errors import BadInput, Conflict
 from cellwork.models import package
-from cellwork.wire.endpoints import Deploy
-from cellwork.wire.evaluations import VersionRef
-from cellwork.wire.features import Definitions
-from cellwork.wire.gate import Check, Gate
-from cellwork.wire.keys import KeyWish
-from cellwork.wire.origin import Origin
-from cellwork.wire.records import Principal
 from cellwork_hub import edge
-from cellwork_hub.auth import NOBODY
 from cellwork_hub.context import Context
-from cellwork_hub.inference import keys
-from cellwork_hub.inference.app import MIGRATIONS, build
-from cellwork_hub.inference.deploy import Endpoints
-from cellwork_hub.inference.door import FrontDoor
-from cellwork_hub.route import Call
-
-
-class Folders:
-    """The registry of a service that runs alone: the folders it was given."""
-
-    def __init__(self, folders: dict[str, Path]) -> None:
-        """`folders` by the endpoint's full name."""
-        self.folders = folders
-
-    def gate(self, name: str, version: int) -> Gate:
-        ref = VersionRef(name=name, version=version, digest=package.digest(self._folder(name)))
-        return Gate(
-            version=ref, passed=True, checks=[Check(name="given", passed=True, text="by who started the service")]
-        )
-
-    def fetch(self, ref: VersionRef, folder: Path) -> None:
-        shutil.copytree(self._folder(ref.name), folder, dirs_exist_ok=True)
-
-    def definitions(self, project: str) -> Definitions | None:
-        return None
-
-    def _folder(self, name: str) -> Path:
-        if name not in self.folders:
-            raise Unavailable(
-                "registry", name, "is not there: this service runs alone", "start a platform: cellwork up"
-            )
-        return self.folders[name]
-
-
-async def nobody(scope: Scope) -> Principal:
-    """Without a hub, who has no key is nobody."""
-    return NOBODY
-
-
-def service(context: Context, folders: dict[str, Path]) -> FrontDoor:
-    """Return the service of `context`'s home, with `folders` deployed where they are not live yet."""
-
-    async def begin(endpoints: Endpoints) -> None:
-        for name, folder in folders.items():
-            entry = await to_thread.run_sync(endpoints.table.get, name)
-            live = entry.live.record.version if entry else None
-            if live is None or live.digest != package.digest(folder):
-                wish = Deploy(version=live.version + 1 if live else 1, reason=f"cellwork serve, from {folder.name}")
-                await endpoints.deploy(own_call(), name, wish)
-
-    return build(context, authorise=nobody, registry=Folders(folders), begin=begin)
-
-
-def own_call() -> Call:
-    """Return a call of whoever starts the service."""
-    starter = Principal(kind="service", name="serve", scopes=scopes.ALL)
-    return Call(starter, ids.new("req"), Origin(), {}, {}, None, {})
-
-
-def make_keys(engine: Engine, projects: set[str], name: str) -> list[str]:
-    """Return a new token for each of `projects`."""
-    return [keys.make(engine, own_call(), KeyWish(project=project, name=name)).token for project in sorted(projects)]
+from cellwork_hub.inference import workers
 
 
 @click.command()
 @click.argument("models", nargs=-1, metavar="[PROJECT/NAME=FOLDER]...")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where it listens.")
-@click.option("--port", default=8080, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option(
+    "--grpc-port",
+    type=click.IntRange(0, 65535),
+    help="Open Inference over gRPC; 0 is none. [default: 0, or the setting]",
+)
+@click.option(
+    "--workers", "wanted", type=click.IntRange(0, 256), help="Processes; 0 is one a core. [default: 1, or the setting]"
+)
 @click.option("--new-key", default="", metavar="NAME", help="Make a key of this name for each project and print it.")
-def serve(models: tuple[str, ...], host: str, port: int, new_key: str) -> None:
+def serve(
+    models: tuple[str, ...], host: str, port: int, grpc_port: int | None, wanted: int | None, new_key: str
+) -> None:
     """Serve endpoints without hub and platform: those of this home, and model folders; callers need an API key.
+
+    SIGTERM ends it when what has begun is answered; SIGHUP renews its processes without a failed request.
 
     Example: cellwork serve shop/churn=./model --port 8080 --new-key web
     """
     folders = dict(map(_named, models))
-    context = Context(settings.load()[0], {"public": port, "hub": 0, "inference": port})
-    context.home.ensure()
-    engine = db.open_database(context.database_url("inference"), MIGRATIONS)
-    projects = {name.partition("/")[0] for name in folders}
-    for token in make_keys(engine, projects, new_key) if new_key else ():
+    chosen = settings.load()[0]
+    chosen.folder.ensure()
+    for token in _new_keys(chosen, folders, new_key) if new_key else ():
         click.echo(token)
-    engine.dispose()
-    click.echo(f"serves on http://{host}:{port}", err=True)
-    edge.serve(service(context, folders), host, port)
+    _refuse_if_taken(host, port)
+    first = edge.listen(host, port)
+    taken = first.getsockname()[1]
+    sockets = [first]
+
+    def listen() -> socket.socket:
+        return sockets.pop() if sockets else edge.listen(host, taken)
+
+    click.echo(f"serves on http://{host}:{taken}", err=True)
+    os.environ["CELLWORK_HOST"] = host
+    if grpc_port is not None:
+        os.environ["CELLWORK_GRPC_PORT"] = str(grpc_port)
+    command = [*workers.python(__name__), *(f"{name}={folder}" for name, folder in folders.items())]
+    count = workers.count(chosen.inference_workers if wanted is None else wanted)
+    workers.run(count, command, listen, drain_seconds=chosen.drain_seconds)
+
+
+def _refuse_if_taken(host: str, port: int) -> None:
+    """Raise Conflict if somebody listens there already: our own sockets share a port, with anybody of this account."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise Conflict(
+                "address", f"{host}:{port}", f"can't be taken: {error.strerror}", "choose another --port"
+            ) from None
 
 
 def _named(text: str) -> tuple[str, Path]:
@@ -120,3 +83,35 @@ def _named(text: str) -> tuple[str, Path]:
         raise BadInput("model", text, "names no folder", "write project/name=folder")
     package.read(Path(folder))
     return "/".join(ids.split_name(name)), Path(folder).absolute()
+
+
+def _new_keys(chosen: settings.Settings, folders: dict[str, Path], name: str) -> list[str]:
+    from cellwork import db
+    from cellwork_hub.inference.app import MIGRATIONS
+    from cellwork_hub.inference.folders import make_keys
+
+    engine = db.open_database(_context(chosen, 0).database_url("inference"), MIGRATIONS)
+    tokens = make_keys(engine, {name.partition("/")[0] for name in folders}, name)
+    engine.dispose()
+    return tokens
+
+
+def _context(chosen: settings.Settings, port: int) -> Context:
+    return Context(chosen, {"public": port, "hub": 0, "inference": port})
+
+
+def work(words: list[str]) -> None:
+    """Be one worker, as `workers.Seat` started it."""
+    from cellwork_hub.inference.folders import service
+
+    workers.end_with_parent()
+    end = words.index("--worker")
+    place, chosen = workers.Place.of(words[end + 1 :]), settings.load()[0]
+    context = _context(chosen, place.listening.getsockname()[1])
+    app = service(context, dict(map(_named, words[:end])), worker=place.number)
+    drain = chosen.drain_seconds
+    edge.serve(app, "", 0, listening=place.listening, drain_seconds=drain, proxied=False, started=place.say)
+
+
+if __name__ == "__main__":
+    work(sys.argv[1:])

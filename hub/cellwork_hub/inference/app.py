@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,8 +12,8 @@ from starlette.types import Scope
 
 from cellwork import db, ids
 from cellwork.errors import BadInput
-from cellwork.serving import log
-from cellwork.serving.endpoint import DEADLINE_SECONDS
+from cellwork.serving import archive, log
+from cellwork.serving.endpoint import DEADLINE_SECONDS, QUEUE_ROWS
 from cellwork.serving.plan import Lookup
 from cellwork.wire import Struct
 from cellwork.wire.endpoints import (
@@ -24,6 +22,7 @@ from cellwork.wire.endpoints import (
     Deploy,
     Deployment,
     EndpointStatus,
+    InputWish,
     Prediction,
     Request,
     RolloutWish,
@@ -34,14 +33,26 @@ from cellwork_hub import records
 from cellwork_hub.auth import HubTokens
 from cellwork_hub.context import Context
 from cellwork_hub.edge import Service
-from cellwork_hub.inference import arms, invocations, keys, online, open_inference, rollouts, table
+from cellwork_hub.inference import (
+    arms,
+    deferred,
+    forgetting,
+    inputs,
+    invocations,
+    keeper,
+    keys,
+    online,
+    open_inference,
+    rollouts,
+    table,
+)
 from cellwork_hub.inference.deploy import Endpoints
 from cellwork_hub.inference.door import FrontDoor
+from cellwork_hub.inference.grpc_door import GrpcDoor
 from cellwork_hub.inference.registry import PlatformRegistry, Registry
 from cellwork_hub.inference.table import Entry
+from cellwork_hub.inference.tally import Tally
 from cellwork_hub.route import Call, Route
-
-logger = logging.getLogger("cellwork")
 
 MIGRATIONS = [
     records.MIGRATION,
@@ -51,10 +62,12 @@ MIGRATIONS = [
     table.ROUTES_MIGRATION,
     log.ROUTES_MIGRATION,
     keys.MIGRATION,
+    deferred.MIGRATION,
+    log.OBSERVATIONS_MIGRATION,
+    archive.MIGRATION,
+    log.ERASED_MIGRATION,
 ]
 """Append only: a number, once used, keeps its meaning."""
-TAKE_OVER_SECONDS = 1.0
-TAKE_OVER_ROWS = 500
 SETTLE_SECONDS = 20.0
 """How long a start waits for the predictors it had; after that they come up while it serves."""
 
@@ -77,7 +90,8 @@ def build(
 
     `begin` runs once, when what was served before is served again.
     """
-    engine = db.open_database(context.database_url("inference"), MIGRATIONS)
+    url, chosen = context.database_url("inference"), context.settings
+    engine = db.open_database(url, MIGRATIONS)
     endpoints = Endpoints(
         engine,
         context.home,
@@ -86,39 +100,51 @@ def build(
         deadline=deadline,
         megabytes=context.settings.predictor_megabytes,
     )
+    later = deferred.Deferred(engine, endpoints, context.home, context.settings.webhook_hosts)
     settled = False
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         nonlocal settled
+        tally.open()
         await endpoints.restore()
         if begin is not None:
             await begin(endpoints)
         await endpoints.settle(SETTLE_SECONDS)
+        if grpc is not None:
+            await grpc.open()
         settled = True
-        background = (
-            [asyncio.create_task(_take_over(door)), asyncio.create_task(rollouts.drive(endpoints))]
+        works = [tally.keep(), *([endpoints.follow()] if worker is not None else [])]
+        works += (
+            [keeper.keep(url, context.home, chosen.log_days), rollouts.drive(endpoints), later.drive()]
             if not worker
             else []
         )
-        background += [asyncio.create_task(endpoints.follow())] if worker is not None else []
+        background = [asyncio.create_task(work) for work in works]
         yield
+        if grpc is not None:
+            await grpc.close()
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
         await endpoints.close()
+        tally.close()
         engine.dispose()
 
     service = Service(
         "inference",
-        [*records.routes(engine), *routes(endpoints)],
+        [*records.routes(engine), *routes(endpoints, later)],
         authorise=keys.Keys(engine, authorise or _hub(context)),
         lifespan=lifespan,
         ready=lambda: settled,
         most_bytes=context.settings.request_bytes,
         bounded=context.settings.trust == "team",
+        more_gauges=lambda: tally.gauges(),
     )
+    tally = Tally(context.home.tallies(), service.counts, service.seconds, lambda: endpoints.waiting_rows, QUEUE_ROWS)
+    service.totals = tally.totals
     door = FrontDoor(service, endpoints, most_per_second=context.settings.caller_requests_per_second)
+    grpc = GrpcDoor(door, f"{chosen.host}:{chosen.grpc_port}", chosen.request_bytes) if chosen.grpc_port else None
     return door
 
 
@@ -126,27 +152,20 @@ def _hub(context: Context) -> HubTokens:
     return HubTokens(context.hub_api, context.token("inference"), cache_seconds=context.settings.token_cache_seconds)
 
 
-async def _take_over(door: FrontDoor) -> None:
-    """Bring the quick lane's log into the table: a tenth of the time under load, as fast as it goes when nobody asks."""
-    while True:
-        began, asked = time.monotonic(), door.counts.total()
-        try:
-            count = await asyncio.to_thread(door.endpoints.log.take_some, TAKE_OVER_ROWS)
-        except Exception:  # whatever it is, predictions go on and the segments keep what was answered
-            logger.exception("predictions were not taken over into the log's table; tried again soon")
-            count = 0
-        taken = time.monotonic() - began
-        busy = door.counts.total() > asked
-        await asyncio.sleep(TAKE_OVER_SECONDS if not count else 9 * taken if busy else taken / 4)
-
-
-def routes(endpoints: Endpoints) -> list[Route]:
-    own = [*_management(endpoints), *_predictions(endpoints), *keys.routes(endpoints)]
-    return [*own, *open_inference.routes(endpoints)]
+def routes(endpoints: Endpoints, later: deferred.Deferred) -> list[Route]:
+    own = [*_management(endpoints), *_predictions(endpoints), *deferred.routes(later), *keys.routes(endpoints)]
+    return [*own, *open_inference.routes(endpoints), *forgetting.routes(endpoints)]
 
 
 def _name(call: Call) -> str:
     return "/".join(ids.split_name(f"{call.path['project']}/{call.path['name']}"))
+
+
+def _dotted(call: Call) -> str:
+    """Return the endpoint of a path with ``project.name``, whose project the caller may enter."""
+    project, _, name = call.path["model"].partition(".")
+    call.enter(project)
+    return "/".join(ids.split_name(f"{project}/{name}"))
 
 
 def _version(call: Call) -> int:
@@ -183,6 +202,10 @@ def _management(endpoints: Endpoints) -> list[Route]:
     async def stop_rollout(call: Call) -> RouteTable:
         return (await rollouts.stop(endpoints, call, _name(call), call.query.get("reason", ""))).wire()
 
+    async def put_input(call: Call) -> RouteTable:
+        wish: InputWish = call.body
+        return (await inputs.put(endpoints, call, _name(call), wish)).wire()
+
     def listing(call: Call) -> list[EndpointStatus]:
         call.may_enter("")
         return [_status(endpoints, e) for e in endpoints.table.all() if call.may_enter(e.name.partition("/")[0])]
@@ -203,6 +226,7 @@ def _management(endpoints: Endpoints) -> list[Route]:
         Route("DELETE", one + "/arms/{version}", remove_arm, "endpoints:write", None, RouteTable, "Take a version from beside the live one."),
         Route("PUT", one + "/rollout", roll_out, "endpoints:write", RolloutWish, RouteTable, "Bring a version to all requests in stages; it goes on or back by itself."),
         Route("DELETE", one + "/rollout", stop_rollout, "endpoints:write", None, RouteTable, "Stop a rollout and take its version out."),
+        Route("PUT", one + "/input", put_input, "endpoints:write", InputWish, RouteTable, "Set what becomes of values that are out of range or were never seen."),
         Route("GET", "/api/v1/endpoints", listing, "endpoints:read", None, list[EndpointStatus], "All endpoints."),
         Route("GET", one, show, "endpoints:read", None, EndpointStatus, "One endpoint."),
         Route("GET", "/api/v1/deployments/{deployment}", deployment, "endpoints:read", None, Deployment, "A deployment as it was made."),
@@ -215,7 +239,8 @@ def _predictions(endpoints: Endpoints) -> list[Route]:
         return await endpoints.get(_name(call)).predict(request, call.principal.name)
 
     async def invoke(call: Call) -> dict[str, Any]:
-        endpoint = endpoints.get(_name(call))
+        name = _dotted(call) if "model" in call.path else _name(call)
+        endpoint = endpoints.get(name)
         rows = invocations.rows(call.body, endpoint.current().live.plan)
         return invocations.answer(await endpoint.predict(Request(rows=rows), call.principal.name))
 
@@ -234,6 +259,7 @@ def _predictions(endpoints: Endpoints) -> list[Route]:
     return [
         Route("POST", "/predict/{project}/{name}", predict, "endpoints:predict", Request, Answer, "Score rows; logged before it is answered."),
         Route("POST", "/invocations/{project}/{name}", invoke, "endpoints:predict", bytes, dict[str, Any], "MLflow's scoring protocol."),
+        Route("POST", "/endpoints/{model}/invocations", invoke, "endpoints:predict", bytes, dict[str, Any], "The same, as MLflow's own deployments client asks."),
         Route("GET", "/predictions/{prediction}", read, "endpoints:read", None, Prediction, "One logged prediction."),
         Route("GET", "/api/v1/predictions", after, "endpoints:read", None, list[Prediction], "The log after a sequence number, in order."),
     ]  # fmt: skip

@@ -57,7 +57,7 @@ class Endpoints:
         deadline: float = DEADLINE_SECONDS,
         megabytes: int = MEGABYTES,
     ) -> None:
-        self.table, self.log = Table(engine), PredictionLog(engine, home.segments())
+        self.table, self.log = Table(engine), PredictionLog(engine, home.segments(), home.archived_predictions())
         self.segments, self.loader = Writer(home.segments()), Loader(home, registry, megabytes)
         self.engine, self.lookup, self.deadline = engine, lookup, deadline
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="prediction-log")
@@ -78,8 +78,8 @@ class Endpoints:
         return endpoint.lane if endpoint else None
 
     @property
-    def names(self) -> list[str]:
-        return sorted(self._live)
+    def waiting_rows(self) -> int:
+        return sum(endpoint.waiting_rows for endpoint in self._live.values())
 
     async def restore(self) -> None:
         """Serve again what the table says, from the copies of this machine; neither registry nor hub is needed."""
@@ -94,11 +94,12 @@ class Endpoints:
                 for name, revision in (await to_thread.run_sync(self.table.revisions)).items():
                     endpoint = self._live.get(name)
                     if endpoint is None or endpoint.routes is None or endpoint.routes.revision < revision:
-                        await self._adopt(name)
+                        await self.adopt(name)
             except Exception:  # what is served now goes on; the next look may see more
                 log.exception("changes of other processes could not be followed")
 
-    async def _adopt(self, name: str) -> None:
+    async def adopt(self, name: str) -> None:
+        """Take over what the table says of an endpoint, if it says something newer."""
         async with self._swaps[name]:
             entry, endpoint = await to_thread.run_sync(self.table.get, name), self._endpoint(name)
             old = endpoint.routes
@@ -122,7 +123,7 @@ class Endpoints:
         live = served(entry.live)
         previous = served(entry.previous) if entry.previous else None
         arms = tuple(Beside(served(entry.deployed[arm.deployment]), arm) for arm in entry.beside.arms)
-        return Routes(entry.name, entry.revision, live, previous, arms, entry.beside.salt)
+        return Routes(entry.name, entry.revision, live, previous, arms, entry.beside.salt, entry.beside.input)
 
     def _replace(self, endpoint: Endpoint, routes: Routes) -> None:
         """Serve by `routes`; versions that are not at hand any more leave when those who may still ask them have been answered."""

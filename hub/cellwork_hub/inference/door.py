@@ -6,8 +6,11 @@ credential is counted too. Whatever the lane hands back, and every error, is ans
 
 from __future__ import annotations
 
+import asyncio
+import re
 import time
-from collections import Counter, deque
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from starlette.types import Message, Receive, Scope, Send
@@ -17,16 +20,18 @@ from cellwork.errors import CellworkError, TooBusy
 from cellwork.serving.lane import MOST_BYTES
 from cellwork.serving.shape import Door as Kind
 from cellwork.wire.records import Principal
+from cellwork_hub.drain import Draining
 from cellwork_hub.edge import Service, problem_response, respond
+from cellwork_hub.inference import direct
 from cellwork_hub.inference.deploy import Endpoints
 
 PREFIX = "/services/inference"
 DOORS: dict[str, Kind] = {"/predict/": "predict", "/invocations/": "invocations"}
+DEPLOYMENTS = re.compile(r"/endpoints/([^./]+)\.([^/]+)/invocations")
+ROUTES: dict[Kind, str] = {"predict": "/predict/{project}/{name}", "invocations": "/invocations/{project}/{name}"}
+"""The path under which the metrics count each door."""
 CACHE_SECONDS = 1.0
 MOST_CALLERS = 10_000
-HEADERS = [
-    (b"content-type", b"application/json"), (b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"),
-]  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -39,17 +44,21 @@ class Caller:
     """Whose endpoints it may ask; None: any project's."""
     requests: int = 0
 
+    def may_ask(self, project: str) -> bool:
+        return self.projects is None or project in self.projects
+
 
 class FrontDoor:
     def __init__(self, service: Service, endpoints: Endpoints, *, most_per_second: int = 0) -> None:
         self.service, self.endpoints, self.most_per_second = service, endpoints, most_per_second
         self.counts: Counter[str] = Counter()
-        self.seconds: deque[float] = deque(maxlen=2000)
+        self.targets: dict[bytes, tuple[str, Kind]] = {}
+        """Endpoint and door by the exact target of a request, as it stands on the wire; those that were asked for."""
         self._paths: dict[str, tuple[str, Kind]] = {}
         self._callers: dict[bytes, Caller] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["method"] != "POST" or scope.get(direct.GENERAL):
             return await self.service(scope, receive, send)
         known = self._paths.get(scope["path"]) or self._path(scope["path"])
         if known is None or b"%" in scope.get("raw_path", b"%"):
@@ -58,7 +67,8 @@ class FrontDoor:
         lane = self.endpoints.lane(name)
         if lane is None:
             return await self.service(scope, receive, send)
-        message = await receive()
+        self.targets[scope["raw_path"]] = known
+        began, message = time.perf_counter(), await receive()
         body = message.get("body", b"")
         try:
             caller = await self._caller(scope, name.partition("/")[0])
@@ -69,21 +79,42 @@ class FrontDoor:
         except CellworkError as error:
             request = ids.new("req")
             status, content, media, headers = problem_response(error, request)
-            self.service.counts["POST", _route(kind), status] += 1
+            self.count(kind, status, time.perf_counter() - began)
             return await respond(send, status, content, media, {**headers, "x-request-id": request})
         if reply is None:
             return await self.service(scope, _again(message, receive), send)
         content, first = reply
-        self.counts[kind] += 1
-        self.service.counts["POST", _route(kind), 200] += 1
+        self.count(kind, 200, time.perf_counter() - began)
         length = (b"content-length", str(len(content)).encode())
-        headers_ = [*HEADERS, length, (b"x-request-id", b"req_" + first.encode())]
+        headers_ = [*direct.HEADERS, length, (b"x-request-id", b"req_" + first.encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers_})
         return await send({"type": "http.response.body", "body": content})
+
+    def connections(self, draining: Draining) -> type[asyncio.Protocol]:
+        """Return the class of connections that answers what is usual by itself; `edge.serve` asks."""
+        return direct.connections(self, draining)
+
+    def count(self, kind: Kind, status: int, seconds: float) -> None:
+        """Note an answer in the metrics."""
+        self.counts[kind] += status == 200
+        self.service.counts["POST", ROUTES[kind], status] += 1
+        self.service.seconds["POST", ROUTES[kind]] += seconds
+
+    def known_caller(self, headers: Iterable[tuple[bytes, bytes]], project: str) -> Caller | None:
+        """Return who calls an endpoint of `project`, if that was looked up within the second and need not be looked at closer."""
+        caller = self._callers.get(next((value for name, value in headers if name == b"authorization"), b""))
+        if caller is None or caller.until < time.monotonic() or not caller.may_ask(project):
+            return None
+        if 0 < self.most_per_second <= caller.requests:
+            return None
+        caller.requests += 1
+        return caller
 
     def _path(self, path: str) -> tuple[str, Kind] | None:
         """Return endpoint and door of a path; those of endpoints that exist are remembered."""
         below = path.removeprefix(PREFIX)
+        if match := DEPLOYMENTS.fullmatch(below):  # as MLflow's own client says it
+            below = f"/invocations/{match[1]}/{match[2]}"
         for start, kind in DOORS.items():
             name = below.removeprefix(start)
             if name != below and self.endpoints.lane(name) is not None:
@@ -113,7 +144,7 @@ class FrontDoor:
             if len(self._callers) >= MOST_CALLERS:
                 self._callers.clear()
             caller = self._callers[header] = Caller(now + CACHE_SECONDS, principal.name, self._projects(principal))
-        if caller.projects is not None and project not in caller.projects:
+        if not caller.may_ask(project):
             return None
         caller.requests += 1
         if 0 < self.most_per_second < caller.requests:
@@ -126,11 +157,6 @@ class FrontDoor:
     def _projects(self, principal: Principal) -> frozenset[str] | None:
         unbound = not self.service.guard.bounded or principal.kind == "service"
         return None if unbound and principal.kind != "key" else frozenset(scopes.projects(principal.groups))
-
-
-def _route(kind: Kind) -> str:
-    """Return the path under which the metrics count the door."""
-    return "/predict/{project}/{name}" if kind == "predict" else "/invocations/{project}/{name}"
 
 
 def _again(first: Message, receive: Receive) -> Receive:

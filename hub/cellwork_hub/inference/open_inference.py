@@ -6,6 +6,7 @@ come as JSON or as the protocol's binary extension; answers are JSON.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -13,6 +14,8 @@ import numpy as np
 
 from cellwork import __version__, ids
 from cellwork.errors import BadInput, Unavailable, near_miss
+from cellwork.serving import choose
+from cellwork.serving.choose import Served
 from cellwork.serving.endpoint import Endpoint
 from cellwork.serving.plan import Plan
 from cellwork.wire import Struct
@@ -42,38 +45,52 @@ class Infer(Struct):
 
 
 def routes(endpoints: Endpoints) -> list[Route]:
-    def endpoint(call: Call) -> Endpoint:
-        project, _, name = call.path["model"].partition(".")
-        return endpoints.get("/".join(ids.split_name(f"{project}/{name}")))
-
     def own(call: Call) -> Endpoint:
-        call.enter(call.path["model"].partition(".")[0])
-        return endpoint(call)
+        project, _, name = call.path["model"].partition(".")
+        call.enter(project)
+        return endpoints.get("/".join(ids.split_name(f"{project}/{name}")))
 
     def server(call: Call) -> dict[str, Any]:
         return {"name": "cellwork", "version": __version__, "extensions": ["binary_tensor_data"]}
 
     def model(call: Call) -> dict[str, Any]:
-        live = own(call).current().live
-        return describe(call.path["model"], live.ref.version, live.plan)
+        served = _served(call, own(call))
+        return describe(call.path["model"], served.ref.version, served.plan)
 
     def ready(call: Call) -> dict[str, Any]:
-        if not own(call).current().live.predictor.ready:
+        if not _served(call, own(call)).predictor.ready:
             raise Unavailable("endpoint", call.path["model"], "is not ready yet", "ask again in a second")
         return {"ready": True}
 
     async def infer(call: Call) -> dict[str, Any]:
-        asked, found = decode(call.body, call.headers.get(HEADER, "")), own(call)
-        request = Request(rows=rows(asked, found.current().live.plan))
+        asked, found, version = decode(call.body, call.headers.get(HEADER, "")), own(call), _version(call)
+        request = Request(rows=rows(asked, _served(call, found).plan), version=version)
         return answer(asked, call.path["model"], await found.predict(request, call.principal.name))
 
     kind, one = dict[str, Any], "/v2/models/{model}"
+    version = one + "/versions/{version}"
     return [
         Route("GET", "/v2", server, "endpoints:read", None, kind, "Open Inference: this server.", within="platform"),
         Route("GET", one, model, "endpoints:read", None, kind, "Open Inference: a model's tensors."),
         Route("GET", one + "/ready", ready, "endpoints:read", None, kind, "Open Inference: whether a model answers."),
         Route("POST", one + "/infer", infer, "endpoints:predict", bytes, kind, "Open Inference: score rows."),
+        Route("GET", version, model, "endpoints:read", None, kind, "Open Inference: the tensors of a version at hand."),
+        Route("GET", version + "/ready", ready, "endpoints:read", None, kind, "Open Inference: whether a version at hand answers."),
+        Route("POST", version + "/infer", infer, "endpoints:predict", bytes, kind, "Open Inference: score rows by a version at hand."),
     ]  # fmt: skip
+
+
+def _version(call: Call) -> int | None:
+    text = call.path.get("version", "")
+    if text and not re.fullmatch(r"[1-9]\d{0,8}", text):
+        raise BadInput("version", text, "is not a version's number", "write digits only")
+    return int(text) if text else None
+
+
+def _served(call: Call, endpoint: Endpoint) -> Served:
+    """Return the version that the path names, else the live one."""
+    version = _version(call)
+    return endpoint.current().live if version is None else choose.named(endpoint.current(), version)
 
 
 def decode(body: bytes, header: str) -> Infer:

@@ -17,7 +17,7 @@ from cellwork.errors import Conflict, NotFound
 from cellwork.ids import split_name
 from cellwork.serving.plan import Plan
 from cellwork.wire import Struct
-from cellwork.wire.endpoints import Arm, Deployment, Rollout, RouteTable
+from cellwork.wire.endpoints import Arm, Deployment, InputRule, Rollout, RouteTable
 from cellwork.wire.evaluations import VersionRef
 from cellwork.wire.origin import Origin
 from cellwork_hub import records
@@ -49,6 +49,7 @@ class Beside(Struct):
     rollout: Rollout | None = None
     by: str = ""
     """Who changed the table last."""
+    input: InputRule | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class Entry:
             endpoint=self.name, revision=self.revision, live=live.version, deployment=live.id, at=live.at, by=live.by,
             previous=self.previous.record.version if self.previous else None, service=self.live.plan.references(),
             canary=[arm for arm in self.beside.arms if not arm.shadow], shadow=[arm for arm in self.beside.arms if arm.shadow],
-            salt=self.beside.salt, rollout=self.beside.rollout,
+            salt=self.beside.salt, rollout=self.beside.rollout, input=self.beside.input,
         )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from cellwork_hub import records
 from cellwork_hub.auth import HubTokens
 from cellwork_hub.context import Context
 from cellwork_hub.edge import Service
-from cellwork_hub.jobs import backfill, channels, checkpoints, claims, definitions, follow, reopen, runs, store
+from cellwork_hub.jobs import backfill, channels, checkpoints, claims, definitions, follow, news, reopen, runs, store
 from cellwork_hub.jobs.fires import Ticker
 from cellwork_hub.jobs.notices import Sender
 from cellwork_hub.jobs.store import Events, State
@@ -102,5 +102,6 @@ def routes(state: State) -> list[Route]:
         *channels.routes(state),
         *checkpoints.routes(state),
         *follow.routes(state),
+        *news.routes(state),
         *backfill.routes(state),
     ]

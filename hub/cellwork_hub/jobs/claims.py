@@ -27,6 +27,8 @@ from cellwork_hub.jobs.store import State
 from cellwork_hub.route import Call, Route
 
 MOST_WAIT_SECONDS = 10.0
+LOOK_SECONDS = 1.0
+"""How often a claim that waits looks without being rung: a backoff may have ended."""
 TOKEN_MARGIN_SECONDS = 300
 HUB_AWAY = timedelta(seconds=2)
 
@@ -52,6 +54,7 @@ def take(state: State, call: Call, runner: str, held: str = "") -> Claim | None:
         records.event(db, "run.started", row["project"], row["id"], attempt=attempt["n"], runner=runner)
         records.audit(db, call, "run.claim", row["id"], after={"attempt": attempt["n"], "runner": runner})
         store.write(db, "DELETE FROM kept WHERE run = :run", run=row["id"])
+    content, beside = _sources(state, row, attempt)
     masks = _masks(state, row, attempt)
     token = _token(state, row, attempt)
     if row["token_id"]:
@@ -60,12 +63,26 @@ def take(state: State, call: Call, runner: str, held: str = "") -> Claim | None:
         run = store.as_run(db, store.run_row(db, row["id"]))
     policy = msgspec.json.decode(row["policy"], type=Policy)
     return Claim(
-        run=run, attempt=attempt["n"], fence=attempt["fence"], content=state.home.source(row["notebook_sha256"]).read_text(), token=token,
-        files={path: state.home.source(digest).read_text() for path, digest in msgspec.json.decode(row["files"]).items()},
+        run=run, attempt=attempt["n"], fence=attempt["fence"], content=content, files=beside, token=token,
         timeout_seconds=_time_left(row), cell_timeout_seconds=policy.cell_timeout_seconds, memory_megabytes=policy.memory_megabytes, masks=masks, lease_seconds=int(state.lease.total_seconds()), first_cell=attempt["first_cell"],
         executed=store.executed(state.home, row["id"], attempt["n"] - 1).decode() if held else "",
         checkpoints=checkpoints.of_run(state.home, row["id"]) if attempt["n"] > 1 and not held else [],
     )  # fmt: skip
+
+
+def _sources(state: State, row: Row, attempt: Row) -> tuple[str, dict[str, str]]:
+    """Return the notebook and the files beside it, as they were kept; a run whose files are gone fails and says so."""
+    try:
+        beside = msgspec.json.decode(row["files"], type=dict[str, str])
+        files = {path: state.home.source(digest).read_text() for path, digest in beside.items()}
+        return state.home.source(row["notebook_sha256"]).read_text(), files
+    except OSError as error:
+        reason = (
+            f"what was kept of it can't be read ({error.strerror}: {error.filename}); start it again from its notebook"
+        )
+        with state.engine.begin() as db:
+            attempts.end(db, state, {**row, "state": "running", "retries_left": 0}, attempt, "failed", reason)
+        raise Conflict("run", row["id"], reason, "look at the run") from None
 
 
 def _time_left(row: Row) -> int:
@@ -192,7 +209,7 @@ def routes(state: State) -> list[Route]:
             if found or left <= 0:
                 return found
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(rung.wait(), min(left, 1.0))
+                await asyncio.wait_for(rung.wait(), min(left, LOOK_SECONDS))
 
     one = "/api/v1/runs/{run}/progress"
     return [

@@ -24,7 +24,7 @@ from cellwork import clock, ids
 from cellwork.errors import BadInput, CellworkError
 from cellwork.jobs import schedule
 from cellwork.runs import parameters
-from cellwork.wire.jobs import Schedule
+from cellwork.wire.jobs import Policy, Schedule
 from cellwork.wire.records import Event
 from cellwork_hub import records
 from cellwork_hub.jobs import attempts, leases, retention, runs, store
@@ -40,6 +40,7 @@ CURSOR = "cellwork"
 PUNCTUAL = timedelta(seconds=60)
 MOST_AT_ONCE = 200
 DUE = "SELECT * FROM jobs WHERE paused = 0 AND next_due <= :now"
+UNDER_WAY = "SELECT count(*) AS runs FROM runs WHERE job_id = :job AND lane = '' AND ended IS NULL"
 
 
 def last_due(plan: Schedule, first: datetime, now: datetime) -> datetime:
@@ -136,10 +137,20 @@ def cursor(state: State) -> int:
 def fire(
     state: State, db: Connection, job: Mapping[str, Any], due: int, cause: str, event: Event | None = None, of: str = ""
 ) -> int:  # fmt: skip
-    """Queue the run of one fire, unless it was queued before; returns 1 or 0. Parameters that don't fit make it a failed run."""
+    """Queue the run of one fire, unless it was queued before or the job leaves it out; returns 1 or 0.
+
+    Parameters that don't fit make it a failed run. A fire that is left out because runs are under way is written down as one
+    without a run, so that it isn't made up for later.
+    """
+    skipped = _under_way(db, job)
     row = {**runs.of_job(job), "due": due, "cause": cause, "id": ids.new("run"), "parameters": job["parameters"]}
     key = event.id if event else of or str(due)
-    if not store.insert(db, "fires", {"job_id": job["id"], "fire": key, "run": row["id"]}, once=True):
+    if not store.insert(
+        db, "fires", {"job_id": job["id"], "fire": key, "run": "" if skipped else row["id"]}, once=True
+    ):
+        return 0
+    if skipped:
+        log.info("job %s/%s: %s is left out, a run is under way", job["project"], job["name"], cause)
         return 0
     try:
         runs.queue(db, {**row, "parameters": store.json(_parameters(state, db, job, due, event, of))})
@@ -149,6 +160,14 @@ def fire(
     if event and event.subject.startswith("bat_"):
         records.edge(db, row["id"], "built_from", event.subject)
     return 1
+
+
+def _under_way(db: Connection, job: Mapping[str, Any]) -> bool:
+    """Say whether `job` leaves out what comes now, because as many of its runs as may be have not ended."""
+    if msgspec.json.decode(job["policy"], type=Policy).while_running == "queue":
+        return False
+    found = store.one(db, UNDER_WAY, job=job["id"])
+    return bool(found and found["runs"] >= job["concurrency"])
 
 
 def _parameters(
@@ -168,7 +187,10 @@ def _parameters(
 @functools.lru_cache(maxsize=256)
 def _notebook(path: Path, name: str) -> dict[str, Any]:
     """Return the notebook at `path`, which is named by its content and never changes: a thousand jobs that come due read it once."""
-    return parameters.read(path.read_bytes(), name)
+    try:
+        return parameters.read(path.read_bytes(), name)
+    except OSError as error:
+        raise BadInput("notebook", name, f"as the job kept it can't be read ({error.strerror})", "apply the job again: cellwork job apply") from None  # fmt: skip
 
 
 class Ticker:

@@ -31,7 +31,7 @@ def write(db: Connection, run: Mapping[str, Any], word: str) -> None:
     """Note, in the transaction of its end, whom to tell that `run` has ended with `word`."""
     policy = msgspec.json.decode(run["policy"], type=Policy)
     for told in policy.notify:
-        if word in told.on:
+        if word in told.on and not told.lab:
             row = {"run": run["id"], "state": word, "told": store.json(told), "tries": 0, "next_try": 0, "sent": None, "error": ""}  # fmt: skip
             store.insert(db, "notices", row)
 

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 import msgspec
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine
 
 from cellwork import clock, files, ids, scopes
 from cellwork.errors import BadInput, NotFound, Refused
@@ -23,6 +23,7 @@ from cellwork.jobs import schedule
 from cellwork.wire.jobs import Attempt, Job, JobRequest, Kept, Policy, Run, Schedule
 from cellwork.wire.records import Event, Principal
 from cellwork.wire.secrets import Mask
+from cellwork_hub import records
 from cellwork_hub.records import micros, moment
 
 MIGRATION = (
@@ -264,7 +265,7 @@ def executed(home: Home, run: str, attempt: int) -> bytes:
 
 
 def select(db: Connection, statement: str, **values: Any) -> list[dict[str, Any]]:
-    return [dict(row) for row in db.execute(text(statement), values).mappings()]
+    return [dict(row) for row in db.execute(records.parsed(statement), values).mappings()]
 
 
 def one(db: Connection, statement: str, **values: Any) -> dict[str, Any] | None:
@@ -273,7 +274,7 @@ def one(db: Connection, statement: str, **values: Any) -> dict[str, Any] | None:
 
 def write(db: Connection, statement: str, **values: Any) -> int:
     """Execute a change and return how many rows it touched."""
-    return db.execute(text(statement), values).rowcount
+    return db.execute(records.parsed(statement), values).rowcount
 
 
 def insert(db: Connection, table: str, row: Mapping[str, Any], *, once: bool = False) -> bool:
@@ -282,7 +283,7 @@ def insert(db: Connection, table: str, row: Mapping[str, Any], *, once: bool = F
     statement = f"INSERT INTO {table} ({columns}) VALUES ({', '.join(':' + c for c in row)})" + (
         " ON CONFLICT DO NOTHING" if once else ""
     )
-    return db.execute(text(statement), dict(row)).rowcount == 1
+    return db.execute(records.parsed(statement), dict(row)).rowcount == 1
 
 
 def now() -> int:

@@ -117,7 +117,7 @@ def _try(state: State, row: dict[str, Any]) -> bool:
 
 def link(state: State, subject: str) -> str:
     """Return where a person sees what an alert is about."""
-    return f"{state.context.public_url}/services/dashboards/voila/render/overview.ipynb?endpoint={quote(subject)}"
+    return f"{state.context.public_url}/services/dashboards/voila/render/model.ipynb?endpoint={quote(subject)}"
 
 
 def _do(state: State, what: str, target: Any, said: dict[str, Any]) -> str:

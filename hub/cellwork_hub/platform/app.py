@@ -17,7 +17,11 @@ from cellwork_hub.platform import (
     alert_deeds,
     alerts,
     batches,
+    business,
     cards,
+    dashboard_views,
+    dashboards,
+    dataset_builds,
     datasets,
     drift,
     erasure,
@@ -25,7 +29,9 @@ from cellwork_hub.platform import (
     feature_history,
     feature_online,
     feature_proposals,
+    feature_twins,
     features,
+    feedback,
     gate,
     monitors,
     outcomes,
@@ -33,6 +39,7 @@ from cellwork_hub.platform import (
     secrets,
     service,
     skew,
+    snapshots,
     splits,
     statistics,
     store,
@@ -66,6 +73,13 @@ ROUTERS = (
     gate,
     cards,
     service,
+    snapshots,
+    dashboards,
+    business,
+    feedback,
+    dataset_builds,
+    feature_twins,
+    dashboard_views,
 )
 MIGRATIONS = [records.MIGRATION, *(router.MIGRATION for router in ROUTERS)]
 """Append only: a number, once used, keeps its meaning."""
@@ -76,15 +90,18 @@ def build(context: Context) -> Service:
     engine = db.open_database(context.database_url("platform"), MIGRATIONS)
     state = State(engine, context.home, context, on_batch=(features.enqueue,))
     worker, watch, deeds = features.Worker(state), monitors.Watch(state), alert_deeds.Deeds(state)
+    again = erasure.Again(state)
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
-        await anyio.to_thread.run_sync(erasure.resume, state)
         await anyio.to_thread.run_sync(outcomes.take_over, state)
+        await anyio.to_thread.run_sync(erasure.resume, state)
         worker.start()
         watch.start()
         deeds.start()
+        again.start()
         yield
+        again.stop()
         deeds.stop()
         watch.stop()
         worker.stop()

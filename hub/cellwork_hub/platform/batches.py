@@ -134,8 +134,8 @@ def _write(state: State, project: str, dataset: str, received: Delivery) -> None
     if received.sealed is not None:
         sealed.write(state.home.sealed(project), dataset, received.batch, received.sealed)
     if received.rejected.height:
-        tables.write(state.home.quarantine(project, dataset), received.rejected, received.batch, known=known)
-    tables.write(state.home.raw_table(project, dataset), received.readable, received.batch, known=known)
+        tables.write(state.quarantine(project, dataset), received.rejected, received.batch, known=known)
+    tables.write(state.raw_table(project, dataset), received.readable, received.batch, known=known)
     sketch = state.home.sketches(project, "raw", dataset) / received.batch
     files.write(sketch, sketches.pack(received.sketch), mode=0o600, sync=False)
 
@@ -260,7 +260,7 @@ def parquet(frame: pl.DataFrame, call: Call) -> bytes:
     return buffer.getvalue()
 
 
-def _rows(state: State, call: Call, project: str, dataset: str) -> pl.DataFrame:
+def delivered(state: State, call: Call, project: str, dataset: str) -> pl.DataFrame:
     """Return the rows of a delivery: parquet, or what its content type says; ``?nulls=NA,-`` are a CSV's missing values."""
     kind = TEXTS.get(call.headers.get("content-type", "").partition(";")[0].strip().lower())
     body = _plain(call.body) if call.headers.get("content-encoding") == "gzip" else call.body
@@ -301,7 +301,7 @@ def routes(state: State) -> list[Route]:
     def put_batch(call: Call) -> Ingested:
         project, dataset = ids.name(call.path["project"], "project"), ids.name(call.path["dataset"], "data set")
         partition = delivery.partition_key(call.path["partition"])
-        return ingest(state, call, project, dataset, partition, _rows(state, call, project, dataset))
+        return ingest(state, call, project, dataset, partition, delivered(state, call, project, dataset))
 
     def list_batches(call: Call) -> list[Batch]:
         where = "project = :p AND seq > :after"
@@ -323,7 +323,7 @@ def routes(state: State) -> list[Route]:
         batch = get_batch(call)
         if not batch.rejected:
             return parquet(pl.DataFrame(schema={"_reason": pl.String}), call)
-        rows = tables.read(state.home.quarantine(batch.project, batch.dataset), [batch.id])
+        rows = tables.read(state.quarantine(batch.project, batch.dataset), [batch.id])
         return parquet(schema.complete(rows, batch.columns).drop("_row"), call)
 
     def get_rows(call: Call) -> bytes:

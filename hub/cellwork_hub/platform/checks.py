@@ -14,16 +14,19 @@ import msgspec
 from sqlalchemy import text
 
 from cellwork import clock
-from cellwork.errors import NotFound
+from cellwork.errors import NotFound, near_miss
 from cellwork.monitoring.ranking import auc
 from cellwork.wire.drift import ColumnDrift
 from cellwork.wire.evaluations import Evaluation, Metric
 from cellwork.wire.monitors import Monitor, Severity
-from cellwork_hub.platform import batches, drift, outcomes, serving_hours
+from cellwork_hub import gauges
+from cellwork_hub.platform import batches, business, drift, outcomes, serving_hours
 from cellwork_hub.platform.alerts import Finding
 from cellwork_hub.platform.state import State
 from cellwork_hub.records import moment
 
+MACHINE = ("disk", "memory")
+MOST_IN_USE = 0.9
 NAMED = 5
 """Columns that an alert names; its evidence has all."""
 
@@ -147,6 +150,46 @@ def _batches(state: State, project: str, monitor: Monitor) -> tuple[list[Finding
     return _absent(f"{project}/{monitor.dataset}", monitor, "batch", newest)
 
 
+def _metric(state: State, project: str, monitor: Monitor) -> tuple[list[Finding], str]:
+    endpoint = f"{project}/{monitor.endpoint}"
+    known = {each.name: each for each in business.of(state, endpoint)}
+    if monitor.metric not in known or not known[monitor.metric].points:
+        raise NotFound(f"metric of {endpoint}", monitor.metric, "was never sent", near_miss(monitor.metric, known))
+    found = known[monitor.metric]
+    newest = max(found.points, key=lambda point: point.day)
+    shown = f"{newest.value:g} {found.unit}".strip()
+    words = f"{monitor.metric} of {endpoint} was {shown} on {newest.day}"
+    bounds = [("below", monitor.least), ("above", monitor.most)]
+    past = [f"{where} {bound:g}" for where, bound in bounds if bound is not None and (newest.value < bound if where == "below" else newest.value > bound)]  # fmt: skip
+    if not past:
+        return [], words
+    evidence = {"day": newest.day, "value": newest.value, "least": monitor.least, "most": monitor.most}
+    return [Finding(subject=endpoint, severity=monitor.severity, words=f"{words}: {past[0]}", evidence=evidence)], words
+
+
+def _machine(state: State, _: str, monitor: Monitor) -> tuple[list[Finding], str]:
+    """Look at how full the disk under the platform's folder is, or the memory."""
+    sizes = {
+        labels["state"]: value
+        for name, labels, value in gauges.machine(state.home.root)
+        if name == f"cellwork_{monitor.kind}_bytes"
+    }
+    total, most = sizes["used"] + sizes["free"], monitor.most or MOST_IN_USE
+    used = sizes["used"] / total
+    words = f"{used:.1%} of {total / 1e9:,.0f} GB {monitor.kind} is in use, {sizes['free'] / 1e9:,.1f} GB are free"
+    if used <= most:
+        return [], words
+    evidence = {"used_bytes": sizes["used"], "free_bytes": sizes["free"], "most": most}
+    return [
+        Finding(
+            subject=f"machine:{monitor.kind}",
+            severity=monitor.severity,
+            words=f"{words}: above {most:.0%}",
+            evidence=evidence,
+        )
+    ], words
+
+
 def _absent(subject: str, monitor: Monitor, what: str, newest: datetime | None) -> tuple[list[Finding], str]:
     if newest is None:
         raise NotFound(what, subject, "never came", "its monitor begins with the first")
@@ -166,4 +209,6 @@ _CHECKS: dict[str, Callable[[State, str, Monitor], tuple[list[Finding], str]]] =
     "predictions": _predictions,
     "outcomes": _outcomes,
     "batches": _batches,
+    "metric": _metric,
+    **dict.fromkeys(MACHINE, _machine),
 }

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import io
 import time
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO
 
+import anyio.to_thread
 import msgspec
 import polars as pl
 from sqlalchemy import Connection, text
@@ -23,6 +25,7 @@ from cellwork.features import references
 from cellwork.wire.datasets import Coverage, Dataset, DatasetRequest
 from cellwork_hub import records
 from cellwork_hub.platform import batches, feature_queue, feature_tables, observed
+from cellwork_hub.platform.background import Tell
 from cellwork_hub.platform.batches import PARQUET
 from cellwork_hub.platform.observed import Plan
 from cellwork_hub.platform.state import State
@@ -32,6 +35,20 @@ MIGRATION = (
     "CREATE TABLE datasets (seq {serial}, id TEXT UNIQUE NOT NULL, project TEXT NOT NULL, name TEXT NOT NULL, record {json} NOT NULL)",
     "CREATE TABLE dataset_builds (key TEXT PRIMARY KEY, dataset TEXT NOT NULL)",
 )
+
+
+PIECE = 1 << 20
+"""Bytes of a dataset that are read and sent at a time."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """A dataset that is asked for: `stored` if it is there, else what it will be made of."""
+
+    request: DatasetRequest
+    plan: Plan
+    key: str
+    stored: Dataset | None
 
 
 def build(state: State, call: Call, request: DatasetRequest) -> Dataset:
@@ -44,28 +61,53 @@ def build(state: State, call: Call, request: DatasetRequest) -> Dataset:
     Conflict
         Feature pipelines of its views have not finished, so values would be missing.
     """
-    started = time.perf_counter()
+    asked = planned(state, request)
+    return asked.stored or make(state, call, asked, observations(state, asked))
+
+
+def planned(state: State, request: DatasetRequest) -> Build:
+    """Return what `request` means now. Raises what `build` does, but for a time without observations."""
     request = _checked(request)
     made = observed.plan(state, request.project, request.observations, request.features)
     made = _narrowed(state, made, request)
     _refuse_unfinished(state, made)
     key = _key(state, made, request)
-    stored = _built_before(state, key)
-    if stored:
-        return stored
-    about = made.observations
-    rows = observed.rows(state, made).filter(pl.col(about.at) >= request.start, pl.col(about.at) < request.end)
+    return Build(request, made, key, _built_before(state, key))
+
+
+def observations(state: State, asked: Build) -> pl.DataFrame:
+    """Return the observations that lie in the time asked for; there is at least one. What lies outside is let go batch by batch."""
+    about, request = asked.plan.observations, asked.request
+    rows = observed.rows(state, asked.plan, between=(request.start, request.end))
     if not rows.height:
         when = f"{request.start.isoformat()} to {request.end.isoformat()}"
         raise BadInput(
             f"time of observations {about.name!r}", when, "has no rows", "choose another time, or ingest its batches"
         )
-    frame, coverage = observed.joined(state, made, rows)
-    sources = _sources(state, made, frame)
-    record = _described(call, request, made, frame, coverage)
+    return rows
+
+
+def make(
+    state: State, call: Call, asked: Build, rows: pl.DataFrame, *, memory: int | None = None,
+    tell: Tell | None = None, storing: Callable[[], None] | None = None,
+) -> Dataset:  # fmt: skip
+    """Join `rows` and store the dataset, as the last deed; what `tell` or `storing` raises leaves nothing behind.
+
+    Parameters
+    ----------
+    memory : bytes that the join may take beside `rows`; default no limit.
+    tell : called before each step of the join.
+    storing : called right before the dataset is stored.
+    """
+    started = time.perf_counter()
+    frame, coverage = observed.joined(state, asked.plan, rows, memory=memory, progress=tell)
+    sources = _sources(state, asked.plan, frame)
+    record = _described(call, asked.request, asked.plan, frame, coverage)
     record.batches = sources.batches
     record.seconds = time.perf_counter() - started
-    return _store(state, call, key, record, frame, sources)
+    if storing:
+        storing()
+    return _store(state, call, asked.key, record, frame, sources)
 
 
 def _checked(request: DatasetRequest) -> DatasetRequest:
@@ -82,6 +124,9 @@ def _checked(request: DatasetRequest) -> DatasetRequest:
 def _narrowed(state: State, made: Plan, request: DatasetRequest) -> Plan:
     """Return the plan for what the request leaves out: labels, or all batches but one."""
     about, taken = made.observations, made.batches
+    if request.label:
+        made = observed.labelled(state, made, request.label)
+        about = made.observations
     if not request.labels:
         about = msgspec.structs.replace(about, label="", label_known="")
     if request.batch:
@@ -94,7 +139,7 @@ def _narrowed(state: State, made: Plan, request: DatasetRequest) -> Plan:
                 f"is not of data set '{request.project}/{source}'",
                 "look at: cellwork batch list",
             )
-    return Plan(made.definitions, made.revision, about, made.views, taken, made.others)
+    return replace(made, observations=about, batches=taken)
 
 
 def _refuse_unfinished(state: State, made: Plan) -> None:
@@ -133,7 +178,7 @@ def _described(
         features=[f"{view.name}__{field}" for view, fields in made.views for field in fields],
         label=about.label, label_known=about.label_known, labelled=frame.get_column(about.label).count() if about.label else 0,
         start=request.start, end=request.end, content_sha256=content, revision=made.revision,
-        batches=[], coverage=coverage, at=clock.now(), origin=call.origin,
+        batches=[], coverage=coverage, at=clock.now(), origin=call.origin, label_name=request.label,
     )  # fmt: skip
 
 
@@ -236,6 +281,13 @@ def _select(state: State, where: str, limit: int = -1, **values: Any) -> list[Da
         return [msgspec.json.decode(row.record, type=Dataset) for row in rows]
 
 
+async def _pieces(file: BinaryIO) -> AsyncIterator[bytes]:
+    """Yield what is in `file` a piece at a time: a dataset may be larger than what is left of memory."""
+    with file:
+        while piece := await anyio.to_thread.run_sync(file.read, PIECE):
+            yield piece
+
+
 def routes(state: State) -> list[Route]:
     def post_dataset(call: Call) -> Dataset:
         return build(state, call, call.body)
@@ -253,13 +305,14 @@ def routes(state: State) -> list[Route]:
         call.enter(dataset.project)
         return dataset
 
-    def get_data(call: Call) -> bytes:
-        call.media_type = PARQUET
-        return (state.home.dataset(get_dataset(call).id) / "data.parquet").read_bytes()
+    def get_data(call: Call) -> AsyncIterator[bytes]:
+        path = state.home.dataset(get_dataset(call).id) / "data.parquet"
+        call.media_type, call.answer_headers["content-length"] = PARQUET, str(path.stat().st_size)
+        return _pieces(path.open("rb"))
 
     return [
         Route("POST", "/api/v1/datasets", post_dataset, scope="data:write", body=DatasetRequest, answer=Dataset, doc="Build a dataset, or return the one that is there."),
         Route("GET", "/api/v1/datasets", list_datasets, scope="data:read", answer=list[Dataset], doc="Datasets of a project, oldest first."),
         Route("GET", "/api/v1/datasets/{dataset}", get_dataset, scope="data:read", answer=Dataset, doc="The record of one dataset."),
-        Route("GET", "/api/v1/datasets/{dataset}/data", get_data, scope="data:read", answer=bytes, doc="Its rows, as parquet."),
+        Route("GET", "/api/v1/datasets/{dataset}/data", get_data, scope="data:read", answer=bytes, doc="Its rows, as parquet, sent as they are read."),
     ]  # fmt: skip

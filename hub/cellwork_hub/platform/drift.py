@@ -1,7 +1,8 @@
 """Drift of what an endpoint predicts from, beside the dataset its version was trained on.
 
 The dataset is sketched once, when it is first asked for, and the sketch kept beside it; a window without all weekdays is compared
-with the rows of the same hours of the week (`season`). Only columns of the model are compared.
+with the rows of the same hours of the week (`season`). Only columns of the model are compared, and, as far as outcomes have arrived,
+what came true with the labels that the version learned (column `_label`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from sqlalchemy import text
 
 from cellwork import clock, files
 from cellwork.data import sketches
-from cellwork.data.sketches import Sketch
+from cellwork.data.sketches import Column, Sketch
 from cellwork.errors import BadInput, NotFound, near_miss
 from cellwork.models import versions
 from cellwork.monitoring import season, usual
@@ -30,11 +31,13 @@ from cellwork.wire.drift import Beside, Drift, DriftRules, Usual
 from cellwork_hub.once import Once
 from cellwork_hub.platform import datasets, serving_hours
 from cellwork_hub.platform.state import State
-from cellwork_hub.records import moment
+from cellwork_hub.records import micros, moment
 from cellwork_hub.route import Call, Route
 
 MIGRATION = serving_hours.MIGRATION
 WEEK = timedelta(days=7)
+LABEL = "_label"
+"""The column of what came true; a feature's name does not begin with an underscore."""
 MOST_DAYS = 1000
 """Days of all endpoints and versions whose drift is kept."""
 BESIDES: tuple[Beside, ...] = get_args(Beside)
@@ -56,7 +59,8 @@ def routes(state: State) -> list[Route]:
     def by_day(call: Call) -> list[Drift]:
         serving_hours.follow(state)
         endpoint, version = _endpoint(call), call.number("version", 0)
-        return told((endpoint, version), serving_hours.cursor(state), lambda: days(state, endpoint, version, of_days))
+        revision = serving_hours.cursor(state), state.outcomes.revision
+        return told((endpoint, version), revision, lambda: days(state, endpoint, version, of_days))
 
     return [
         Route("GET", "/api/v1/drift/{project}/{name}", of_window, "monitors:read", None, Drift, "What an endpoint predicts from, beside its version's training dataset."),
@@ -96,7 +100,7 @@ def of(
     if not hours:
         asked = f"{since:%F %T} to {until:%F %T}"
         raise NotFound(f"predictions of {endpoint}@{number}", asked, "are none", "see: cellwork monitor drift --days")
-    found = Window(f"{endpoint}@{number}", since, until, hours)
+    found = Window(f"{endpoint}@{number}", since, until, hours, _came_true(state, endpoint, number, since, until))
     if beside == "before":
         return _compared(found, _before(state, endpoint, model, number, found), rules)
     trained = training(state, model, number)
@@ -111,9 +115,13 @@ def days(state: State, endpoint: str, version: int = 0, kept: Once[Drift] | None
     found: dict[datetime, Drift] = {}
     for model, number, _, _ in _answered(state, endpoint, version):
         trained = training(state, model, number)
+        known = _outcomes_by_day(state, endpoint, number)
         for day, changed in serving_hours.days(state, endpoint, model, number).items():
-            compared = partial(_of_day, state, trained, endpoint, model, number, day)
-            drift = kept((endpoint, model, number, day), changed, compared) if kept else compared()
+            compared, revision = (
+                partial(_of_day, state, trained, endpoint, model, number, day),
+                (changed, known.get(day)),
+            )
+            drift = kept((endpoint, model, number, day), revision, compared) if kept else compared()
             if drift.start not in found or drift.rows > found[drift.start].rows:
                 found[drift.start] = drift
     return [found[start] for start in sorted(found)]
@@ -122,8 +130,24 @@ def days(state: State, endpoint: str, version: int = 0, kept: Once[Drift] | None
 def _of_day(state: State, trained: Dataset, endpoint: str, model: str, number: int, day: int) -> Drift:
     start, end, rules = moment(day), moment(day + serving_hours.DAY), DriftRules()
     hours = serving_hours.between(state, endpoint, model, number, start, end)
-    window = Window(f"{endpoint}@{number}", start, end, hours)
+    window = Window(f"{endpoint}@{number}", start, end, hours, _came_true(state, endpoint, number, start, end))
     return _compared(window, _learned(state, trained, window, rules), rules)
+
+
+def _came_true(state: State, endpoint: str, version: int, start: datetime, end: datetime) -> Column | None:
+    """Return the sketch of the outcomes, as far as they have arrived, of predictions for that time; None if there are none."""
+    query = "SELECT outcome FROM joined WHERE endpoint = ? AND version = ? AND counts AND ts >= ? AND ts < ?"
+    found = state.outcomes.rows(query, endpoint, version, micros(start), micros(end))
+    return sketches.of(found, count_distinct=False).columns["outcome"] if found.height else None
+
+
+def _outcomes_by_day(state: State, endpoint: str, version: int) -> dict[int, tuple[int, int]]:
+    """Return for each day what changes when outcomes of its predictions arrive or are corrected."""
+    query = (
+        f"SELECT ts // {serving_hours.DAY} * {serving_hours.DAY} AS day, count(*), max(arrived_at) FROM joined "
+        "WHERE endpoint = ? AND version = ? AND counts GROUP BY ALL"
+    )
+    return {day: (rows, newest) for day, rows, newest in state.outcomes.rows(query, endpoint, version).rows()}
 
 
 def _answered(state: State, endpoint: str, version: int) -> list[tuple[str, int, int, int]]:
@@ -186,6 +210,8 @@ class Window:
     end: datetime
     hours: list[tuple[int, Sketch]]
     """(hour in microseconds since 1970, sketch), those with predictions."""
+    labels: Column | None = None
+    """What came true, as far as it is known."""
 
     @property
     def season(self) -> season.Hours:
@@ -207,8 +233,34 @@ def _learned(state: State, trained: Dataset, window: Window, rules: DriftRules, 
     if hours and trained.time_column in pl.read_parquet_schema(folder / "data.parquet"):
         found, apart = _of_season(folder, trained.time_column, columns, hours)
         if found.rows >= rules.least_rows:
-            return Reference(trained.id, found, season.say(hours), apart)
-    return Reference(trained.id, reference(state, trained))
+            return _labelled(Reference(trained.id, found, season.say(hours), apart), folder, trained, hours)
+    return _labelled(Reference(trained.id, reference(state, trained)), folder, trained, season.ALL)
+
+
+def _labelled(reference: Reference, folder: Path, trained: Dataset, hours: season.Hours) -> Reference:
+    """Return `reference` with the labels that the version learned, in `hours` or at all times, and what is usual of them."""
+    schema = pl.read_parquet_schema(folder / "data.parquet")
+    if (
+        not trained.label
+        or trained.label not in schema
+        or not (schema[trained.label].is_numeric() or schema[trained.label] == pl.Boolean)
+    ):
+        return reference
+    made = folder / f"label-{hashlib.sha256(repr(sorted(hours)).encode()).hexdigest()[:16]}"
+    sketch, apart = made.with_suffix(".sketch"), made.with_suffix(".json")
+    if not apart.is_file():
+        rows = pl.read_parquet(
+            folder / "data.parquet", columns=[trained.label, *([trained.time_column] if hours else [])]
+        )
+        rows = (season.rows(rows, trained.time_column, hours) if hours else rows).drop_nulls(trained.label)
+        rows = rows.rename({trained.label: LABEL}).cast({LABEL: pl.Float64})
+        found = sketches.of(rows.select(LABEL), count_distinct=False)
+        files.write(sketch, sketches.pack(found))
+        files.write(apart, msgspec.json.encode(usual.of(rows, trained.time_column, found) if hours else {}))
+    known = msgspec.json.decode(apart.read_bytes(), type=dict[str, Usual])
+    label = sketches.unpack(sketch.read_bytes()).columns
+    both = Sketch(reference.sketch.rows, {**reference.sketch.columns, **label})
+    return reference._replace(sketch=both, usual={**reference.usual, **known})
 
 
 def _before(state: State, endpoint: str, model: str, number: int, window: Window) -> Reference:
@@ -225,12 +277,22 @@ def _before(state: State, endpoint: str, model: str, number: int, window: Window
             "are none",
             "wait for a second window, or compare with the training dataset",
         )
-    return Reference(f"{start:%F} to {end:%F}", serving_hours.merged([sketch for _, sketch in hours]))
+    found, labels = (
+        serving_hours.merged([sketch for _, sketch in hours]),
+        _came_true(state, endpoint, number, start, end),
+    )
+    return Reference(
+        f"{start:%F} to {end:%F}", Sketch(found.rows, {**found.columns, **({LABEL: labels} if labels else {})})
+    )
 
 
 def _compared(window: Window, beside: Reference, rules: DriftRules) -> Drift:
     found, expected = serving_hours.merged([sketch for _, sketch in window.hours]), beside.sketch
     known = {name: column for name, column in found.columns.items() if name in expected.columns}
+    if window.labels and LABEL in expected.columns:
+        known[LABEL] = window.labels
+    elif LABEL in expected.columns:
+        expected = Sketch(expected.rows, {name: column for name, column in expected.columns.items() if name != LABEL})
     return Drift(
         subject=window.subject, reference=beside.name, start=window.start.astimezone(UTC), end=window.end.astimezone(UTC),
         rows=found.rows, reference_rows=expected.rows, season=beside.part, rules=rules,

@@ -1,15 +1,19 @@
-"""Erases a subject from everything a project keeps, and leaves a tombstone that does not say who it was.
+"""Erases a subject from the raw data, features, online values and predictions of a project, and leaves a tombstone that does not say who it
+was, but which places were rewritten and which were not (`erasure_places`).
 
 Order, and what a crash leaves: (1) a file with the request and, found before anything is deleted, which batches hold the subject;
 (2) of each raw data set: sealed values, quarantine, held deliveries, then the raw table, then the batches' records and sketches;
-(3) prepared rows (a cache) are dropped, feature rows taken out by their key or made anew, online values forgotten; (4) in one
-transaction tombstone and audit; (5) the file of (1) goes. Whatever stands in such a file is finished when the service starts:
-every step may be repeated. Batches keep their ids, so the same delivery, sent again, is known and brings nothing back. Pipelines
+(3) prepared rows (a cache) are dropped, feature rows taken out by their key or made anew, online values forgotten; (4) rows of datasets
+built before are emptied; (5) predictions, outcomes and feedback are emptied (`erasure_served`), for which the inference service must be there;
+(6) in one transaction tombstone and audit; (7) the file of (1) goes. Every step may be repeated, and whatever stands in such a file is finished
+when the service starts or, where it waits for another service, some time later (`Again`): there is no tombstone before all is done, and who asks
+meanwhile is told that it waits and for what. Batches keep their ids, so the same delivery, sent again, is known and brings nothing back. Pipelines
 wait meanwhile, so that none writes rows that it read before.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import shutil
@@ -19,24 +23,31 @@ from pathlib import Path
 
 import msgspec
 import polars as pl
-from deltalake import DeltaTable
 from sqlalchemy import text
 
 from cellwork import clock, files, ids
 from cellwork.data import aside, erase, sealed, sketches, statistics, tables
-from cellwork.errors import BadInput
-from cellwork.features import packed, references
+from cellwork.errors import BadInput, CellworkError
 from cellwork.features.row import BATCH
 from cellwork.wire import Struct
 from cellwork.wire.batches import RawDataset
-from cellwork.wire.datasets import Dataset
+from cellwork.wire.endpoints import Forget
 from cellwork.wire.erasures import EraseRequest, Erasure
-from cellwork.wire.features import Definitions, Rolling, View
 from cellwork.wire.origin import Origin
 from cellwork.wire.records import Principal
 from cellwork_hub import records
-from cellwork_hub.platform import batches, feature_definitions, feature_online, feature_worker, raw
-from cellwork_hub.platform.feature_queue import Claim
+from cellwork_hub.loop import Loop
+from cellwork_hub.platform import (
+    batches,
+    erasure_datasets,
+    erasure_features,
+    erasure_places,
+    erasure_served,
+    feature_twins,
+    feature_worker,
+    raw,
+)
+from cellwork_hub.platform.erasure_served import Observed, Served
 from cellwork_hub.platform.state import State
 from cellwork_hub.platform.statistics import defined
 from cellwork_hub.route import Call, Route
@@ -46,6 +57,8 @@ MIGRATION = (
     "CREATE TABLE erasures (id TEXT PRIMARY KEY, project TEXT NOT NULL, record {json} NOT NULL)",
     "CREATE INDEX erasures_project ON erasures (project)",
 )
+AGAIN_SECONDS = 20.0
+"""How often what waits for another service is tried again."""
 _one = threading.Lock()
 
 
@@ -60,6 +73,16 @@ class Pending(Struct):
     request_id: str
     found: dict[str, dict[str, int]] = {}
     """Raw data set -> batch -> rows of the subject."""
+    emptied: dict[str, int] = {}
+    """Dataset -> rows of the subject."""
+    observed: Observed | None = None
+    """Its observations, from before raw rows went."""
+    online: list[str] = []
+    """Views whose online values were forgotten."""
+    data: Erasure | None = None
+    """The tombstone when raw data, features and datasets are done."""
+    served: Served = msgspec.field(default_factory=Served)
+    waits_for: str = "its turn"
 
 
 def erase_subject(state: State, call: Call, project: str, request: EraseRequest) -> Erasure:
@@ -88,15 +111,36 @@ def erase_subject(state: State, call: Call, project: str, request: EraseRequest)
         return _finish(state, pending)
 
 
+class Again(Loop):
+    """The thread that tries again what waits."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__("erasures", self._look, idle=AGAIN_SECONDS)
+        self.state = state
+
+    def _look(self) -> bool:
+        if any(self.state.home.erasing().glob("*.json")):
+            resume(self.state)
+        return False
+
+
 def resume(state: State) -> None:
-    """After a start: finish what a crash interrupted."""
+    """Finish what a crash interrupted, or what waited; what waits still stays."""
     for path in sorted(state.home.erasing().glob("*.json")):
-        pending = msgspec.json.decode(path.read_bytes(), type=Pending)
         try:
             with _one:
-                _finish(state, pending)
+                if path.exists():  # nobody else has finished it meanwhile
+                    _finish(state, msgspec.json.decode(path.read_bytes(), type=Pending))
         except Exception:  # the service must start; the file stays and is tried at the next start
-            log.exception("erasure %s could not be finished", pending.id)
+            log.exception("erasure %s could not be finished", path.stem)
+
+
+def _pending(state: State) -> list[Pending]:
+    found = []
+    for path in sorted(state.home.erasing().glob("*.json")):
+        with contextlib.suppress(FileNotFoundError):  # it is finished just now
+            found.append(msgspec.json.decode(path.read_bytes(), type=Pending))
+    return found
 
 
 def _keep(state: State, pending: Pending) -> None:
@@ -105,8 +149,54 @@ def _keep(state: State, pending: Pending) -> None:
 
 
 def _finish(state: State, pending: Pending) -> Erasure:
+    """Return the tombstone, or what waits and for what."""
+    pending.data = pending.data or _from_data(state, pending)
+    try:
+        erasure_served.forget(
+            state, pending.project, _wish(state, pending), pending.observed or Observed(), pending.served
+        )
+        _keep(state, pending)
+    except CellworkError as error:
+        pending.waits_for = str(error)
+        _keep(state, pending)
+        log.warning("erasure %s waits: %s", pending.id, error)
+        return _waiting(pending)
+    done = pending.data
+    done.at, done.predictions = clock.now(), sum(pending.served.predictions.values())
+    done.rewritten = erasure_places.rewritten(done, pending.online, pending.served)
+    done.untouched = erasure_places.untouched(done, pending.served, pending.observed or Observed())
+    _record(state, pending, done)
+    _empty_log(state)
+    (state.home.erasing() / f"{pending.id}.json").unlink(missing_ok=True)
+    return done
+
+
+def _wish(state: State, pending: Pending) -> Forget:
+    columns = {each.subject for each in raw.all_declared(state, pending.project) if each.subject}
+    return Forget(erasure=pending.id, value=pending.value, names=erasure_served.names(state, pending.project, columns))
+
+
+def _waiting(pending: Pending) -> Erasure:
+    """Return how an erasure stands that is not finished."""
+    nothing = Erasure(
+        id=pending.id, project=pending.project, subject_sha256=_digest(pending), rows={}, views=[], aggregates=[], datasets=[],
+        undeclared=[], by=pending.principal, reason=pending.reason, at=clock.now(),
+    )  # fmt: skip
+    return msgspec.structs.replace(pending.data or nothing, state="waiting", waits_for=pending.waits_for)
+
+
+def _digest(pending: Pending) -> str:
+    return hashlib.sha256(f"{pending.id}:{pending.value}".encode()).hexdigest()
+
+
+def _from_data(state: State, pending: Pending) -> Erasure:
+    """Take the subject out of raw data, features, online values and datasets; return the tombstone as far as it is about those."""
     project, known = pending.project, defined(state, pending.project)
     declared = raw.all_declared(state, project)
+    if pending.observed is None:
+        columns = {each.subject for each in declared if each.subject}
+        pending.observed = erasure_served.observed(state, project, pending.value, columns)
+        _keep(state, pending)
     with feature_worker.working:
         for each in declared:
             if each.subject:
@@ -114,18 +204,26 @@ def _finish(state: State, pending: Pending) -> Erasure:
         for folder in (state.home.prepared(project, "any").parent, state.home.sealed(project) / "prepared"):
             shutil.rmtree(folder, ignore_errors=True)
         columns = {each.subject for each in declared if each.subject}
-        views, aggregates = _from_views(state, pending, known, columns)
-    done = Erasure(
-        id=pending.id, project=project, subject_sha256=hashlib.sha256(f"{pending.id}:{pending.value}".encode()).hexdigest(),
+        views, aggregates = erasure_features.from_views(state, project, pending.value, pending.found, known, columns)
+        feature_twins.drop(state, project)
+        erasure_datasets.empty(state, project, pending.value, columns, pending.emptied, lambda: _keep(state, pending))
+    pending.online = [view.name for view in known.views if view.online and view.name in views]
+    pending.data = _tombstone(state, pending, declared, views, aggregates)
+    _keep(state, pending)
+    return pending.data
+
+
+def _tombstone(
+    state: State, pending: Pending, declared: list[RawDataset], views: list[str], aggregates: list[str]
+) -> Erasure:
+    project, (emptied, left) = pending.project, _datasets(state, pending)
+    return Erasure(
+        id=pending.id, project=project, subject_sha256=_digest(pending),
         rows={name: sum(found.values()) for name, found in pending.found.items() if found}, views=views,
-        aggregates=aggregates, datasets=_datasets(state, pending),
+        aggregates=aggregates, emptied=emptied, datasets=left,
         undeclared=[each.name for each in declared if not each.subject and each.erasable],
         by=pending.principal, reason=pending.reason, at=clock.now(),
     )  # fmt: skip
-    _record(state, pending, done)
-    _empty_log(state)
-    (state.home.erasing() / f"{pending.id}.json").unlink(missing_ok=True)
-    return done
 
 
 def _value(state: State, project: str, declared: RawDataset, value: str) -> str | int:
@@ -136,7 +234,7 @@ def _value(state: State, project: str, declared: RawDataset, value: str) -> str 
 def _from_raw(state: State, pending: Pending, declared: RawDataset) -> None:
     project, dataset, column = pending.project, declared.name, declared.subject
     value = _value(state, project, declared, pending.value)
-    table, quarantine = state.home.raw_table(project, dataset), state.home.quarantine(project, dataset)
+    table, quarantine = state.raw_table(project, dataset), state.quarantine(project, dataset)
     with batches.writing(project, dataset):
         rows = pl.concat([erase.rows_of(table, column, value), erase.rows_of(quarantine, column, value)])
         found = pending.found.setdefault(dataset, {})
@@ -168,10 +266,10 @@ def _correct(state: State, project: str, dataset: str, batch: str) -> None:
     sketch, columns = sketches.of(rows), raw.pinned(state, project, dataset)
     path = state.home.sketches(project, "raw", dataset) / batch
     files.write(path, sketches.pack(sketch), mode=0o600, sync=False)
-    record, quarantine = raw.get(state, batch), state.home.quarantine(project, dataset)
+    record, quarantine = raw.get(state, batch), state.quarantine(project, dataset)
     record.erased += record.rows - rows.height
     record.rows = rows.height
-    if record.rejected and DeltaTable.is_deltatable(str(quarantine)):
+    if record.rejected and quarantine.exists():
         record.rejected = tables.read(quarantine, [batch]).height
     record.statistics = statistics.said(sketch, dates=[c.name for c in columns if c.type == "date32[day]"])
     with state.engine.begin() as db:
@@ -181,97 +279,18 @@ def _correct(state: State, project: str, dataset: str, batch: str) -> None:
         db.execute(text("UPDATE batches SET record = :r WHERE id = :id"), values)
 
 
-# Features
-
-
-def _from_views(state: State, pending: Pending, known: Definitions, columns: set[str]) -> tuple[list[str], list[str]]:
-    """Return the views whose rows were erased or made anew, and those that only counted them."""
-    touched, aggregates = [], []
-    hit = {name for name, found in pending.found.items() if found}
-    for view in known.views:
-        keys = references.join_keys(known, view)
-        sources = references.prepared_of(known, view.pipeline.rows).sources
-        if own := columns & set(keys):
-            _by_key(state, pending, view, keys, min(own))
-        elif not hit & set(sources):
-            continue
-        elif isinstance(view.pipeline, Rolling):
-            aggregates.append(view.name)
-            continue
-        else:
-            _anew(state, pending, view, keys, None if hit & set(sources[1:]) else set(pending.found[sources[0]]))
-        shutil.rmtree(state.home.sketches(pending.project, "features", view.name), ignore_errors=True)
-        touched.append(view.name)
-    return touched, aggregates
-
-
-def _tables(state: State, project: str, view: str) -> list[Path]:
-    """Return the tables of a view: of every revision, readable and sealed."""
-    folders = (state.home.feature_table(project, view), state.home.sealed(project) / "features" / view)
-    return [
-        path for folder in folders for path in sorted(folder.glob("revision-*")) if DeltaTable.is_deltatable(str(path))
-    ]
-
-
-def _by_key(state: State, pending: Pending, view: View, keys: list[str], column: str) -> None:
-    for path in _tables(state, pending.project, view.name):
-        rows = pl.scan_delta(str(path))
-        dtype = rows.collect_schema()[column]
-        value = int(pending.value) if dtype.is_integer() else pending.value
-        _forget(state, pending, view, keys, rows.filter(pl.col(column) == value).select(keys).unique().collect())
-        erase.from_table(path, column, value)
-
-
-def _forget(state: State, pending: Pending, view: View, keys: list[str], entities: pl.DataFrame) -> None:
-    if view.online and entities.height:
-        with feature_online.opened(state, pending.project) as store:
-            store.forget(view.name, packed.entity_keys([entities.get_column(key).to_list() for key in sorted(keys)]))
-
-
-def _anew(state: State, pending: Pending, view: View, keys: list[str], caused_by: set[str] | None) -> None:
-    """Make the rows of a Select view again that the batches `caused_by` (None: all) caused; older revisions lose theirs."""
-    project = pending.project
-    revision = feature_definitions.view_revision(state, project, view.name)
-    query = "SELECT id, revision, batch FROM pipeline_runs WHERE project = :p AND view = :v AND state = 'succeeded'"
-    with state.engine.connect() as db:
-        runs = [
-            row
-            for row in db.execute(text(query), {"p": project, "v": view.name})
-            if caused_by is None or row.batch in caused_by
-        ]
-    made = {row.batch for row in runs}
-    before = _entities(state, project, view, keys, made)
-    for row in runs:
-        if row.revision == revision:
-            feature_worker.execute(state, Claim(row.id, project, view.name, revision, row.batch))
-    for path in _tables(state, project, view.name):
-        if path.name != f"revision-{revision}":
-            for batch in made:
-                DeltaTable(path).delete(f"{BATCH} = '{batch}'")
-        erase.purge(path)
-    after = _entities(state, project, view, keys, None)
-    gone = before.join(after, on=keys, how="anti", nulls_equal=True) if after.width else before
-    _forget(state, pending, view, keys, gone)
-
-
-def _entities(state: State, project: str, view: View, keys: list[str], caused_by: set[str] | None) -> pl.DataFrame:
-    found = []
-    for path in _tables(state, project, view.name):
-        rows = pl.scan_delta(str(path))
-        rows = rows if caused_by is None else rows.filter(pl.col(BATCH).is_in(list(caused_by)))
-        found.append(rows.select(keys).unique().collect())
-    return pl.concat(found).unique() if found else pl.DataFrame()
-
-
 # The tombstone
 
 
-def _datasets(state: State, pending: Pending) -> list[str]:
-    hit = {batch for found in pending.found.values() for batch in found}
-    with state.engine.connect() as db:
-        rows = db.execute(text("SELECT record FROM datasets WHERE project = :p ORDER BY seq"), {"p": pending.project})
-        there = [msgspec.json.decode(row[0], type=Dataset) for row in rows]
-    return [f"{d.name} {d.id}" for d in there if hit & set(d.batches)]
+def _datasets(state: State, pending: Pending) -> tuple[list[str], list[str]]:
+    """Return the datasets whose rows were emptied, and those from the same batches in which nothing names the subject."""
+    hit, emptied, left = {batch for found in pending.found.values() for batch in found}, [], []
+    for record in erasure_datasets.stored(state, pending.project):
+        if record.id in pending.emptied:
+            emptied.append(f"{record.name} {record.id}: {pending.emptied[record.id]:,} rows")
+        elif hit & set(record.batches):
+            left.append(f"{record.name} {record.id}")
+    return emptied, left
 
 
 def _record(state: State, pending: Pending, done: Erasure) -> None:
@@ -281,7 +300,10 @@ def _record(state: State, pending: Pending, done: Erasure) -> None:
         values = {"id": done.id, "p": done.project, "r": msgspec.json.encode(done).decode()}
         made = db.execute(text("INSERT INTO erasures VALUES (:id, :p, :r) ON CONFLICT (id) DO NOTHING"), values)
         if made.rowcount:
-            after = {"erasure": done.id, "rows": done.rows, "views": done.views}
+            after = {
+                "erasure": done.id, "rows": done.rows, "views": done.views, "emptied": done.emptied, "datasets": done.datasets,
+                "predictions": done.predictions, "rewritten": [place.what for place in done.rewritten], "untouched": [place.what for place in done.untouched],
+            }  # fmt: skip
             records.audit(db, call, "subject.erase", done.project, after=after, reason=done.reason)
 
 
@@ -298,12 +320,15 @@ def routes(state: State) -> list[Route]:
         return erase_subject(state, call, ids.name(call.path["project"], "project"), call.body)
 
     def get_erasures(call: Call) -> list[Erasure]:
+        return [*_done(call), *(_waiting(each) for each in _pending(state) if each.project == call.path["project"])]
+
+    def _done(call: Call) -> list[Erasure]:
         with state.engine.connect() as db:
             query = text("SELECT record FROM erasures WHERE project = :p ORDER BY id")
             rows = db.execute(query, {"p": call.path["project"]})
             return [msgspec.json.decode(row[0], type=Erasure) for row in rows]
 
     return [
-        Route("POST", "/api/v1/erasures/{project}", post_erasure, scope="admin", body=EraseRequest, answer=Erasure, doc="Erase a subject from raw batches and features, for a reason."),
-        Route("GET", "/api/v1/erasures/{project}", get_erasures, scope="data:read", answer=list[Erasure], doc="Tombstones of erasures; they do not say who."),
+        Route("POST", "/api/v1/erasures/{project}", post_erasure, scope="admin", body=EraseRequest, answer=Erasure, doc="Erase a subject from data, features and predictions, for a reason; what a service is away for is tried again by itself."),
+        Route("GET", "/api/v1/erasures/{project}", get_erasures, scope="data:read", answer=list[Erasure], doc="Tombstones of erasures, and those that wait; they do not say who."),
     ]  # fmt: skip

@@ -27,6 +27,7 @@ KINDS = {
     "view": "views",
     "service": "services",
     "observations": "observations",
+    "label": "labels",
 }
 """A definition's kind -> the field of `Definitions` that lists it."""
 
@@ -174,6 +175,11 @@ def check(state: State, wanted: Definitions) -> None:
             named = (about.id, *about.keys.values(), *about.inputs, about.label, about.label_known)
             require(f"rows {about.rows!r} of observations {about.name!r}", rows, [name for name in named if name])
             require_time(f"rows {about.rows!r} of observations {about.name!r}", rows, about.at)
+    for label in wanted.labels:
+        rows = columns[label.rows]
+        if rows is not None:
+            require(f"rows {label.rows!r} of label {label.name!r}", rows, [label.id, label.value])
+            require_time(f"rows {label.rows!r} of label {label.name!r}", rows, label.known)
 
 
 def _columns(state: State, project: str, prepared: Prepared) -> pl.DataFrame | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -17,7 +17,7 @@ import polars as pl
 from deltalake import DeltaTable, write_deltalake
 
 from cellwork import files
-from cellwork.data import prepare
+from cellwork.data import prepare, tables
 from cellwork.errors import Conflict, Unavailable
 from cellwork.features import references
 from cellwork.features.row import BATCH, CREATED, EVENT, schema
@@ -32,7 +32,7 @@ _writing = threading.Lock()
 
 def prepared_rows(
     state: State, definitions: Definitions, name: str, *, batches: Sequence[Batch] | None = None, sealed: bool = False,
-    cached: bool = True,
+    cached: bool = True, only: Callable[[pl.DataFrame], pl.DataFrame] | None = None,
 ) -> pl.DataFrame:  # fmt: skip
     """Return the rows of a Prepared with `_batch`, batch by batch.
 
@@ -42,6 +42,7 @@ def prepared_rows(
         and readable values only.
     sealed : with the sealed values of those batches. For the platform's own use; no route may pass it on.
     cached : False makes the rows anew from raw rows and keeps nothing.
+    only : which rows of a batch are wanted; the others are let go before the next batch is read.
     """
     prepared = references.prepared_of(definitions, name)
     project = definitions.project
@@ -49,7 +50,10 @@ def prepared_rows(
     others = {source: _current(state, project, source) for source in prepared.sources[1:]}
     cache = _Prepared(state, project, prepared, others)
     read = cache.rows if cached else cache.made
-    frames = [read(batch, sealed=sealed and bool(batch.sealed)) for batch in wanted]
+    frames = []
+    for batch in wanted:
+        rows = read(batch, sealed=sealed and bool(batch.sealed))
+        frames.append(only(rows) if only else rows)
     return pl.concat(frames, how="vertical_relaxed") if frames else cache.none()
 
 
@@ -148,6 +152,12 @@ def view_rows(
     return read(state, project, view, revision, sealed=sealed, batch=batch)
 
 
+def view_scan(state: State, project: str, view: View) -> pl.LazyFrame:
+    """Return the open rows that `view_rows` would, unread; whoever reads them twice gets the same ones in the same order."""
+    _check_filled(state, project, view.name)
+    return scan(state, project, view, view_revision(state, project, view.name))
+
+
 def _check_filled(state: State, project: str, view: str) -> None:
     left, failed, waits = feature_queue.open_backfill(state, project, view)
     if failed:
@@ -190,7 +200,7 @@ def scan(state: State, project: str, view: View, revision: int, *, sealed: bool 
     """Return the rows of one table, open or sealed, unread; without a table none, with keys of type Null."""
     path = _table(state, project, view.name, revision, sealed=sealed)
     if DeltaTable.is_deltatable(str(path)):
-        return pl.scan_delta(str(path))
+        return pl.scan_delta(DeltaTable(path))  # of the version that there is now
     keys = references.join_keys(definitions(state, project, revision)[0], view)
     times = {EVENT: pl.Datetime("us", "UTC"), CREATED: pl.Datetime("us", "UTC"), BATCH: pl.String()}
     return pl.LazyFrame(schema={**dict.fromkeys(keys, pl.Null()), **schema(view), **times})
@@ -201,14 +211,18 @@ def write(state: State, run: feature_queue.Claim, rows: pl.DataFrame, *, sealed:
     path = _table(state, run.project, run.view, run.revision, sealed=sealed)
     target, own = str(path), f"{BATCH} = '{run.batch}'"
     with _writing:
-        repeated = DeltaTable.is_deltatable(target) and {BATCH: run.batch} in DeltaTable(target).partitions()
-        if repeated and not rows.height:
-            DeltaTable(target).delete(own)
-        elif repeated:
-            write_deltalake(target, rows.sort(EVENT).to_arrow(), mode="overwrite", predicate=own)
+        table = DeltaTable(target) if DeltaTable.is_deltatable(target) else None
+        repeated = table is not None and {BATCH: run.batch} in table.partitions()
+        if table is not None and repeated and not rows.height:
+            table.delete(own)
+        elif table is not None and repeated:
+            write_deltalake(table, rows.sort(EVENT).to_arrow(), mode="overwrite", predicate=own)
         elif rows.height:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_deltalake(target, rows.sort(EVENT).to_arrow(), mode="append", partition_by=[BATCH])
+            ordered = rows.sort(EVENT).to_arrow()
+            write_deltalake(
+                table or target, ordered, mode="append", partition_by=[BATCH], configuration=tables.PROPERTIES
+            )
 
 
 def _table(state: State, project: str, view: str, revision: int, *, sealed: bool) -> Path:

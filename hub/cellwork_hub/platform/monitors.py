@@ -31,6 +31,13 @@ IDLE_SECONDS = 1.0
 PAUSE_SECONDS = 10
 CAUSES: dict[str, tuple[str, ...]] = {"outcomes.arrived": ("quality", "drift", "outcomes"), "batch.ready": ("batches",)}
 """Event -> the kinds of monitors of its endpoint or data set that look then, without waiting for their time."""
+NEEDS: dict[str, tuple[str, ...]] = {
+    "batches": ("dataset",),
+    "metric": ("endpoint", "metric"),
+    "disk": (),
+    "memory": (),
+}
+"""Kind -> what it can't be without, where that is not its endpoint."""
 MOST = 200
 """Monitors of a project."""
 
@@ -86,16 +93,20 @@ def apply(state: State, call: Call, project: str, request: MonitorsRequest) -> l
 
 def _refuse_wrong(monitor: Monitor) -> None:
     ids.name(monitor.name, "monitor")
-    needed = "dataset" if monitor.kind == "batches" else "endpoint"
     subject = f"monitor {monitor.name!r}"
-    if not getattr(monitor, needed):
-        raise BadInput(subject, monitor.kind, f"needs its {needed}", f"write {needed}: and a short name")
-    ids.name(getattr(monitor, needed), needed)
+    for needed in NEEDS.get(monitor.kind, ("endpoint",)):
+        if not getattr(monitor, needed):
+            raise BadInput(subject, monitor.kind, f"needs its {needed}", f"write {needed}: and a short name")
+        ids.name(getattr(monitor, needed), needed)
     clock.duration(monitor.window)
     if clock.duration(monitor.every).total_seconds() < 10:
         raise BadInput(f"every of {subject}", monitor.every, "is too often", "write 10s or more")
     if monitor.kind == "quality" and monitor.least is None and monitor.drop is None:
         raise BadInput(subject, "quality", "needs a bound", "write least: 0.7, or drop: 0.05")
+    if monitor.kind == "metric" and monitor.least is None and monitor.most is None:
+        raise BadInput(subject, "metric", "needs a bound", "write least: 100, or most: 500")
+    if monitor.kind in checks.MACHINE and not 0 < (monitor.most or checks.MOST_IN_USE) <= 1:
+        raise BadInput(f"most of {subject}", monitor.most, "is no share", "write most: 0.9")
     if monitor.then and monitor.kind not in ("drift", "quality"):
         raise BadInput(
             f"then of {subject}",

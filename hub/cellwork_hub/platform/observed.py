@@ -8,17 +8,19 @@ label that is sealed, or was never known, is null; with `sealed=True`, for the e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 
+import msgspec
 import polars as pl
 
 from cellwork.errors import BadInput, near_miss
 from cellwork.features import history, references
 from cellwork.wire.batches import Batch
 from cellwork.wire.datasets import Coverage
-from cellwork.wire.features import Definitions, Observations, View
-from cellwork_hub.platform import batches, feature_definitions, feature_tables
+from cellwork.wire.features import Definitions, Label, Observations, View
+from cellwork_hub.platform import batches, feature_definitions, feature_tables, joining
 from cellwork_hub.platform.state import State
 
 
@@ -34,7 +36,9 @@ class Plan:
     batches: list[Batch]
     """Batches whose observations are taken."""
     others: list[Batch]
-    """Batches of the other sources that the observations are prepared with."""
+    """Batches of the other sources that the observations are prepared with, and of those of the label."""
+    label: Label | None = None
+    """In place of the observations' own."""
 
 
 def plan(state: State, project: str, observations: str, wanted: Sequence[str]) -> Plan:
@@ -62,24 +66,63 @@ def plan(state: State, project: str, observations: str, wanted: Sequence[str]) -
     return Plan(definitions, revision, found, views, batches.current(state, project, first), others)
 
 
-def joined(
-    state: State, made: Plan, rows: pl.DataFrame, *, sealed: bool = False
-) -> tuple[pl.DataFrame, list[Coverage]]:
-    """Return the observations `rows` with their features, in the columns of a dataset, and the coverage of each view."""
-    about, definitions = made.observations, made.definitions
-    views = [
-        history.JoinView(
-            view=view,
-            keys={key: about.keys[key] for key in references.join_keys(definitions, view)},
-            fields=fields,
-            rows=feature_tables.view_rows(state, definitions.project, view, sealed=sealed),
+def labelled(state: State, made: Plan, name: str) -> Plan:
+    """Return the plan with the label `name` in place of the observations' own.
+
+    Raises
+    ------
+    BadInput
+        It is not defined (with the near miss), or bears the name of a column that a model gets.
+    """
+    label, about = references.label_of(made.definitions, name), made.observations
+    if name in (about.id, about.at, *about.keys.values(), *about.inputs):
+        raise BadInput(
+            f"label of observations {about.name!r}",
+            name,
+            "is the name of one of their columns too",
+            "rename one of both",
         )
-        for view, fields in made.views
-    ]
-    frame, coverage = history.join(rows, at=about.at, views=views)
+    sources = references.prepared_of(made.definitions, label.rows).sources
+    more = [batch for source in sources for batch in batches.current(state, made.definitions.project, source)]
+    there = {batch.id for batch in [*made.batches, *made.others]}
+    about = msgspec.structs.replace(about, label=name, label_known=f"{name}_known")
+    others = [*made.others, *(batch for batch in more if batch.id not in there)]
+    return replace(made, observations=about, others=others, label=label)
+
+
+def joined(
+    state: State, made: Plan, rows: pl.DataFrame, *, sealed: bool = False, memory: int | None = None,
+    progress: Callable[[history.Progress], None] | None = None,
+) -> tuple[pl.DataFrame, list[Coverage]]:  # fmt: skip
+    """Return the observations `rows` with their features, in the columns of a dataset, and the coverage of each view.
+
+    `memory` and `progress` are those of `history.join`; `memory` has no effect on sealed rows, which are few.
+    """
+    views = join_views(state, made, sealed=sealed, lazy=joining.lazily(state, memory))
+    frame, coverage = joining.join(state, rows, at=made.observations.at, views=views, memory=memory, progress=progress)
     if frame.height != rows.height:
         raise AssertionError(f"the join made {frame.height} rows of {rows.height}")
     return frame.select(columns(made)), coverage
+
+
+def join_views(state: State, made: Plan, *, sealed: bool = False, lazy: bool = False) -> list[history.JoinView]:
+    """Return the views of the plan as they are joined; `lazy` leaves their open rows unread."""
+    definitions = made.definitions
+
+    def read(view: View) -> pl.DataFrame | pl.LazyFrame:
+        if lazy and not sealed:
+            return feature_tables.view_scan(state, definitions.project, view)
+        return feature_tables.view_rows(state, definitions.project, view, sealed=sealed)
+
+    return [
+        history.JoinView(
+            view=view,
+            keys={key: made.observations.keys[key] for key in references.join_keys(definitions, view)},
+            fields=fields,
+            rows=read(view),
+        )
+        for view, fields in made.views
+    ]
 
 
 def columns(made: Plan) -> list[str]:
@@ -92,10 +135,47 @@ def columns(made: Plan) -> list[str]:
     )
 
 
-def rows(state: State, made: Plan, *, sealed: bool = False) -> pl.DataFrame:
-    """Return the observations of the plan's batches; the label is null unless it became known."""
+def _with_label(state: State, made: Plan, label: Label, found: pl.DataFrame) -> pl.DataFrame:
+    """Return the observations with the readable values of `label`, by their id; of several the one known last."""
+    rows = feature_tables.prepared_rows(state, made.definitions, label.rows)
+    known = f"{label.name}_known"
+    columns = (pl.col(label.id).alias("_id"), pl.col(label.value).alias(label.name), pl.col(label.known).alias(known))
+    truth = rows.select(*columns).drop_nulls(["_id", known]).sort(known, maintain_order=True).unique("_id", keep="last")
+    plain = found.drop(label.name, known, strict=False)
+    dtype = found.schema[made.observations.id]
+    try:
+        return plain.join(
+            truth.with_columns(pl.col("_id").cast(dtype)), left_on=made.observations.id, right_on="_id", how="left",
+            maintain_order="left",
+        )  # fmt: skip
+    except pl.exceptions.InvalidOperationError as error:
+        raise BadInput(
+            f"id of label {label.name!r}", label.id, f"is not of the type of the observations' {made.observations.id!r}: {error}",
+            "cast one of them in the SQL of its rows",
+        ) from None  # fmt: skip
+
+
+def rows(
+    state: State, made: Plan, *, sealed: bool = False, between: tuple[datetime, datetime] | None = None
+) -> pl.DataFrame:
+    """Return the observations of the plan's batches; the label is null unless it became known.
+
+    Parameters
+    ----------
+    between : only those from the first time on and before the second; besides them one batch at a time is in memory.
+    """
     about = made.observations
-    found = feature_tables.prepared_rows(state, made.definitions, about.rows, batches=made.batches, sealed=sealed)
+
+    def inside(batch: pl.DataFrame) -> pl.DataFrame:
+        if between is None or about.at not in batch.columns:  # a column that is not there is told below
+            return batch
+        return batch.filter(pl.col(about.at) >= between[0], pl.col(about.at) < between[1])
+
+    found = feature_tables.prepared_rows(
+        state, made.definitions, about.rows, batches=made.batches, sealed=sealed, only=inside
+    )
+    if made.label:
+        found = _with_label(state, made, made.label, found)
     for column in (about.id, about.at, *about.keys.values(), *about.inputs, about.label, about.label_known):
         if column and column not in found.columns:
             raise BadInput(

@@ -11,12 +11,16 @@ rows a side are joined in seconds, and any order of arrivals ends in the same jo
 The cursor of the mirrored log moves in the transaction of its page. What is to be told of a delivery (events, audit) belongs to
 another database: it is kept here as `deliveries` in the transaction of its rows, and removed once it was told.
 One process opens the file; writers take turns, readers see one moment.
+
+What belongs to an erased prediction is taken out by `forget`: its mirrored row stays without observation, score and key, so that nothing is
+ever joined to it, as do those that come from the log already emptied; outcomes that only such predictions have are removed. DuckDB leaves
+old blocks in its file: so all that is left is copied into a new file beside it, which takes its place when nobody reads.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +28,14 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from cellwork.errors import Unavailable
+from cellwork_hub.platform import outcome_erasure
+
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection, DuckDBPyRelation
 
+READERS_SECONDS = 120.0
+"""How long a new file waits for those who read the old one."""
 MEMORY = "1GB"
 """What one join may take before it goes on in files beside the database."""
 
@@ -67,18 +76,22 @@ class OutcomeStore:
     """The file at `path`; it is made when it is not there."""
 
     def __init__(self, path: Path) -> None:
+        self.path, self.revision = path, 0
+        """The revision grows with every change; what was computed under the same one still holds."""
+        self._writing, self._gate, self._readers = threading.Lock(), threading.Condition(), 0
+        self._database = self._opened()
+
+    def _opened(self) -> DuckDBPyConnection:
         import duckdb
 
-        self.revision = 0
-        """Grows with every change; what was computed under the same one still holds."""
-        self._writing = threading.Lock()
         config: dict[str, Any] = {
             "memory_limit": MEMORY,
-            "temp_directory": f"{path}.tmp",
+            "temp_directory": f"{self.path}.tmp",
             "checkpoint_threshold": "256MB",
         }
-        self._database = duckdb.connect(str(path), config=config)
-        self._database.execute(SCHEMA)
+        database = duckdb.connect(str(self.path), config=config)
+        database.execute(SCHEMA)
+        return database
 
     def close(self) -> None:
         self._database.close()
@@ -86,9 +99,16 @@ class OutcomeStore:
     @contextmanager
     def reading(self) -> Iterator[DuckDBPyConnection]:
         """Yield a connection of one's own that sees one moment."""
-        with self._database.cursor() as db:
-            db.begin()
-            yield db
+        with self._gate:
+            self._readers += 1
+        try:
+            with self._database.cursor() as db:
+                db.begin()
+                yield db
+        finally:
+            with self._gate:
+                self._readers -= 1
+                self._gate.notify_all()
 
     @contextmanager
     def _change(self) -> Iterator[DuckDBPyConnection]:
@@ -147,6 +167,43 @@ class OutcomeStore:
                 db.execute("INSERT INTO deliveries VALUES (?, ?, ?, ?, ?, ?, ?, ?)", list(vars(delivery).values()))
         return delivery
 
+    def forget(self, project: str, gone: Sequence[str], observations: Mapping[str, Sequence[str]]) -> int:
+        """Take out what belongs to emptied predictions, or to observations of the subject; return how many outcomes were removed.
+
+        Parameters
+        ----------
+        gone : ids of the predictions.
+        observations : endpoint -> observations that are the subject's, predicted or not.
+        """
+        own = [(endpoint, name) for endpoint, names in observations.items() for name in names]
+        with self._change() as db:
+            db.register("gone_rows", pl.DataFrame({"id": list(gone)}, schema={"id": pl.String}).to_arrow())
+            schema = {"endpoint": pl.String, "observation": pl.String}
+            db.register("own_rows", pl.DataFrame(own, schema=schema, orient="row").to_arrow())
+            count = outcome_erasure.empty(db, project, KEY.format(id="''"))
+        self._renew()
+        return count
+
+    def _renew(self) -> None:
+        """Put a copy of what is in the tables in the place of the file; readers and writers wait."""
+        beside = self.path.with_name(f".{self.path.name}.new")
+        with self._writing, self._gate:
+            for old in (beside, beside.with_name(f"{beside.name}.wal")):  # of one that was killed
+                old.unlink(missing_ok=True)
+            if not self._gate.wait_for(lambda: not self._readers, READERS_SECONDS):
+                raise Unavailable("outcomes", self.path, "are read all the time", "it is tried again")
+            name = self._database.execute("SELECT current_database()").fetchall()[0][0]
+            self._database.execute(f"ATTACH '{outcome_erasure.quoted(beside)}' AS beside")
+            self._database.execute(f'COPY FROM DATABASE "{name}" TO beside')
+            self._database.execute("DETACH beside")
+            self._database.execute("CHECKPOINT")
+            self._database.close()
+            try:
+                beside.chmod(self.path.stat().st_mode & 0o777)
+                outcome_erasure.replace(beside, self.path)
+            finally:
+                self._database = self._opened()
+
     def untold(self) -> list[Delivery]:
         with self.reading() as db:
             return [Delivery(*row) for row in db.execute("SELECT * FROM deliveries ORDER BY id").fetchall()]
@@ -172,7 +229,9 @@ def _number(db: DuckDBPyConnection, query: str, parameters: list[Any] | None = N
 
 def _append(db: DuckDBPyConnection, page: pl.DataFrame) -> None:
     db.register("page_rows", page.to_arrow())
-    db.execute(f"CREATE TEMP TABLE page AS SELECT *, {KEY.format(id='id')} AS key FROM page_rows")
+    db.execute(
+        f"CREATE TEMP TABLE page AS SELECT *, CASE WHEN score IS NOT NULL THEN {KEY.format(id='id')} END AS key FROM page_rows"
+    )
     moved = _name_those_sent_by_id(db)
     db.execute(
         "CREATE TEMP TABLE earlier AS SELECT DISTINCT key, version FROM predictions WHERE key IN (SELECT key FROM page)"

@@ -93,7 +93,7 @@ def raw_rows(
             )
     if not batches:
         return schema.complete(pl.DataFrame(schema={"_batch": pl.String}), columns)
-    rows = schema.complete(tables.read(state.home.raw_table(project, dataset), batches), columns)
+    rows = schema.complete(tables.read(state.raw_table(project, dataset), batches), columns)
     if sealed:
         rows = _unsealed(state, project, dataset, rows, [batch for batch in batches if kept_for[batch]])
     return rows.drop("_row")

@@ -212,7 +212,8 @@ def difference(metric: str, one: tuple[Sealed, Scored], other: tuple[Sealed, Sco
         return None
     found = paired.difference(mine["label"], mine["score"], theirs["score"], metric=metric)
     told = one[1].metrics[metric]
-    return one[0].rounding.difference(found, coarse.step(metric, told, mine.height))
+    asked = coarse.question(mine["score"]), coarse.question(theirs["score"])
+    return one[0].rounding.difference(found, coarse.step(metric, told, mine.height), *asked)
 
 
 def example_rows(manifest: package.Manifest, like: pl.DataFrame | None = None) -> pl.DataFrame:
@@ -280,4 +281,5 @@ def of_baseline(state: State, column: str, kind: metrics.Kind, trained: Dataset,
 
 def _told(holdout: Sealed, scores: Any, kind: metrics.Kind) -> Metrics:
     """Return the metrics of scores as they may be told."""
-    return holdout.rounding.metrics(metrics.measure(holdout.labels, scores, kind=kind, clip=coarse.CLIP))
+    found = metrics.measure(holdout.labels, scores, kind=kind, clip=coarse.CLIP)
+    return holdout.rounding.metrics(found, coarse.question(scores))

@@ -5,6 +5,7 @@ Everything is read from definitions and records as they are now; there is no ind
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -38,7 +39,7 @@ class Uses:
         with state.engine.connect() as db:
             for (record,) in db.execute(text("SELECT record FROM datasets ORDER BY seq")):
                 dataset = msgspec.json.decode(record, type=Dataset)
-                for name in {*dataset.features, dataset.observations}:
+                for name in {*dataset.features, dataset.observations, f"label:{dataset.label_name}"}:
                     self.datasets[dataset.project, name].append(dataset)
             self.trained = _edges(db.execute(text("SELECT target, source FROM edges WHERE relation = 'trained_on'")))
             self.runs = _edges(db.execute(text("SELECT target, source FROM edges WHERE relation = 'registered_as'")))
@@ -94,6 +95,11 @@ def entries(state: State, project: str, uses: Uses) -> Iterator[Found]:
                 kind="label", project=project, name=f"{about.name}:{about.label}", entities=sorted(about.keys),
                 description=about.description, used_by=uses.of(project, [about.name]),
             )  # fmt: skip
+    for label in known.labels:
+        yield Found(
+            kind="label", project=project, name=label.name, owner=label.owner, tags=label.tags,
+            description=label.description, used_by=uses.of(project, [f"label:{label.name}"]),
+        )  # fmt: skip
     with state.engine.connect() as db:
         names = db.execute(text("SELECT DISTINCT name FROM datasets WHERE project = :p ORDER BY name"), {"p": project})
         yield from (Found(kind="dataset", project=project, name=row[0]) for row in names.all())
@@ -191,12 +197,14 @@ def routes(state: State) -> list[Route]:
         kind = call.query.get("kind", "")
         uses = Uses(state)
         there = (entry for project in chosen for entry in entries(state, project, uses) if kind in ("", entry.kind))
+        if not call.query.get("q") and call.query.get("project"):
+            return list(itertools.islice(there, call.limit(50, 500)))
         return search.best(there, call.required("q"), limit=call.limit(50, 500))
 
     def get_twins(call: Call) -> list[Twin]:
         return twins_of(state, ids.name(call.path["project"], "project"), call.path["view"], visible(state, call))
 
     return [
-        Route("GET", "/api/v1/search", get_search, scope="features:read", answer=list[Found], doc="Data, features and labels that hold every word of ?q=, with who uses them."),
+        Route("GET", "/api/v1/search", get_search, scope="features:read", answer=list[Found], doc="Data, features and labels that hold every word of ?q=, with who uses them; without it all of ?project=."),
         Route("GET", "/api/v1/twins/{project}/{view}", get_twins, scope="features:read", answer=list[Twin], doc="Features of other views that nearly repeat those of a view."),
     ]  # fmt: skip

@@ -8,17 +8,18 @@ is for. Shadow answers are left out.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
 import polars as pl
 from sqlalchemy import Connection, text
 
+from cellwork.client import Client
 from cellwork.data import sketches
 from cellwork.data.sketches import Column, Sketch
 from cellwork.errors import Unavailable
-from cellwork.wire.endpoints import Prediction
+from cellwork.wire.endpoints import Emptied, Prediction
 from cellwork_hub.platform.state import State
 from cellwork_hub.records import micros
 
@@ -95,6 +96,37 @@ def _add(db: Connection, key: Key, sketch: Sketch, logged: int) -> None:
         ),
         {**values, "logged": logged, "sketch": sketches.pack(both)},
     )
+
+
+def remake(state: State, client: Client, emptied: Sequence[Emptied]) -> None:
+    """Sketch the hours of predictions that were emptied again, from what the log has of them now; may be repeated."""
+    keys: set[Key] = {
+        (p.endpoint, p.model, p.version, micros(p.at) // HOUR * HOUR) for p in emptied if p.route != "shadow"
+    }
+    for key in sorted(keys):
+        with _following:
+            made = [sketches.of(_frame(rows)) for rows in _of_hour(state, client, key) if rows]
+            if made:
+                _replace(state, key, merged(made))
+
+
+def _of_hour(state: State, client: Client, key: Key) -> Iterator[list[Prediction]]:
+    """Yield by pages the predictions of an hour that were taken in; the outcomes' mirror knows where they stand in the log."""
+    endpoint, model, version, hour = key
+    where = "SELECT min(seq), max(seq) FROM predictions WHERE endpoint = ? AND version = ? AND ts >= ? AND ts < ?"
+    first, last = state.outcomes.rows(where, endpoint, version, hour, hour + HOUR).row(0)
+    after, last = (first or 0) - 1, min(last or 0, cursor(state))
+    while after < last:
+        page = client.endpoints.predictions(endpoint, after=max(after, 0), limit=PAGE)
+        yield [p for p in page if p.seq <= last and p.route != "shadow" and p.version.name == model and micros(p.at) // HOUR * HOUR == hour and p.version.version == version]  # fmt: skip
+        after = page[-1].seq if page else last
+
+
+def _replace(state: State, key: Key, sketch: Sketch) -> None:
+    values = dict(zip(("endpoint", "model", "version", "hour"), key, strict=True)) | {"sketch": sketches.pack(sketch)}
+    where = "endpoint = :endpoint AND model = :model AND version = :version AND hour = :hour"
+    with state.engine.begin() as db:
+        db.execute(text(f"UPDATE serving_hours SET sketch = :sketch WHERE {where}"), values)
 
 
 def _frame(page: Sequence[Prediction]) -> pl.DataFrame:

@@ -116,6 +116,13 @@ def _join(state: State, known: Definitions, view: View, features: Sequence[str])
 
 def recompute(state: State, prediction: Prediction) -> Recomputed:
     """Make the features of `prediction` anew from the raw batches it names, and say whether they are what was logged."""
+    if prediction.erased:
+        raise NotFound(
+            "features of prediction",
+            prediction.id,
+            f"were erased ({prediction.erased})",
+            "nothing can be made anew of it",
+        )
     entities = prediction.entities or _entities(state, prediction)
     views = [_recompute(state, prediction, entities, view) for view in sorted(prediction.feature_batches)]
     return Recomputed(

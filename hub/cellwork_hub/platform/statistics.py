@@ -78,7 +78,7 @@ def of_view(state: State, project: str, view: str) -> tuple[Sketch, int, int]:
     folder = state.home.sketches(project, "features", view)
     if not DeltaTable.is_deltatable(str(path)):
         return Sketch(0, {}), 0, 0
-    pieces = _pieces(path)
+    pieces = _pieces(DeltaTable(path))
     parts = []
     for batch, (names, _) in pieces.items():
         key = hashlib.sha256("\n".join([str(revision), *sorted(names)]).encode()).hexdigest()[:26]
@@ -91,10 +91,10 @@ def _rows(path: Path, batch: str) -> pl.DataFrame:
     return pl.scan_delta(str(path)).filter(pl.col(BATCH) == batch).drop(BATCH).collect()
 
 
-def _pieces(path: Path) -> dict[str, tuple[list[str], int]]:
+def _pieces(table: DeltaTable) -> dict[str, tuple[list[str], int]]:
     """Return batch -> (its files, their bytes) of a table."""
     found: dict[str, tuple[list[str], int]] = {}
-    actions = pl.DataFrame(pl.from_arrow(pa.table(DeltaTable(path).get_add_actions(flatten=True))))
+    actions = pl.DataFrame(pl.from_arrow(pa.table(table.get_add_actions(flatten=True))))
     for row in actions.select("path", "size_bytes", f"partition.{BATCH}").iter_rows():
         names, size = found.get(row[2], ([], 0))
         found[row[2]] = ([*names, row[0]], size + row[1])
@@ -104,8 +104,8 @@ def _pieces(path: Path) -> dict[str, tuple[list[str], int]]:
 def describe_raw(state: State, project: str, dataset: str, wanted: Sequence[Batch]) -> Description:
     declared, columns = raw.declaration(state, project, dataset)
     sketch = of_raw(state, project, dataset, wanted)
-    path = state.home.raw_table(project, dataset)
-    sizes = _pieces(path) if DeltaTable.is_deltatable(str(path)) else {}
+    where = state.raw_table(project, dataset)
+    sizes = _pieces(where.table()) if where.exists() else {}
     return Description(
         project=project, kind="raw", name=dataset, rows=sketch.rows, batches=len(wanted),
         columns=statistics.said(sketch, dates=[c.name for c in columns if c.type == "date32[day]"]),

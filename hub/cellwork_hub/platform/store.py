@@ -8,7 +8,6 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
-from deltalake import DeltaTable
 
 from cellwork import ids
 from cellwork.data import query, schema, tables
@@ -55,7 +54,7 @@ def _table(state: State, project: str, dataset: str, wanted: list[Batch]) -> Any
     if not wanted:
         return schema.complete(pl.DataFrame(schema={"_batch": pl.String}), columns).to_arrow()
     chosen = ", ".join(f"'{ids.check(batch.id, 'bat')}'" for batch in wanted)
-    table = DeltaTable(state.home.raw_table(project, dataset))
+    table = state.raw_table(project, dataset).table()
     found = table.to_pyarrow_dataset(file_pruning_predicate=f"_batch IN ({chosen})")
     there = {field.name: field for field in found.schema}
     fields = [there.get(c.name) or pa.field(c.name, pa.null()) for c in columns]
@@ -64,8 +63,8 @@ def _table(state: State, project: str, dataset: str, wanted: list[Batch]) -> Any
 
 def compact(state: State, call: Call, project: str, dataset: str) -> Compacted:
     raw.pinned(state, project, dataset)
-    path = state.home.raw_table(project, dataset)
-    if not DeltaTable.is_deltatable(str(path)):
+    path = state.raw_table(project, dataset)
+    if not path.exists():
         return Compacted(files_before=0, bytes_before=0, files=0, bytes=0)
     with batches.writing(project, dataset):
         done = Compacted(

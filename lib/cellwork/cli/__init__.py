@@ -34,8 +34,10 @@ HELP = {
     "endpoint": "Endpoints: deploy, roll back, predict.",
     "run": "Execute notebooks and look at their runs.",
     "job": "Scheduled notebooks.",
+    "runner": "Runners on further hosts and on Dask clusters.",
     "monitor": "Monitors: drift, quality, absence.",
     "alert": "Alerts of the monitors.",
+    "dashboard": "Publish notebooks as dashboards.",
     "why": "Where a prediction (or any id) comes from.",
 }
 

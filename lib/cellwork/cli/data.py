@@ -157,7 +157,11 @@ def sql(statement: str, as_of: str, limit: int, out: str | None, project: str | 
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @show.as_json
 def erase(subject: str, reason: str, project: str | None, yes: bool, json: bool) -> None:
-    """Erase SUBJECT from all raw batches and features of a project; it can't be undone.
+    """Erase SUBJECT from all raw batches, features, online values and logged predictions of a project; it can't be undone.
+
+    Rows of datasets built before, and predictions, are emptied where something names the subject; outcomes and feedback of those go. Says
+    which places were rewritten and which were not, with what to do about those. The tombstone says it too; it does not say who the subject
+    was. An erasure whose services are not all there waits, and is tried again by itself: `cellwork data erasures`.
 
     Example: cellwork data erase user-1234 --reason "request of 2 May" --yes
     """
@@ -171,15 +175,41 @@ def erase(subject: str, reason: str, project: str | None, yes: bool, json: bool)
     if json:
         show.document(done)
         return
-    rows = ", ".join(f"{count:,} rows of {name}" for name, count in done.rows.items()) or "nothing was there"
-    click.echo(f"{done.id}: {rows}" + (f"; views {', '.join(done.views)}" if done.views else ""))
-    for words, names in (
-        ("old aggregates still count them", done.aggregates),
-        ("datasets built before, to be judged by their owners", done.datasets),
-        ("raw data sets without a subject, not looked into", done.undeclared),
-    ):
-        if names:
-            click.echo(f"{words}: {', '.join(names)}")
+    counts = [f"{count:,} rows of {name}" for name, count in done.rows.items()]
+    counts += [f"{done.predictions:,} predictions"] if done.predictions else []
+    click.echo(f"{done.id}: {', '.join(counts) or 'nothing was there'}")
+    if done.state == "waiting":
+        click.echo(f"NOT FINISHED: it waits and is tried again by itself: {done.waits_for}")
+        click.echo("    look how it stands: cellwork data erasures")
+    for words, places in (("rewritten", done.rewritten), ("NOT touched", done.untouched)):
+        for place in places:
+            names = f" ({', '.join(place.names)})" if place.names else ""
+            click.echo(f"{words}: {place.what}{names}: {place.said}")
+            if place.way_out:
+                click.echo(f"    {place.way_out}")
+
+
+@data.command()
+@PROJECT
+@show.as_json
+def erasures(project: str | None, json: bool) -> None:
+    """List the erasures of a project, those that wait too; none says who the subject was.
+
+    Example: cellwork data erasures --project shop
+    """
+    from cellwork.client import connect
+    from cellwork.data.ingest import located
+
+    found = connect().batches.erasures(located("any", project)[0])
+    if json:
+        show.document(found)
+        return
+    head = ("erasure", "at", "state", "rows", "predictions", "by", "reason", "waits for")
+    rows = [
+        (e.id, e.at, e.state, sum(e.rows.values()), e.predictions, e.by, e.reason, e.waits_for if e.state == "waiting" else "")
+        for e in found
+    ]  # fmt: skip
+    show.table(rows, head, empty="none")
 
 
 @data.command()

@@ -116,7 +116,7 @@ def _conclude(shown: Tour, client: Client, done: list[Walked], seconds: float, *
     row, output = one_prediction(shown, client)
     found = tour.figures(shown)["roc_auc"]
     auc = {period: found[period] for period in sorted(found, key=lambda p: LAST.index(p) if p in LAST else -1)}
-    line, dashboard = curl(shown, client, row), f"{client.connection.url}/services/dashboards/"
+    line, dashboard = curl(shown, client, row), f"{client.connection.public_url}/services/dashboards/"
     if json:
         show.document({
             "steps": [dataclasses.asdict(walked) for walked in done], "seconds": round(seconds, 1), "roc_auc": auc,

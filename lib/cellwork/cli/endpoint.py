@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
 from cellwork import serving
-from cellwork.cli import routes, show
+from cellwork.cli import endpoint_topic, routes, show
 from cellwork.client import connect
-from cellwork.errors import BadInput
-from cellwork.wire.endpoints import EndpointStatus
+from cellwork.errors import BadInput, Unavailable
+from cellwork.wire.endpoints import EndpointStatus, Explanation
 from cellwork.wire.evaluations import VersionRef
 
 
@@ -23,7 +25,7 @@ def endpoint() -> None:
     """
 
 
-for _command in routes.COMMANDS:
+for _command in (*routes.COMMANDS, endpoint_topic.consume):
     endpoint.add_command(_command)
 
 
@@ -103,15 +105,19 @@ def rollback(name: str, reason: str, json: bool) -> None:
 @click.option("--id", default="", help="Idempotency key: the same id gets the same answer.")
 @click.option("--unit", default="", help="Who is served, such as a user's id: stays with its version.")
 @click.option("--version", type=int, help="Ask this version of those at hand, and no other.")
+@click.option("--observation", default="", help="Alone: what a batch has scored of this observation.")
+@click.option("--explain", is_flag=True, help="Say what each column contributed.")
 @show.as_json
 def predict(
-    name: str, entities: tuple[str, ...], features: tuple[str, ...], id: str, unit: str, version: int | None, json: bool
+    name: str, entities: tuple[str, ...], features: tuple[str, ...], json: bool, observation: str, **asked: Any
 ) -> None:
     """Score one row. Values are JSON where they can be read as such, else text.
 
     Example: cellwork endpoint predict flights/delay -e origin=JFK -e carrier=UA -f hour=8
     """
-    answer = serving.predict(name, _pairs(entities), _pairs(features), id=id, unit=unit, version=version)
+    precomputed = observation and not entities and not features
+    row = ((), ()) if precomputed else (_pairs(entities), _pairs(features))
+    answer = serving.predict(name, *row, observations=[observation] if precomputed else [], **asked)
     if json:
         return show.document(answer)
     output = answer.outputs[0]
@@ -120,7 +126,46 @@ def predict(
         click.echo(f"the version asked first {answer.reason}" if answer.route == "fallback" else answer.reason)
     if output.defaults:
         click.echo(f"no value for: {', '.join(output.defaults)}")
+    if output.explanation:
+        _say_explanation(output.explanation)
     return click.echo(f"cellwork why {output.id}")
+
+
+@endpoint.command()
+@click.argument("name", metavar="PROJECT/NAME")
+@click.argument("table", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--observation", required=True, metavar="COLUMN", help="The table's column that names its rows.")
+@click.option("--threads", default=0, help="Row groups at once; default: one a core.")
+@click.option("--dask", default="", metavar="ADDRESS", help="Score on the workers of this Dask cluster, which see the same files.")  # fmt: skip
+@show.as_json
+def score(name: str, table: Path, folder: Path, observation: str, threads: int, dask: str, json: bool) -> None:
+    """Score a Parquet table by the version an endpoint serves; the answers have the columns of the prediction log.
+
+    \b
+    The answers appear in FOLDER, one file a row group, each whole or not at all. Called again it goes on with what is missing; a
+    folder that holds answers of another table or version is refused.
+
+    Example: cellwork endpoint score flights/delay rows.parquet answers --observation flight
+    """
+    from cellwork.serving.precomputed import score_table
+
+    with contextlib.ExitStack() as opened:
+        cluster = opened.enter_context(_cluster(dask)) if dask else None
+        scored = score_table(name, table, folder, observation=observation, threads=threads, cluster=cluster)
+    if json:
+        return show.document(scored)
+    already = f", {scored.skipped} of its {scored.parts} parts were there" if scored.skipped else ""
+    return click.echo(f"{scored.rows:,} rows scored into {folder}{already}")
+
+
+def _cluster(address: str) -> Any:
+    from distributed import Client
+
+    try:
+        return Client(address, timeout=20)
+    except OSError as error:
+        raise Unavailable("Dask scheduler", address, f"does not answer ({error})", "name the address it prints, such as tcp://host:8786") from None  # fmt: skip
 
 
 @endpoint.command()
@@ -135,8 +180,17 @@ def log(name: str, last: int, json: bool) -> None:
     found = connect().endpoints.predictions(name, after=-last, limit=last)
     if json:
         return show.document(found)
-    rows = [(p.id, p.at, p.observation, p.score, p.version.version, p.route, p.caller) for p in found]
+    rows = [
+        (p.id, p.at, p.observation, "erased" if p.erased else p.score, p.version.version, p.route, p.caller)
+        for p in found
+    ]
     return show.table(rows, ("prediction", "for", "observation", "score", "version", "route", "caller"))
+
+
+def _say_explanation(told: Explanation) -> None:
+    click.echo(f"{told.base:+.4f}  base ({told.scale})")
+    for name, part in sorted(told.contributions.items(), key=lambda each: -abs(each[1])):
+        click.echo(f"{part:+.4f}  {name}")
 
 
 def _facts(status: EndpointStatus) -> list[tuple[str, Any]]:

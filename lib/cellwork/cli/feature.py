@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from cellwork import errors
-from cellwork.cli import show
+from cellwork.cli import feature_values, show
+from cellwork.cli.feature_values import PROJECT
 
 if TYPE_CHECKING:
     from cellwork.client import Client
-
-PROJECT = click.option("--project", default="", help="Project; default: that of the current folder.")
 
 
 @click.group()
@@ -62,7 +60,7 @@ def apply(waits: bool, json: bool) -> None:
 @PROJECT
 @show.as_json
 def listing(project: str, json: bool) -> None:
-    """List the feature views that are applied, and whether they are filled.
+    """List the feature views that are applied, whether they are filled, and the labels.
 
     Example: cellwork feature list
     """
@@ -72,8 +70,10 @@ def listing(project: str, json: bool) -> None:
 
     name = project or projects.find().name
     views, states = features.views(name), _states(connect(), name)
+    labels = features.labels(name)
     if json:
-        show.document([{**msgspec.to_builtins(view), "state": states.get(view.name, "ready")} for view in views])
+        said = [{**msgspec.to_builtins(v), "kind": "view", "state": states.get(v.name, "ready")} for v in views]
+        show.document([*said, *({**msgspec.to_builtins(label), "kind": "label"} for label in labels)])
         return
     show.table(
         [
@@ -92,6 +92,12 @@ def listing(project: str, json: bool) -> None:
         ("view", "entities", "features", "rows", "computed", "expires", "owner", "state"),
         empty="no views; apply some with: cellwork feature apply",
     )
+    if labels:
+        click.echo()
+        rows = [
+            (label.name, label.rows, label.id, label.value, label.owner, label.description[:60]) for label in labels
+        ]
+        show.table(rows, ("label", "rows", "id", "value", "owner", "description"))
 
 
 def _states(client: Client, project: str) -> dict[str, str]:
@@ -157,34 +163,6 @@ def run(view: str, project: str, json: bool) -> None:
         show.document({"view": view, "queued": queued})
     else:
         click.echo(f"{queued} runs of view '{name}/{view}' are queued; follow them: cellwork feature runs --wait")
-
-
-@feature.command()
-@click.argument("features", nargs=-1, required=True)
-@click.option(
-    "--entity", "entities", multiple=True, required=True, help="KEY=VALUE; one per key, several entities by commas."
-)
-@PROJECT
-@show.as_json
-def online(features: tuple[str, ...], entities: tuple[str, ...], project: str, json: bool) -> None:
-    """Read the newest values of FEATURES (services, view or view:feature) of some entities.
-
-    Example: cellwork feature online weather --entity origin=JFK,LGA
-    """
-    from cellwork import features as author
-
-    keys = dict(_entity(text) for text in entities)
-    answer = author.read_online(list(features), keys, project)
-    if json:
-        show.document(answer)
-        return
-    for view, found in answer.views.items():
-        names = sorted({name for value in found for name in value.values})
-        rows = [
-            (*(column[at] for column in keys.values()), *(value.values.get(name) for name in names), value.event)
-            for at, value in enumerate(found)
-        ]
-        show.table(rows, (*keys, *(f"{view}:{name}" for name in names), "event"))
 
 
 @feature.command()
@@ -327,29 +305,5 @@ def consume(
         click.echo(f"  {why}")
 
 
-def _entity(text: str) -> tuple[str, list[str | int]]:
-    key, equals, values = text.partition("=")
-    if not equals or not values:
-        raise errors.BadInput("--entity", text, "is not KEY=VALUE", "write e.g. --entity origin=JFK,LGA")
-    return key, [int(value) if value.lstrip("-").isdigit() else value for value in values.split(",")]
-
-
-@feature.command()
-@click.argument("view")
-@click.option("--batch", default="", help="Only those this batch caused.")
-@click.option("--limit", default=20, show_default=True, help="How many.")
-@PROJECT
-@show.as_json
-def rows(view: str, batch: str, limit: int, project: str, json: bool) -> None:
-    """Show feature rows of VIEW.
-
-    Example: cellwork feature rows weather --limit 5
-    """
-    from cellwork import project as projects
-    from cellwork.client import connect
-
-    found = connect().features.rows(project or projects.find().name, view, batch=batch, limit=limit)
-    if json:
-        show.document(found.to_dicts())
-        return
-    show.table(found.rows(), found.columns, empty="no rows")
+for command in (feature_values.online, feature_values.rows, feature_values.join):
+    feature.add_command(command)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
-from cellwork import errors, files, settings
 from cellwork.cli import show
 from cellwork.cli.follow import with_progress
-
-if TYPE_CHECKING:
-    from cellwork.client import Client
 
 
 @click.command(name="open")
@@ -31,66 +26,19 @@ def open_(run_id: str, folder: Path | None, json: bool) -> None:
 
     Example: cellwork run open run_01k9x0c6m2v5e8t3a7q4d1b6zj
     """
-    import msgspec
-
     from cellwork.client import connect
-    from cellwork.runs import attach
+    from cellwork.runs import opened
 
     client = connect()
     run = client.jobs.run(run_id)
-    if run.kept is None:
-        way_out = f"look at it with: cellwork run notebook {run_id}; start again: cellwork run resume --new-kernel"
-        raise errors.Conflict("kernel of run", run_id, f"is not kept; the run is {run.state}", way_out)
-    executed = msgspec.json.decode(client.jobs.notebook(run_id))
-    kernel = attach.ensure_spec(jupyter_folder(), run_id, run.kept.cell)
-    attach.tidy(jupyter_folder(), lambda other: _kept(client, other))
-    target = opened_page(run_id, run.notebook, folder)
-    files.write(target, msgspec.json.encode(attach.page(executed, kernel)), mode=0o600)
-    url = lab_url(client, target, attach.cell_id(executed, run.kept.cell))
+    made = opened.open_kept(client, run, folder)
+    assert run.kept is not None
     if json:
-        show.document({"run": run_id, "cell": run.kept.cell, "until": run.kept.until, "notebook": str(target), "kernel": kernel, "url": url})  # fmt: skip
+        show.document({**msgspec.structs.asdict(made), "until": run.kept.until})
         return
-    click.echo(f"cell {run.kept.cell} failed; its kernel is kept until {run.kept.until:%H:%M:%S}Z\n{target}")
-    click.echo(f"{url}\n" if url else "", nl=False)
-    click.echo(f"mend it, save it, then: cellwork run resume {run_id} {target}")
-
-
-def _kept(client: Client, run: str) -> bool:
-    try:
-        return client.jobs.run(run).kept is not None
-    except (errors.NotFound, errors.BadInput):
-        return False
-
-
-def jupyter_folder() -> Path:
-    """Return the data folder of the Jupyter that shall see the kernel: this one, or the platform's account's."""
-    from jupyter_core.paths import jupyter_data_dir
-
-    return Path(jupyter_data_dir())
-
-
-def workspace() -> Path:
-    """Return the folder that Lab shows: this process's, in a user server; else the platform's that runs from here."""
-    if os.environ.get("JUPYTERHUB_USER"):
-        return Path(os.environ.get("JUPYTERHUB_ROOT_DIR", "") or Path.cwd())
-    chosen = settings.load()[0]
-    return chosen.workspace or chosen.folder.workspace()
-
-
-def opened_page(run: str, notebook: str, folder: Path | None = None) -> Path:
-    """Return where the page of an opened run lies."""
-    return (folder or workspace() / "runs") / f"{Path(notebook).stem}-{run[-6:]}.ipynb"
-
-
-def lab_url(client: Client, page: Path, cell: str) -> str:
-    """Return the address that opens `page` at `cell` in Lab; empty if Lab does not show that folder."""
-    from urllib.parse import quote
-
-    root = workspace().resolve()
-    if not page.resolve().is_relative_to(root):
-        return ""
-    place = quote(page.resolve().relative_to(root).as_posix()) + (f"#cell-id={cell}" if cell else "")
-    return f"{client.connection.url}/hub/user-redirect/lab/tree/{place}"
+    click.echo(f"cell {made.cell} failed; its kernel is kept until {run.kept.until:%H:%M:%S}Z\n{made.notebook}")
+    click.echo(f"{made.url}\n" if made.url else "", nl=False)
+    click.echo(f"mend it, save it, then: cellwork run resume {run_id} {made.notebook}")
 
 
 @click.command()
@@ -114,18 +62,18 @@ def resume(run_id: str, notebook: Path | None, first: int | None, new_kernel: bo
     Example: cellwork run resume run_01k9x0c6m2v5e8t3a7q4d1b6zj score.ipynb --follow
     """
     from cellwork.client import connect
-    from cellwork.runs import attach
+    from cellwork.runs import attach, opened
     from cellwork.wire.jobs import ResumeRequest
 
     client = connect()
-    opened = opened_page(run_id, client.jobs.run(run_id).notebook)
-    page = notebook or (opened if opened.is_file() else None)
+    made = opened.page(run_id, client.jobs.run(run_id).notebook)
+    page = notebook or (made if made.is_file() else None)
     if page and not notebook:
         click.echo(f"with {page}", err=True)
     request = ResumeRequest(content=page.read_text() if page else "", first_cell=first or 0, new_kernel=new_kernel)
     begun = client.jobs.resume(run_id, request)
     with_progress(client, begun, follow=follow, json=json)
-    attach.tidy(jupyter_folder(), lambda other: other == run_id or _kept(client, other))
+    attach.tidy(opened.jupyter_folder(), lambda other: other == run_id or opened.is_kept(client, other))
 
 
 @click.command()
@@ -137,11 +85,11 @@ def release(run_id: str, json: bool) -> None:
     Example: cellwork run release run_01k9x0c6m2v5e8t3a7q4d1b6zj
     """
     from cellwork.client import connect
-    from cellwork.runs import attach
+    from cellwork.runs import attach, opened
 
     client = connect()
     run = client.jobs.release(run_id)
-    attach.tidy(jupyter_folder(), lambda other: other != run_id and _kept(client, other))
+    attach.tidy(opened.jupyter_folder(), lambda other: other != run_id and opened.is_kept(client, other))
     if json:
         show.document(run)
     else:

@@ -1,4 +1,4 @@
-"""`cellwork endpoint canary|shadow|pin|remove|rollout|stop`: versions beside the live one."""
+"""`cellwork endpoint canary|shadow|pin|remove|rollout|stop`: versions beside the live one; `input`: its rule for strange values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cellwork import clock, serving
 from cellwork.cli import show
 from cellwork.client import connect
 from cellwork.errors import BadInput
-from cellwork.wire.endpoints import Arm, RolloutWish, RouteTable
+from cellwork.wire.endpoints import Arm, ArmWish, InputRule, InputWish, RolloutWish, RouteTable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -46,8 +46,8 @@ def canary(
 
     Example: cellwork endpoint canary flights/delay 3 --weight 10% --when carrier=UA,AA
     """
-    meeting = conditions(when)
-    changed(serving.canary(name, version, weight=share(weight), units=units, when=meeting, salt=salt, **more), json)
+    wish = ArmWish(weight=share(weight), units=[*units], when=conditions(when), salt=salt, **more)
+    changed(serving.beside(name, version, wish), json)
 
 
 @click.command()
@@ -57,7 +57,7 @@ def shadow(name: str, version: int, json: bool, **more: Any) -> None:
 
     Example: cellwork endpoint shadow flights/delay 3
     """
-    changed(serving.shadow(name, version, **more), json)
+    changed(serving.beside(name, version, ArmWish(shadow=True, **more)), json)
 
 
 @click.command()
@@ -67,7 +67,7 @@ def pin(name: str, version: int, json: bool, **more: Any) -> None:
 
     Example: cellwork endpoint pin flights/delay 3
     """
-    changed(serving.pin(name, version, **more), json)
+    changed(serving.beside(name, version, ArmWish(**more)), json)
 
 
 @click.command()
@@ -116,7 +116,30 @@ def stop(name: str, reason: str, json: bool) -> None:
     changed(connect().endpoints.stop_rollout(name, reason), json)
 
 
-COMMANDS = (canary, shadow, pin, remove, rollout, stop)
+@click.command("input")
+@click.argument("name", metavar="PROJECT/NAME")
+@click.option(
+    "--range", "ranges", multiple=True, metavar="NAME=LOW..HIGH", help="What a number may be; may be repeated."
+)
+@click.option("--known", multiple=True, metavar="NAME=A,B", help="The texts that were seen; may be repeated.")
+@click.option("--then", type=click.Choice(["default", "fallback", "refuse"]), default="default", show_default=True,
+              help="Take it for none, let the previous version answer, or refuse.")  # fmt: skip
+@click.option("--revision", type=int, help="The revision you saw; if it changed since, nothing happens.")
+@click.option("--reason", default="", help="Why; it stands in the audit.")
+@show.as_json
+def input_(
+    name: str, ranges: tuple[str, ...], known: tuple[str, ...], then: Any, revision: int | None, reason: str, json: bool
+) -> None:
+    """Set what becomes of values that are out of range or were never seen; without ranges and texts there is no rule.
+
+    Example: cellwork endpoint input flights/delay --range distance=0..20000 --known carrier=UA,AA --then refuse
+    """
+    bounds = {column: _bounds(text) for column, text in map(_pair, ranges)}
+    rule = InputRule(ranges=bounds, known=conditions(known), then=then) if ranges or known else None
+    changed(connect().endpoints.put_input(name, InputWish(rule=rule, revision=revision, reason=reason)), json)
+
+
+COMMANDS = (canary, shadow, pin, remove, rollout, stop, input_)
 
 
 def changed(table: RouteTable, json: bool) -> None:
@@ -134,6 +157,9 @@ def beside(table: RouteTable) -> list[tuple[str, str]]:
     """Return a line for each version beside the live one."""
     lines = [("canary" if _answers(arm) else "pinned", said(arm)) for arm in table.canary]
     lines += [("shadow", said(arm)) for arm in table.shadow]
+    if table.input is not None:
+        ruled = ", ".join([*table.input.ranges, *table.input.known])
+        lines.append(("input", f"strange values of {ruled}: {table.input.then}"))
     if (rollout := table.rollout) is not None:
         where = (
             f"stage {rollout.stage + 1} of {len(rollout.stages)}"
@@ -164,6 +190,14 @@ def share(text: str) -> float:
 def conditions(texts: Sequence[str]) -> dict[str, list[str]]:
     """Return the conditions of texts such as ``carrier=UA,AA``."""
     return {name: values.split(",") for name, values in map(_pair, texts)}
+
+
+def _bounds(text: str) -> list[float]:
+    low, _, high = text.partition("..")
+    try:
+        return [float(low), float(high)]
+    except ValueError:
+        raise BadInput("range", text, "has no two numbers", "write LOW..HIGH, such as 0..100") from None
 
 
 def _answers(arm: Arm) -> bool:

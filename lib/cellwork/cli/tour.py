@@ -92,7 +92,7 @@ def steps(tour: Tour, client: Client) -> list[Step]:
 
     return [
         Step("ingest raw batches", lambda: tour.last_month in state.partitions(), notebook("01_ingest"), state.raw_rows),
-        Step("features from batches", state.has_features, notebook("02_features"), state.feature_rows),
+        Step("features from batches", state.is_defined, lambda tell: define(tour, client, tell), state.feature_rows),
         Step("dataset, training, validation", state.has_version, notebook("03_train"), state.dataset_rows),
         Step("sealed evaluation, deployment", state.has_endpoint, notebook("04_deploy"), state.evaluated_rows),
         Step("schedule score and retrain", state.has_jobs, lambda tell: schedule(tour, client), state.job_count),
@@ -129,6 +129,10 @@ class State:
         except errors.NotFound:
             return False
         return bool(views) and not any(self._pipelines(state) for state in ("queued", "running", "waiting", "failed"))
+
+    def is_defined(self) -> bool:
+        """Whether the features are there, and the gate goes by the project's rules."""
+        return self.has_features() and self.client.gate.rules(self.tour.project.name).rules == self.tour.project.gate
 
     def feature_rows(self) -> int:
         return sum(run.rows for run in self.client.features.runs(self.tour.project.name, state="succeeded"))
@@ -199,6 +203,16 @@ def execute(tour: Tour, client: Client, name: str, tell: Callable[[str], None]) 
             "MLFLOW_TRACKING_URI": url + PREFIX["mlflow"], "MLFLOW_TRACKING_TOKEN": token,
         },
     )  # fmt: skip
+
+
+def define(tour: Tour, client: Client, tell: Callable[[str], None]) -> None:
+    """Apply what the project's folder says of it: its features, and what a version has to show before it may be champion.
+
+    The rules come before the first version: in `team` trust nobody sets them for a version of their own.
+    """
+    execute(tour, client, "02_features", tell)
+    about = tour.project
+    client.gate.set_rules(about.name, about.gate, owner=about.owner, contact=about.contact)
 
 
 def schedule(tour: Tour, client: Client) -> None:

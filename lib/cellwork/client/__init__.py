@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cellwork.client.base import Connection
 from cellwork.client.batches import Batches
+from cellwork.client.dashboards import Dashboards
 from cellwork.client.datasets import Datasets
 from cellwork.client.endpoints import Endpoints
 from cellwork.client.evaluations import Evaluations
@@ -16,6 +17,7 @@ from cellwork.client.outcomes import Outcomes
 from cellwork.client.records import Records
 from cellwork.client.search import Search
 from cellwork.client.secrets import Secrets
+from cellwork.client.snapshots import Snapshots
 from cellwork.client.users import Projects, Users
 
 __all__ = ["Client", "connect"]
@@ -41,6 +43,8 @@ class Client:
         self.users = Users(self.connection)
         self.projects = Projects(self.connection)
         self.search = Search(self.connection)
+        self.dashboards = Dashboards(self.connection)
+        self.snapshots = Snapshots(self.connection)
 
     @property
     def closed(self) -> bool:

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -65,8 +66,17 @@ class Connection:
         self.url, self.attempts = url.rstrip("/"), attempts
         headers = {"authorization": f"Bearer {token}"} if token else {}
         self.http: httpx.Client = httpx.Client(
-            base_url=self.url, headers=headers, timeout=httpx.Timeout(timeout, connect=10), trust_env=False
+            base_url=self.url,
+            headers=headers,
+            timeout=httpx.Timeout(timeout, connect=10),
+            trust_env=False,
+            verify=self.url.startswith("https"),  # reading certificates takes longer than what is asked over http
         )
+
+    @property
+    def public_url(self) -> str:
+        """Where browsers find the platform: in a container, which reaches it by another way, as CELLWORK_PUBLIC_URL says."""
+        return os.environ.get("CELLWORK_PUBLIC_URL", "").rstrip("/") or self.url
 
     def close(self) -> None:
         self.http.close()
@@ -120,6 +130,40 @@ class Connection:
                     raise problem(response, service)
             time.sleep(0.2 * 2**attempt)
         raise AssertionError("unreachable")
+
+    def save(self, service: str, path: str, file: Path, /, **query: Any) -> None:
+        """Write the answer to a GET into `file`, whole or not at all, piece by piece; one that breaks off is asked for again."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(f".{file.name}.{os.getpid()}.part")
+        try:
+            for attempt in range(self.attempts):
+                if self._saved(service, path, part, query, last=attempt == self.attempts - 1):
+                    part.replace(file)
+                    return
+                time.sleep(0.2 * 2**attempt)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _saved(self, service: str, path: str, part: Path, query: dict[str, Any], *, last: bool) -> bool:
+        """Return whether all of the answer is in `part`; False means: ask again. Raises what the service says, or Unavailable when `last`."""
+        import httpx
+
+        headers = {HEADER: msgspec.json.encode(origins.gather()).decode()}
+        try:
+            with part.open("wb") as out, self.http.stream("GET", PREFIX[service] + path, params=query, headers=headers) as answer:  # fmt: skip
+                if answer.is_success:
+                    for piece in answer.iter_bytes():
+                        out.write(piece)
+                    return True
+                answer.read()
+                if last or answer.status_code not in (502, 503, 504):
+                    raise problem(answer, service)
+        except httpx.TransportError as error:
+            if last:
+                raise errors.Unavailable(
+                    "service", service, f"broke off the answer ({error})", "look at: cellwork status"
+                ) from None
+        return False
 
     def events(self, service: str, path: str, /, **query: Any) -> Iterator[Event]:
         """Yield the server-sent events of `path` until the service ends the stream or the connection breaks."""

@@ -93,7 +93,10 @@ class Batches:
         return self._to.call("cellwork", "POST", f"/api/v1/compact/{project}/{dataset}", Compacted)
 
     def erase(self, project: str, value: str, reason: str) -> Erasure:
-        """Erase a subject from raw batches and features. Needs the scope `admin`."""
+        """Erase a subject from data, features and logged predictions; the answer says what was not touched, or that it waits for a service.
+
+        Needs the scope `admin`.
+        """
         body = EraseRequest(value=value, reason=reason)
         return self._to.call("cellwork", "POST", f"/api/v1/erasures/{project}", Erasure, body)
 

@@ -12,10 +12,15 @@ from cellwork.wire.endpoints import (
     Deploy,
     Deployment,
     EndpointStatus,
+    Forget,
+    Forgotten,
+    InputWish,
     Prediction,
     Request,
     RolloutWish,
     RouteTable,
+    Submission,
+    Submit,
 )
 
 
@@ -48,6 +53,10 @@ class Endpoints:
             reason=reason,
         )
 
+    def put_input(self, endpoint: str, wish: InputWish) -> RouteTable:
+        """Set what becomes of values that are out of range or were never seen."""
+        return self._to.call("inference", "PUT", f"/api/v1/endpoints/{endpoint}/input", RouteTable, wish)
+
     def roll_out(self, endpoint: str, wish: RolloutWish) -> RouteTable:
         """Bring a version to all requests in stages."""
         return self._to.call("inference", "PUT", f"/api/v1/endpoints/{endpoint}/rollout", RouteTable, wish)
@@ -63,6 +72,13 @@ class Endpoints:
 
     def predict(self, endpoint: str, request: Request) -> Answer:
         return self._to.call("inference", "POST", f"/predict/{endpoint}", Answer, request)
+
+    def submit(self, endpoint: str, wish: Submit) -> Submission:
+        """Ask for an answer that may come later."""
+        return self._to.call("inference", "POST", f"/predict/async/{endpoint}", Submission, wish)
+
+    def submission(self, submission: str) -> Submission:
+        return self._to.call("inference", "GET", f"/predict/async/{submission}", Submission)
 
     def prediction(self, prediction: str) -> Prediction:
         return self._to.call("inference", "GET", f"/predictions/{prediction}", Prediction)
@@ -82,6 +98,10 @@ class Endpoints:
             brief="true" if brief else "",
             deployment=deployment,
         )
+
+    def forget(self, project: str, wish: Forget) -> Forgotten:
+        """Empty what is logged of a subject; an erasure asks it as its part. Needs the scope `admin`."""
+        return self._to.call("inference", "POST", f"/api/v1/forget/{project}", Forgotten, wish)
 
     def deployment(self, deployment: str) -> Deployment:
         return self._to.call("inference", "GET", f"/api/v1/deployments/{deployment}", Deployment)

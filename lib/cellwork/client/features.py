@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from cellwork import errors
 from cellwork.client.base import Connection
+from cellwork.wire.datasets import Estimate
 from cellwork.wire.features import (
     Applied,
     Definitions,
@@ -22,6 +23,7 @@ from cellwork.wire.features import (
     PipelineRun,
     Proposal,
     PushRequest,
+    Streamed,
 )
 from cellwork.wire.statistics import Description
 from cellwork.wire.transformers import Transformer
@@ -113,6 +115,26 @@ class Features:
         """Return the number of rows taken."""
         return self._to.call("cellwork", "POST", f"/api/v1/push/{view}", int, request)
 
+    def stream(
+        self, project: str, dataset: str, events: Sequence[Mapping[str, Any]] | pl.DataFrame, *, delivery: str = ""
+    ) -> Streamed:
+        """Push events to a raw data set: they are a batch, and counted online at once.
+
+        Parameters
+        ----------
+        delivery : name of the batch, at most 64 characters; default one made from the events, so that the same ones again
+            change nothing. What may be sent again must have the name it had.
+        """
+        path, kind = f"/api/v1/streams/{project}/{dataset}", "application/vnd.apache.parquet"
+        buffer = io.BytesIO()
+        if isinstance(events, Sequence):
+            kind = "application/x-ndjson"
+            buffer.write(msgspec.json.Encoder().encode_lines(events))
+        else:
+            events.write_parquet(buffer, compression="zstd")
+        answer = self._to.raw("cellwork", "POST", path, buffer.getvalue(), kind, delivery=delivery)
+        return msgspec.json.decode(answer.content, type=Streamed)
+
     def online(self, project: str, features: list[str], entities: dict[str, list[Any]]) -> OnlineAnswer:
         request = OnlineRequest(project=project, features=features, entities=entities)
         return self._to.call("cellwork", "POST", "/api/v1/online/read", OnlineAnswer, request)
@@ -130,23 +152,24 @@ class Features:
         return self._to.call("cellwork", "POST", "/api/v1/online/materialize", list[Materialized], request)
 
     def start_join(
-        self,
-        project: str,
-        rows: bytes,
-        *,
-        features: list[str],
-        at: str,
-        arrival: bool,
-        late: bool,
+        self, project: str, rows: bytes, *, features: list[str], at: str, arrival: bool, late: bool,
         memory_mb: int | None,
-    ) -> HistoryStatus:
+    ) -> HistoryStatus:  # fmt: skip
         """Ask for a point-in-time join of `rows` (parquet)."""
-        asked = {"features": ",".join(features), "at": at, "arrival": str(arrival).lower(), "late": str(late).lower()}
-        kind = "application/vnd.apache.parquet"
-        answer = self._to.raw(
-            "cellwork", "POST", f"/api/v1/history/{project}", rows, kind, **asked, memory_mb=memory_mb
-        )
-        return msgspec.json.decode(answer.content, type=HistoryStatus)
+        asked = {"arrival": str(arrival).lower(), "late": str(late).lower(), "memory_mb": memory_mb}
+        answer = self._join(f"/api/v1/history/{project}", rows, features=",".join(features), at=at, **asked)
+        return msgspec.json.decode(answer, type=HistoryStatus)
+
+    def estimate_join(
+        self, project: str, rows: bytes, *, features: list[str], at: str, memory_mb: int | None
+    ) -> Estimate:
+        """Return what a join of `rows` (parquet) will take; nothing is joined."""
+        path = f"/api/v1/history/{project}/estimate"
+        answer = self._join(path, rows, features=",".join(features), at=at, memory_mb=memory_mb)
+        return msgspec.json.decode(answer, type=Estimate)
+
+    def _join(self, path: str, rows: bytes, **query: Any) -> bytes:
+        return self._to.raw("cellwork", "POST", path, rows, "application/vnd.apache.parquet", **query).content
 
     def join_status(self, project: str, join: str) -> HistoryStatus:
         return self._to.call("cellwork", "GET", f"/api/v1/history/{project}/{join}", HistoryStatus)

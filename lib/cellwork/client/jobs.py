@@ -118,6 +118,13 @@ class Jobs:
                 return
         raise errors.Unavailable("run", run, f"did not end in {timeout:.0f} s", f"look at: cellwork run show {run}")
 
+    def news(self, after: int | None = None) -> Iterator[Event]:
+        """Yield how one's own runs end, as it happens, until the service ends the stream or the connection breaks.
+
+        The first event, ``begin``, has the sequence number from which on the others are; without `after` it begins now.
+        """
+        yield from self._to.events("jobs", "/api/v1/news", **({} if after is None else {"after": after}))
+
     def claim(self, runner: str, *, wait_seconds: float = 0.0) -> Claim | None:
         """Return a run to execute, or None if there is none within `wait_seconds`."""
         asked = ClaimRequest(runner=runner, wait_seconds=wait_seconds)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import builtins
 import io
 from collections.abc import Iterator
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from cellwork.client.base import Connection
 from cellwork.client.batches import PARQUET
+from cellwork.wire.business import BusinessMetric, Feedback, FeedbackRequest, MetricRequest
 from cellwork.wire.outcomes import Outcome, OutcomesAnswer, OutcomesRequest, Quality
 
 if TYPE_CHECKING:
@@ -35,6 +37,29 @@ class Outcomes:
 
     def list(self, endpoint: str, *, prediction: str = "") -> Iterator[Outcome]:
         return self._to.listing("cellwork", "/api/v1/outcomes", Outcome, endpoint=endpoint, prediction=prediction)
+
+    def joined(self, endpoint: str, *, start: datetime | None = None, end: datetime | None = None) -> pl.DataFrame:
+        """Return predictions with their outcomes: prediction, observation, version, at, score, outcome, arrived_at."""
+        import polars as pl
+
+        asked = {"start": start and start.isoformat(), "end": end and end.isoformat()}
+        answer = self._to.raw("cellwork", "GET", f"/api/v1/joined/{endpoint}", **asked)
+        return pl.read_parquet(io.BytesIO(answer.content))
+
+    def keep_metric(self, endpoint: str, name: str, request: MetricRequest) -> BusinessMetric:
+        return self._to.call("cellwork", "PUT", f"/api/v1/metrics/{endpoint}/{name}", BusinessMetric, request)
+
+    def metrics(self, endpoint: str) -> builtins.list[BusinessMetric]:
+        """The business metrics of an endpoint, see `cellwork.monitoring.business`."""
+        return self._to.call("cellwork", "GET", f"/api/v1/metrics/{endpoint}", builtins.list[BusinessMetric])
+
+    def say(self, request: FeedbackRequest) -> Feedback:
+        """Say that a prediction was wrong, or right, and what was true."""
+        return self._to.call("cellwork", "POST", "/api/v1/feedback", Feedback, request)
+
+    def feedback(self, endpoint: str, *, limit: int = 100) -> builtins.list[Feedback]:
+        """What was said of an endpoint's predictions, newest first."""
+        return self._to.call("cellwork", "GET", f"/api/v1/feedback/{endpoint}", builtins.list[Feedback], limit=limit)
 
     def quality(self, endpoint: str, *, as_of: str = "") -> Quality:
         """Quality of the endpoint `project/name` per day and version, over the outcomes that arrived so far, or until `as_of`."""

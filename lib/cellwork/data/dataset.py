@@ -9,16 +9,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import html
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellwork import clock
-from cellwork.client import connect
+from cellwork.client import Client, connect
 from cellwork.data.ingest import located
 from cellwork.errors import BadInput, Conflict
+from cellwork.wire.datasets import BuildStatus, DatasetRequest, Estimate
 from cellwork.wire.datasets import Dataset as Record
-from cellwork.wire.datasets import DatasetRequest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,6 +128,15 @@ class Dataset(Rows):
     def id(self) -> str:
         return self.record.id
 
+    def save(self, file: Path | str) -> Path:
+        """Write the rows to a Parquet file and return it; they are never in memory all at once.
+
+        What is larger than memory is trained on from there:
+        ``training.batches(rows.save("rows.parquet"), rows.record.label, rows.columns)``.
+        """
+        connect().datasets.save(self.id, Path(file))
+        return Path(file)
+
     @functools.cached_property
     def _rows(self) -> pl.DataFrame:  # type: ignore[override]
         return connect().datasets.frame(self.id)
@@ -142,7 +153,8 @@ class Dataset(Rows):
             (f"view {c.view}", _coverage(c.found, c.expired, c.rows, c.median_age_seconds))
             for c in self.record.coverage
         ]
-        return [*super().facts(), *views, ("content", self.record.content_sha256[:16])]
+        erased = [("erased", f"{self.record.erased:,} rows of erased subjects are empty")] if self.record.erased else []
+        return [*super().facts(), *views, *erased, ("content", self.record.content_sha256[:16])]
 
 
 def _coverage(found: int, expired: int, rows: int, age: float | None) -> str:
@@ -162,6 +174,11 @@ def _short(at: datetime) -> str:
     return clock.utc(at).strftime("%Y-%m-%d %H:%MZ")
 
 
+Tell = Callable[[BuildStatus], None]
+STILL_MADE = ("has a pipeline run that is queued", "has a pipeline run that is running")
+"""What the platform says of a view whose rows come by themselves."""
+
+
 def build(
     name: str,
     *,
@@ -169,42 +186,110 @@ def build(
     features: Sequence[str],
     start: datetime | str,
     end: datetime | str,
-    labels: bool = True,
+    labels: bool | str = True,
     batch: str = "",
     project: str | None = None,
     wait: float = 300,
+    memory_mb: int | None = None,
+    tell: Tell | None = None,
 ) -> Dataset:
     """Return the dataset of the observations with `start` <= time < `end`, each with the features known at its time.
 
-    The same request on the same batches and definitions gives the same dataset, quickly.
+    The same request on the same batches and definitions gives the same dataset, quickly. An interrupt cancels the build.
 
     Parameters
     ----------
     name : of the dataset, ``training`` or ``project/training``.
     features : names of feature services, ``view`` or ``view:feature``.
     start, end : with a time zone; a date such as ``2013-01-01`` is its midnight in UTC.
-    labels : with the column of the truth; False for frames to score.
+    labels : with the column of the truth; the name of a label takes that one (`features.Label`); False for frames to score.
     batch : only observations of this batch.
     wait : how many seconds feature pipelines may still run before this gives up.
+    memory_mb : what the join may take on the platform beside the observations, in 10**6 bytes; default no limit.
+    tell : called with the estimate, then as the build goes on; what it raises cancels the build.
 
     Raises
     ------
     BadInput
         A name is unknown, with the near miss; or no observation lies in that time.
     Conflict
-        A pipeline of one of its views failed.
+        A pipeline of one of its views failed, or the build was cancelled.
+    TooLarge
+        It can't be done in `memory_mb`; nothing was begun.
     Unavailable
         Feature pipelines did not finish in `wait` seconds.
     """
-    space, short = located(name, project)
-    request = DatasetRequest(
-        project=space, name=short, observations=observations, features=list(features),
-        start=moment(start), end=moment(end), labels=labels, batch=batch,
-    )  # fmt: skip
+    request = _request(name, observations, features, (start, end), labels=labels, batch=batch, project=project)
     client = connect()
-    with contextlib.suppress(Conflict):  # a failed run of a view that is not asked for is no reason to stop
-        client.features.wait(space, timeout=wait)
-    return Dataset(client.datasets.build(request))
+    return Dataset(_followed(client, _begun(client, request, memory_mb, wait), tell))
+
+
+def estimate(
+    name: str,
+    *,
+    observations: str,
+    features: Sequence[str],
+    start: datetime | str,
+    end: datetime | str,
+    batch: str = "",
+    project: str | None = None,
+    memory_mb: int | None = None,
+) -> Estimate:
+    """Return what `build` of the same will take; nothing is built, and what it raises `build` would."""
+    request = _request(name, observations, features, (start, end), batch=batch, project=project)
+    return connect().datasets.estimate(request, memory_mb=memory_mb)
+
+
+def _request(
+    name: str,
+    observations: str,
+    features: Sequence[str],
+    between: tuple[datetime | str, datetime | str],
+    *,
+    labels: bool | str = True,
+    batch: str,
+    project: str | None,
+) -> DatasetRequest:
+    space, short = located(name, project)
+    return DatasetRequest(
+        project=space, name=short, observations=observations, features=list(features),
+        start=moment(between[0]), end=moment(between[1]), labels=bool(labels), batch=batch,
+        label=labels if isinstance(labels, str) else "",
+    )  # fmt: skip
+
+
+def _begun(client: Client, request: DatasetRequest, memory_mb: int | None, wait: float) -> BuildStatus:
+    """Return the build, begun when no view that is asked for has rows still to be made."""
+    end = time.monotonic() + wait
+    while True:
+        with contextlib.suppress(Conflict):  # a failed run of a view that is not asked for is no reason to stop
+            client.features.wait(request.project, timeout=max(end - time.monotonic(), 1.0))
+        try:
+            return client.datasets.start_build(request, memory_mb=memory_mb)
+        except Conflict as error:
+            if error.verdict not in STILL_MADE or time.monotonic() > end:
+                raise
+        time.sleep(0.2)  # a batch came in between, or another view's failed run hid this one
+
+
+def _followed(client: Client, status: BuildStatus, tell: Tell | None) -> Record:
+    """Return the dataset of a build when it is done; whatever ends this earlier cancels the build."""
+    pause = 0.01
+    try:
+        while status.state == "running":
+            if tell:
+                tell(status)
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.5)
+            status = client.datasets.build_status(status.id)
+        if tell:
+            tell(status)
+    except BaseException:  # an interrupt too: nobody waits for it any more
+        client.datasets.cancel_build(status.id)
+        raise
+    if status.dataset is None:
+        raise Conflict("dataset build", status.id, status.error or f"was {status.state}", "ask again")
+    return status.dataset
 
 
 def moment(at: datetime | str) -> datetime:

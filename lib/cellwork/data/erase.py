@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cellwork import files
+from cellwork.data.location import Location, at
 from cellwork.errors import BadInput
 
 if TYPE_CHECKING:
@@ -36,42 +37,42 @@ def typed(value: str, type_: str, column: str) -> str | int:
         ) from None
 
 
-def rows_of(table: Path, column: str, value: str | int) -> pl.DataFrame:
+def rows_of(place: Path | Location, column: str, value: str | int) -> pl.DataFrame:
     """Return `_batch` and `_row` of the subject's rows in a raw table; none if there is no table or column."""
     import polars as pl
-    from deltalake import DeltaTable
 
-    none = pl.DataFrame(schema={"_batch": pl.String, "_row": pl.Int64})
-    if not DeltaTable.is_deltatable(str(table)):
+    table, none = at(place), pl.DataFrame(schema={"_batch": pl.String, "_row": pl.Int64})
+    if not table.exists():
         return none
-    rows = pl.scan_delta(str(table))
+    rows = table.scan()
     if column not in rows.collect_schema():
         return none
     return rows.filter(pl.col(column) == value).select("_batch", "_row").collect()
 
 
-def from_table(table: Path, column: str, value: str | int) -> None:
+def from_table(place: Path | Location, column: str, value: str | int) -> None:
     """Take the subject's rows out of a Delta table, and what its old files and its log said of them."""
-    from deltalake import DeltaTable
-
-    if not DeltaTable.is_deltatable(str(table)):
+    where = at(place)
+    if not where.exists():
         return
-    there = DeltaTable(table)
+    there = where.table()
     if column in [field.name for field in there.schema().fields]:
         literal = str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
         there.delete(f'"{column}" = {literal}')
-    purge(table)
+    purge(where)
 
 
-def purge(table: Path) -> None:
-    """Leave of a Delta table only the files of its newest version and one checkpoint of its log."""
-    from deltalake import DeltaTable
+def purge(place: Path | Location) -> None:
+    """Leave of a Delta table only the files of its newest version and one checkpoint of its log.
 
-    there = DeltaTable(table)
+    An object store that keeps versions of its objects keeps the old ones: that is to be ended by its own rules.
+    """
+    where = at(place)
+    there = where.table()
     there.alter.set_table_properties(KEEP_NO_LOG)
     there.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False, full=True)
-    DeltaTable(table).create_checkpoint()
-    DeltaTable(table).cleanup_metadata()
+    where.table().create_checkpoint()
+    where.table().cleanup_metadata()
 
 
 def from_file(path: Path, left: pl.Expr) -> None:

@@ -1,4 +1,4 @@
-"""Curves of a classifier's scores, as frames to look at or to plot: ROC, precision and recall, calibration, gains."""
+"""Curves of a classifier's scores, as frames to look at or to plot: ROC, precision and recall, calibration, gains; a regressor's residuals."""
 
 from __future__ import annotations
 
@@ -55,6 +55,22 @@ def gains(y: ArrayLike, scores: ArrayLike) -> pl.DataFrame:
     hits = np.cumsum(truth[np.argsort(-score, kind="stable")]) / truth.sum()
     share = np.arange(1, len(truth) + 1) / len(truth)
     return _thinned(pl.DataFrame({"share": share, "found": hits, "lift": hits / share}))
+
+
+def residuals(y: ArrayLike, predictions: ArrayLike, *, bins: int = metrics.BINS) -> pl.DataFrame:
+    """Return ``prediction`` (mean), ``residual`` (mean of label less prediction), ``low`` and ``high`` (the middle nine tenths of the
+    residuals), and ``rows``, of bins of equally many rows by prediction."""
+    import numpy as np
+    import polars as pl
+
+    truth, score = metrics.checked(y, predictions, "regressor")
+    order = np.argsort(score, kind="stable")
+    rows = []
+    for part in (part for part in np.array_split(order, bins) if part.size):
+        left = truth[part] - score[part]
+        low, high = np.percentile(left, [5, 95])
+        rows.append((float(score[part].mean()), float(left.mean()), float(low), float(high), part.size))
+    return pl.DataFrame(rows, ["prediction", "residual", "low", "high", "rows"], orient="row")
 
 
 def _thinned(frame: pl.DataFrame) -> pl.DataFrame:

@@ -128,12 +128,15 @@ def checked(y: ArrayLike, scores: ArrayLike, kind: Kind) -> tuple[Floats, Floats
     return truth, score
 
 
-def under(kind: Kind, truth: Floats, score: Floats, drawn: Floats) -> dict[str, Floats]:
-    """Return every metric of `kind` for each row of `drawn`, (draws, n): how often each of the n labels and scores counts."""
+def under(metric: str, truth: Floats, score: Floats, drawn: Floats) -> Floats:
+    """Return `metric` for each row of `drawn`, (draws, n): how often each of the n labels and scores counts."""
     import numpy as np
 
     order = np.argsort(score, kind="stable")
-    return _all(kind, truth[order], score[order], drawn[:, order])
+    truth, score, drawn = truth[order], score[order], drawn[:, order]
+    if metric == "roc_auc":  # what is asked most, at a third of the time of all
+        return _roc_auc(*_grouped(truth, score, drawn))
+    return _all(kind_of(metric), truth, score, drawn)[metric]
 
 
 def weights(n: int, draws: int, seed: int) -> Iterator[Floats]:
@@ -191,15 +194,28 @@ def _ranking(truth: Floats, score: Floats, weights: Floats) -> tuple[Floats, Flo
     """Return ROC AUC (ties count half) and average precision, one value a draw."""
     import numpy as np
 
-    starts = np.flatnonzero(np.r_[True, score[1:] != score[:-1]])
-    positive = np.add.reduceat(weights * truth, starts, axis=1)
-    negative = np.add.reduceat(weights * (1 - truth), starts, axis=1)
-    positives, negatives = positive.sum(axis=1), negative.sum(axis=1)
-    below = np.cumsum(negative, axis=1) - negative
+    positive, negative = _grouped(truth, score, weights)
     hits = np.cumsum(positive[:, ::-1], axis=1)[:, ::-1]
     alarms = hits + np.cumsum(negative[:, ::-1], axis=1)[:, ::-1]
     with np.errstate(divide="ignore", invalid="ignore"):
-        roc = (positive * (below + negative / 2)).sum(axis=1) / (positives * negatives)
         precision = np.where(alarms > 0, hits / alarms, 0.0)
-        pr = (positive * precision).sum(axis=1) / positives
-    return roc, pr
+        pr: Floats = (positive * precision).sum(axis=1) / positive.sum(axis=1)
+    return _roc_auc(positive, negative), pr
+
+
+def _grouped(truth: Floats, score: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """Return how often labels of 1 and of 0 count at each of the k different scores, ascending, both (draws, k)."""
+    import numpy as np
+
+    starts = np.flatnonzero(np.r_[True, score[1:] != score[:-1]])
+    positive = np.add.reduceat(weights * truth, starts, axis=1)
+    return positive, np.add.reduceat(weights, starts, axis=1) - positive
+
+
+def _roc_auc(positive: Floats, negative: Floats) -> Floats:
+    import numpy as np
+
+    below = np.cumsum(negative, axis=1) - negative / 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found: Floats = np.einsum("ij,ij->i", positive, below) / (positive.sum(axis=1) * negative.sum(axis=1))
+    return found

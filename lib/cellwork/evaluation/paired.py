@@ -42,7 +42,7 @@ def difference(
     def gap(drawn: metrics.Floats) -> metrics.Floats:
         with np.errstate(divide="ignore", invalid="ignore"):
             found: metrics.Floats = sign * (
-                metrics.under(kind, truth, one, drawn)[metric] - metrics.under(kind, truth, other, drawn)[metric]
+                metrics.under(metric, truth, one, drawn) - metrics.under(metric, truth, other, drawn)
             )
         return found
 

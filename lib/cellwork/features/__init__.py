@@ -14,7 +14,17 @@ from cellwork import project as projects
 from cellwork.client import Client, connect
 from cellwork.project import Project
 from cellwork.wire.batches import RawDataset, Seal
-from cellwork.wire.features import Aggregate, Applied, Observations, OnlineAnswer, Prepared, Rolling, Select, View
+from cellwork.wire.features import (
+    Aggregate,
+    Applied,
+    Label,
+    Observations,
+    OnlineAnswer,
+    Prepared,
+    Rolling,
+    Select,
+    View,
+)
 from cellwork.wire.search import Twin
 
 if TYPE_CHECKING:
@@ -22,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Aggregate",
+    "Label",
     "Observations",
     "Prepared",
     "RawDataset",
@@ -29,6 +40,7 @@ __all__ = [
     "Seal",
     "Select",
     "apply",
+    "labels",
     "near_duplicates",
     "read_online",
     "rows",
@@ -95,6 +107,11 @@ def near_duplicates(applied: Applied, *, client: Client | None = None) -> list[T
     client = client or connect()
     changed = [name.removeprefix("view:") for name in applied.changed if name.startswith("view:")]
     return [twin for view in changed for twin in client.search.twins(applied.project, view)]
+
+
+def labels(project: str = "", *, client: Client | None = None) -> list[Label]:
+    """Return the labels that are applied in `project`."""
+    return (client or connect()).features.definitions(project or projects.find().name).labels
 
 
 def views(project: str = "", *, client: Client | None = None) -> list[View]:

@@ -46,6 +46,20 @@ class Asked:
             groups = self.groups.slice(bounds[part], bounds[part + 1] - bounds[part])
             yield replace(self, place=self.place[inside], group=self.group[inside], at=self.at[inside], groups=groups)
 
+    def buckets(self, bucket: Any, count: int) -> Iterator[Asked]:
+        """Yield the questions of the groups in each of `count` buckets; together they are all.
+
+        Parameters
+        ----------
+        bucket : the bucket of each group, shape (groups,).
+        """
+        import polars as pl
+
+        for number in range(count):
+            inside = bucket[self.group] == number
+            groups = self.groups.filter(pl.Series(bucket == number))
+            yield replace(self, place=self.place[inside], group=self.group[inside], at=self.at[inside], groups=groups)
+
     def spread(self, rows: Any) -> Any:
         """Return `rows`, one a question, as one an observation; -1 for those without a question."""
         import numpy as np

@@ -1,15 +1,22 @@
-"""Brokers of `streams`: Kafka by librdkafka, and Redis Streams. Both deliver at least once to a named group of consumers."""
+"""Brokers of `streams`: Kafka by librdkafka, and Redis Streams. Both deliver at least once to a named group of consumers.
+
+Outlets write what such consumers read: when `send` returns, the broker has it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from itertools import zip_longest
 from typing import Any
 
 import msgspec
 
 from cellwork.errors import Unavailable
 from cellwork.features.streams import Message, moment, stream_name
+
+SEND_SECONDS = 20
+"""How long Kafka may take to say that it has a message."""
 
 
 class Kafka:
@@ -28,9 +35,9 @@ class Kafka:
             "bootstrap.servers": servers, "group.id": group, "enable.auto.commit": False, "auto.offset.reset": "earliest",
             "error_cb": self._failed,
         }  # fmt: skip
-        self.servers, self._down = servers, ""
+        self.servers, self._down, self._given = servers, "", 0
         self._consumer = Consumer({**own, **(options or {})})
-        self._consumer.subscribe([topic])
+        self._consumer.subscribe([topic], on_assign=self._assigned)
 
     def poll(self, most: int, seconds: float) -> list[Message]:
         from confluent_kafka import KafkaException
@@ -45,15 +52,25 @@ class Kafka:
         return [self._message(each) for each in found if each.error() is None]
 
     def acknowledge(self, messages: Sequence[Message]) -> None:
-        if messages:
-            self._consumer.commit(message=messages[-1].token, asynchronous=False)
+        from confluent_kafka import KafkaError, KafkaException
+
+        passed_on = KafkaError.UNKNOWN_MEMBER_ID, KafkaError.ILLEGAL_GENERATION, KafkaError.REBALANCE_IN_PROGRESS
+        try:
+            if messages:
+                self._consumer.commit(message=messages[-1].token, asynchronous=False)
+        except KafkaException as error:
+            if error.args[0].code() not in passed_on:
+                raise self._unavailable(str(error)) from None
 
     def close(self) -> None:
         self._consumer.close()
 
     def _message(self, each: Any) -> Message:
-        stream = stream_name(each.topic(), each.partition())
-        return Message(stream, each.offset(), moment(each.timestamp()[1]), each.value() or b"", each)
+        stream, at = stream_name(each.topic(), each.partition()), moment(each.timestamp()[1])
+        return Message(stream, each.offset(), at, each.value() or b"", each, each.key(), self._given)
+
+    def _assigned(self, *_: Any) -> None:
+        self._given += 1
 
     def _failed(self, error: Any) -> None:
         from confluent_kafka import KafkaError
@@ -63,6 +80,36 @@ class Kafka:
 
     def _unavailable(self, why: str) -> Unavailable:
         return Unavailable("Kafka", self.servers, f"does not answer ({why})", "start it, or mend --kafka")
+
+
+class KafkaOutlet:
+    """Writes to a topic of Kafka; what librdkafka itself sends again is there once."""
+
+    def __init__(self, servers: str, topic: str, *, options: Mapping[str, Any] | None = None) -> None:
+        from confluent_kafka import Producer
+
+        self.servers, self.topic = servers, topic
+        own = {"bootstrap.servers": servers, "enable.idempotence": True, "delivery.timeout.ms": SEND_SECONDS * 1000}
+        self._producer = Producer({**own, **(options or {})})
+
+    def send(self, bodies: Sequence[bytes], keys: Sequence[bytes | None] = ()) -> None:
+        """Append messages, each with its key. Raises Unavailable if the broker does not say that it has all of them."""
+        failed: list[str] = []
+
+        def told(error: Any, _: Any) -> None:
+            if error is not None:
+                failed.append(error.str())
+
+        for body, key in zip_longest(bodies, keys):
+            self._producer.produce(self.topic, body, key=key, on_delivery=told)
+            self._producer.poll(0)
+        left = self._producer.flush(2 * SEND_SECONDS)
+        if failed or left:
+            why = f"does not take messages for {self.topic!r} ({failed[0] if failed else 'no word of it'})"
+            raise Unavailable("Kafka", self.servers, why, "start it, or mend --kafka")
+
+    def close(self) -> None:
+        self._producer.flush(1)
 
 
 class RedisStream:
@@ -114,14 +161,38 @@ class RedisStream:
         body = fields[b"row"] if set(fields) == {b"row"} else _object(fields)
         return Message(self._stream, milliseconds * 1_000_000 + number, moment(milliseconds), body, token)
 
-    @contextmanager
-    def _answering(self) -> Iterator[None]:
+    def _answering(self) -> AbstractContextManager[None]:
+        return _answering(self.url)
+
+
+class RedisOutlet:
+    """Writes to a stream of Redis, each message as the field ``row``."""
+
+    def __init__(self, url: str, topic: str) -> None:
         import redis
 
-        try:
-            yield
-        except (redis.ConnectionError, redis.TimeoutError) as error:
-            raise Unavailable("Redis", self.url, f"does not answer ({error})", "start it, or mend --redis") from None
+        self.url, self.topic = url, topic
+        self._redis = redis.Redis.from_url(url, socket_timeout=30, socket_connect_timeout=5)
+
+    def send(self, bodies: Sequence[bytes], keys: Sequence[bytes | None] = ()) -> None:
+        """Append messages, all or none of them. A stream of Redis has no keys: its order is that of all."""
+        with _answering(self.url), self._redis.pipeline() as pipeline:
+            for body in bodies:
+                pipeline.xadd(self.topic, {"row": body})
+            pipeline.execute()
+
+    def close(self) -> None:
+        self._redis.close()
+
+
+@contextmanager
+def _answering(url: str) -> Iterator[None]:
+    import redis
+
+    try:
+        yield
+    except (redis.ConnectionError, redis.TimeoutError) as error:
+        raise Unavailable("Redis", url, f"does not answer ({error})", "start it, or mend --redis") from None
 
 
 def _object(fields: Mapping[bytes, bytes]) -> bytes:

@@ -45,6 +45,7 @@ def load(project: Project) -> tuple[list[RawDataset], wire.Definitions]:
         views=[view(each, project) for each in _feast(objects, "FeatureView")],
         services=[service(each) for each in _feast(objects, "FeatureService")],
         observations=_named(objects, wire.Observations),
+        labels=_named(objects, wire.Label),
     )
     check(datasets, definitions)
     definitions.feast_registry = _registry(objects, project.name)
@@ -210,6 +211,8 @@ def check_references(definitions: wire.Definitions) -> None:
     for observations in definitions.observations:
         _known(f"rows of observations {observations.name!r}", [observations.rows], prepared)
         _known(f"join key of observations {observations.name!r}", observations.keys, join_keys)
+    for label in definitions.labels:
+        _known(f"rows of label {label.name!r}", [label.rows], prepared)
 
 
 def _check_rolling(view: wire.View, pipeline: wire.Rolling) -> None:

@@ -79,16 +79,16 @@ def join(
     """
     require_time("observations", observations, at)
     parts = [estimate.parts(view, observations, views, memory) for view in views]
-    joined, coverage, questions, done = observations, [], _Questions(observations, at), 0
+    joined, coverage, questions, done = observations, [], Questions(observations, at), 0
     for view, count in zip(views, parts, strict=True):
         asked = questions.of(view)
         frames = []
         for part in asked.parts(count):
             if progress:
                 progress(Progress(done, sum(parts), view.view.name))
-            frames.append(_part(view, part, arrival=arrival, whole=count == 1))
+            frames.append(answered(view, part, arrival=arrival, whole=count == 1))
             done += 1
-        columns, found = _gathered(observations.get_column(at), view, asked, frames)
+        columns, found = gathered(observations.get_column(at), view, asked, frames)
         coverage.append(found)
         joined = joined.hstack(columns)
     if progress:
@@ -99,30 +99,40 @@ def join(
 def check(observations: pl.DataFrame, *, at: str, views: Sequence[JoinView]) -> None:
     """Raise BadInput for what `join` of the same would refuse; joins nothing."""
     require_time("observations", observations, at)
-    questions = _Questions(observations.head(0), at)
+    questions = Questions(observations.head(0), at)
     for view in views:
         questions.of(view)
 
 
-def late(observations: pl.DataFrame, *, at: str, views: Sequence[JoinView]) -> list[Late]:
-    """Return, per view, how many observations a join that ignores arrival would have given a value that came too late."""
+def late(observations: pl.DataFrame, *, at: str, views: Sequence[JoinView], memory: int | None = None) -> list[Late]:
+    """Return, per view, how many observations a join that ignores arrival would have given a value that came too late.
+
+    `memory` is that of `join`.
+    """
     import polars as pl
 
     require_time("observations", observations, at)
-    reports, questions = [], _Questions(observations, at)
+    reports, questions = [], Questions(observations, at)
     for view in views:
-        asked = questions.of(view)
-        frame = _collected(view, None)
-        known, careless = (_answers(frame, view, asked, arrival=arrival)[0] for arrival in (True, False))
-        wrong = (careless != known) & (careless >= 0)
-        arrived = frame.select(instants(pl.col(CREATED), frame.schema[CREATED], asked.unit).gather(careless[wrong]))
-        behind = (arrived.to_series() - pl.Series(asked.at[wrong])) / PER_SECOND[asked.unit]
+        asked, count = questions.of(view), estimate.parts(view, observations, views, memory)
+        behind = pl.concat([_behind(view, part, whole=count == 1) for part in asked.parts(count)])
         seconds = {"median_seconds": behind.median(), "most_seconds": behind.max()} if len(behind) else {}
         reports.append(Late(view=view.view.name, observations=len(behind), **seconds))  # type: ignore[arg-type]
     return reports
 
 
-class _Questions:
+def _behind(view: JoinView, asked: Asked, *, whole: bool) -> pl.Series:
+    """Return how many seconds too late the values came that a join without arrival would have taken."""
+    import polars as pl
+
+    frame = _collected(view, None if whole else asked.groups)
+    known, careless = (_answers(frame, view, asked, arrival=arrival)[0] for arrival in (True, False))
+    wrong = (careless != known) & (careless >= 0)
+    arrived = frame.select(instants(pl.col(CREATED), frame.schema[CREATED], asked.unit).gather(careless[wrong]))
+    return (arrived.to_series() - pl.Series(asked.at[wrong], dtype=pl.Int64)) / PER_SECOND[asked.unit]
+
+
+class Questions:
     """The questions to each view; views with the same keys get the same ones."""
 
     def __init__(self, observations: pl.DataFrame, at: str) -> None:
@@ -142,7 +152,7 @@ class _Questions:
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """What one partition found: observations that got a row, the number of it in `rows`, and the groups that have rows."""
 
     place: Any
@@ -151,7 +161,7 @@ class _Part:
     groups: Any
 
 
-def _part(view: JoinView, asked: Asked, *, arrival: bool, whole: bool) -> _Part:
+def answered(view: JoinView, asked: Asked, *, arrival: bool, whole: bool) -> Part:
     import numpy as np
     import polars as pl
 
@@ -161,8 +171,8 @@ def _part(view: JoinView, asked: Asked, *, arrival: bool, whole: bool) -> _Part:
     place, row = asked.place[hit], row[hit]
     values = frame.select(*dict.fromkeys([*view.fields, EVENT, *([BATCH] if BATCH in frame.columns else [])]))
     if whole:
-        return _Part(place, row, values, groups)
-    return _Part(place, np.arange(len(row)), values.select(pl.all().gather(row)), groups)
+        return Part(place, row, values, groups)
+    return Part(place, np.arange(len(row)), values.select(pl.all().gather(row)), groups)
 
 
 def _collected(view: JoinView, groups: pl.DataFrame | None) -> pl.DataFrame:
@@ -228,7 +238,7 @@ def _rank(view: JoinView, frame: pl.DataFrame, rows: Any) -> Any:
     return rank
 
 
-def _gathered(at: pl.Series, view: JoinView, asked: Asked, parts: Sequence[_Part]) -> tuple[pl.DataFrame, Coverage]:
+def gathered(at: pl.Series, view: JoinView, asked: Asked, parts: Sequence[Part]) -> tuple[pl.DataFrame, Coverage]:
     """Return the columns that `view` adds to the observations, and its coverage."""
     import numpy as np
     import polars as pl

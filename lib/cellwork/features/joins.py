@@ -1,4 +1,7 @@
-"""Features for rows of one's own: the platform joins, this waits, tells how far it is, and cancels when it is interrupted."""
+"""Features for rows of one's own: the platform joins, this waits, tells how far it is, and cancels when it is interrupted.
+
+The first that is told is the estimate: the platform answers with it before it reads the first feature row.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cellwork import project as projects
 from cellwork.client import Client, connect
 from cellwork.errors import BadInput, Conflict
-from cellwork.wire.datasets import Coverage, Estimate, Late
+from cellwork.wire.datasets import BuildStatus, Coverage, Estimate, Late
 from cellwork.wire.features import HistoryStatus
 
 if TYPE_CHECKING:
@@ -58,7 +61,7 @@ def join(
     rows : a polars or pandas frame with the join keys and the time `at` (with a zone).
     features : services, ``view`` or ``view:feature``; they come as columns ``view__feature``.
     late : also report how many rows a join without arrival times would have given a value from their future.
-    tell : called when the join has gone on; the first time with its estimate.
+    tell : called with the estimate before a feature is read, then when the join has gone on; what it raises cancels the join.
 
     Raises
     ------
@@ -85,6 +88,15 @@ def join(
     finally:
         client.features.cancel_join(name, status.id)  # also forgets what was fetched
     return Joined(frame, status.coverage, status.late, status.seconds)
+
+
+def estimate(
+    rows: Any, features: Sequence[str], *, at: str = "event_timestamp", project: str = "",
+    memory_mb: int | None = None, client: Client | None = None,
+) -> Estimate:  # fmt: skip
+    """Return what `join` of the same will take; nothing is joined, and what it raises `join` would."""
+    client, name = client or connect(), project or projects.find().name
+    return client.features.estimate_join(name, _parquet(rows), features=list(features), at=at, memory_mb=memory_mb)
 
 
 def _parquet(rows: Any) -> bytes:
@@ -126,6 +138,23 @@ def say_late(late: Late) -> str:
 def say_estimate(estimate: Estimate) -> str:
     size = (estimate.result_bytes + estimate.work_bytes) / 1e6
     return f"{estimate.observations:,} rows, {estimate.feature_rows:,} feature rows: about {max(estimate.seconds, 0.1):.1f} s, {size:,.0f} MB, {estimate.partitions} steps"
+
+
+class Teller:
+    """Prints the estimate of a join or a build once, then a line for each view that is begun. Pass it as `tell`."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._told = say, ""
+
+    def __call__(self, status: HistoryStatus | BuildStatus) -> None:
+        if status.estimate is None:
+            return
+        line = f"view {status.view}: step {status.done + 1} of {status.steps}" if status.view else ""
+        if not self._told:
+            self._say(say_estimate(status.estimate))
+        if line and line != self._told:
+            self._say(line)
+        self._told = line or self._told or "estimated"
 
 
 def _age(seconds: float | None) -> str:

@@ -72,21 +72,25 @@ class RedisStore(OnlineStore):
         return 0 if revision is None else sum(1 for _ in self._keys(view, b"%d" % revision))
 
     def forget(self, view: str, entities: Sequence[bytes]) -> None:
-        for revision in range(1, (self.active(view) or 0) + 2):  # one more may be filling
-            keys = [self._prefix(view, b"%d" % revision) + entity for entity in entities]
+        for revision in sorted(self._revisions(view)):
+            keys = [self._prefix(view, revision) + entity for entity in entities]
             with self._answering():
                 for start in range(0, len(keys), WRITTEN_AT_ONCE):
                     self._redis.unlink(*keys[start : start + WRITTEN_AT_ONCE])
 
+    def _revisions(self, view: str) -> set[bytes]:
+        """Return the revisions under which there are values: the active one, and any that is being filled."""
+        start = len(self._key("value", view)) + 1
+        return {key[start:].partition(b":")[0] for key in self._scan(self._key("value", view) + b":")}
+
     def activate(self, view: str, revision: int | None) -> None:
-        before = self.active(view)
         with self._answering():
             if revision is None:
                 self._redis.delete(self._key("active", view))
             else:
                 self._redis.set(self._key("active", view), revision)
-            for old in range(1, (before or 0) + 1 if revision is None else revision):
-                keys = list(self._keys(view, b"%d" % old))
+            for old in self._revisions(view):
+                keys = list(self._keys(view, old)) if revision is None or int(old) < revision else []
                 for start in range(0, len(keys), WRITTEN_AT_ONCE):
                     self._redis.unlink(*keys[start : start + WRITTEN_AT_ONCE])
 
@@ -111,7 +115,9 @@ class RedisStore(OnlineStore):
         return self._redis.mget(keys)  # type: ignore[return-value]  # bytes, as decode_responses is off
 
     def _keys(self, view: str, revision: bytes) -> Iterator[bytes]:
-        prefix = self._prefix(view, revision)
+        return self._scan(self._prefix(view, revision))
+
+    def _scan(self, prefix: bytes) -> Iterator[bytes]:
         escaped = b"".join(b"\\" + bytes([c]) if c in b"[]{}*?\\^-" else bytes([c]) for c in prefix)
         with self._answering():
             yield from self._redis.scan_iter(match=escaped + b"*", count=1000)

@@ -159,7 +159,9 @@ def corrected_rolling_rows(
         grid = grid.filter(pl.col("g") > _micros(corrected.after))
     now = _finish(view, keys, _at(grid, totals, keys).with_columns(pl.lit(corrected.batch).alias(BATCH)))
     before = written.sort(EVENT, CREATED).select(
-        *keys, EVENT, *(pl.col(name).alias(f"{name}_before") for name in features)
+        *(pl.col(key).cast(now.schema[key]) for key in keys),
+        EVENT,
+        *(pl.col(name).alias(f"{name}_before") for name in features),
     )
     both = now.sort(EVENT).join_asof(before, on=EVENT, by=list(keys), strategy="backward", check_sortedness=False)
     differs = pl.any_horizontal(pl.col(name).ne_missing(pl.col(f"{name}_before")) for name in features)
@@ -250,9 +252,9 @@ def _added(view: View, rows: pl.DataFrame) -> list[pl.Expr]:
     for column in sorted({a.column for a in view.pipeline.aggregates.values() if a.column}):
         require(subject, rows, [column])
         dtype = rows.schema[column]
-        if not (dtype.is_numeric() or dtype == pl.Boolean):
+        if not (dtype.is_numeric() or dtype in (pl.Boolean, pl.Null)):
             raise BadInput(subject, column, f"is of type {dtype}, which has no sum", "use count, or a numeric column")
-        value = pl.col(column)
+        value = pl.col(column) if dtype != pl.Null else pl.col(column).cast(pl.Float64)  # no value has come yet
         if dtype.is_float():
             value = pl.when(value.is_finite()).then(value.cast(pl.Float64))
             if (rows.select(value.abs().max()).item() or 0.0) > LARGEST:

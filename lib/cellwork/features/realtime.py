@@ -2,8 +2,9 @@
 
 `advance` moves its clock to a grid time, and closes it: a row that comes afterwards enters at the next one, as a row of a later
 batch does in `pipeline`. So a twin that is advanced to the ends of the steps gives, at each, exactly what the batch pipeline
-writes: both add whole numbers (of 2**-40 for floats), and neither depends on the order of the rows. It keeps a row
-only until it has left the window, and knows keys by their values in the order of the view's join keys.
+writes, and `advance` says at which grid time the newest row of a key stands: both add whole numbers (of 2**-40 for floats), and
+neither depends on the order of the rows. It keeps a row only until it has left the window, and knows keys by their values in
+the order of the view's join keys.
 """
 
 from __future__ import annotations
@@ -41,14 +42,20 @@ class Twin:
         self._coming: list[tuple[int, int, int, Key, list[int]]] = []
         self._totals: dict[Key, list[int]] = {}
 
-    def add(self, rows: Iterable[Mapping[str, Any]]) -> int:
+    def add(self, rows: Iterable[Mapping[str, Any]], *, after: datetime | None = None) -> int:
         """Take prepared rows, in any order; returns how many will ever count. One without a key or a time does not.
+
+        Parameters
+        ----------
+        after : what was closed when they came, for rows of the past; default the time the clock stands at.
 
         Raises
         ------
         BadInput
             A value has no sum, or is beyond what sums are exact for.
         """
+        closed = self._now if after is None else _since(after) // self._every * self._every
+        earliest = -NEVER if closed == -NEVER else closed + self._every
         counted = 0
         for row in rows:
             key = tuple(row[name] for name in self.keys)
@@ -56,9 +63,7 @@ class Twin:
             if event is None or known is None or None in key:
                 continue
             at = _since(event)
-            enter = max(
-                _up(max(at, _since(known)), self._every), self._now + self._every if self._now > -NEVER else -NEVER
-            )
+            enter = max(_up(max(at, _since(known)), self._every), earliest)
             leave = _up(at + self._window, self._every)
             if enter < leave:
                 added = self._added(row)
@@ -68,8 +73,11 @@ class Twin:
                 counted += 1
         return counted
 
-    def advance(self, at: datetime) -> list[Key]:
-        """Move the clock to the last grid time at or before `at`; returns the keys whose values changed.
+    def advance(self, at: datetime) -> dict[Key, datetime]:
+        """Move the clock to the last grid time at or before `at`; returns the keys that have a new row, and where it stands.
+
+        A row stands at each grid time at which a value of its key changes, and at the first one of a step if the key has rows
+        in the window then.
 
         Raises
         ------
@@ -79,18 +87,36 @@ class Twin:
         to = _since(at) // self._every * self._every
         if to < self._now:
             raise BadInput("time", at.isoformat(), "lies before the time that was closed", "advance only forward")
-        changed: dict[Key, None] = {}
-        while self._coming and self._coming[0][0] <= to:
-            _, _, sign, key, added = heapq.heappop(self._coming)
-            totals = self._totals.setdefault(key, [0] * len(added))
-            for place, value in enumerate(added):
-                totals[place] += sign * value
-            changed[key] = None
-        for key in changed:
-            if not any(self._totals[key]):
-                del self._totals[key]
+        found: dict[Key, int] = {}
+        if self._now > -NEVER and to > self._now:
+            first = self._now + self._every
+            self._count(first, found)
+            found.update((key, first) for key, totals in self._totals.items() if totals[0])
+        self._count(to, found)
         self._now = to
-        return list(changed)
+        return {key: EPOCH + timedelta(microseconds=time) for key, time in found.items()}
+
+    def _count(self, to: int, found: dict[Key, int]) -> None:
+        """Let rows enter and leave until `to`; puts into `found` where the values of a key changed last."""
+        while self._coming and self._coming[0][0] <= to:
+            time = self._coming[0][0]
+            moved: dict[Key, list[int]] = {}
+            while self._coming and self._coming[0][0] == time:
+                _, _, sign, key, added = heapq.heappop(self._coming)
+                change = moved.setdefault(key, [0] * len(added))
+                for place, value in enumerate(added):
+                    change[place] += sign * value
+            for key, change in moved.items():
+                if any(change):
+                    found[key] = time
+                    self._move(key, change)
+
+    def _move(self, key: Key, change: list[int]) -> None:
+        totals = self._totals.setdefault(key, [0] * len(change))
+        for place, value in enumerate(change):
+            totals[place] += value
+        if not any(totals):
+            del self._totals[key]
 
     def values(self, key: Key) -> dict[str, Any]:
         """Return the features of `key` at the time the clock stands at: of no rows counts and sums are 0, means None."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from cellwork.errors import BadInput, NotFound, near_miss
-from cellwork.wire.features import Definitions, Prepared, Rolling, View
+from cellwork.wire.features import Definitions, Label, Prepared, Rolling, View
 
 
 def chosen(definitions: Definitions, wanted: Sequence[str]) -> list[tuple[View, list[str]]]:
@@ -45,6 +45,13 @@ def view_of(definitions: Definitions, name: str) -> View:
     if name not in views:
         raise NotFound(f"view of project {definitions.project!r}", name, "is not defined", near_miss(name, views))
     return views[name]
+
+
+def label_of(definitions: Definitions, name: str) -> Label:
+    labels = {label.name: label for label in definitions.labels}
+    if name not in labels:
+        raise BadInput(f"label of project {definitions.project!r}", name, "is not defined", near_miss(name, labels))
+    return labels[name]
 
 
 def prepared_of(definitions: Definitions, name: str) -> Prepared:

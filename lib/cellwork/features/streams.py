@@ -3,7 +3,7 @@
 A consumer is a client like any other: it may be killed at any moment. Messages are acknowledged only after the platform has
 answered, so none is lost; what is delivered twice changes nothing, because a push of a consumer is `distinct` (rows that the
 view has are left out), and a batch is named by its topic and the first message in it: before it takes messages for a raw data
-set, a consumer asks the platform which ones it has. One consumer a partition of a topic, as brokers arrange it in a group.
+set, a consumer asks the platform which ones it has, and again whenever the broker has given out the partitions anew. One consumer a partition of a topic, as brokers arrange it in a group.
 
 A message is a JSON object, one row. One that is not is set aside: counted, reported, and acknowledged.
 """
@@ -42,6 +42,10 @@ class Message:
     body: bytes
     token: Any = None
     """What the broker wants back to acknowledge it."""
+    key: bytes | None = None
+    """What the sender named it by: messages of one key are in one stream."""
+    given: int = 0
+    """How often the consumer has been given streams. Between two times another may have had them: what was known of a stream is old."""
 
 
 class Broker(Protocol):
@@ -51,7 +55,7 @@ class Broker(Protocol):
         """Return messages that were not acknowledged, in order, as soon as there are some; none after `seconds`."""
 
     def acknowledge(self, messages: Sequence[Message]) -> None:
-        """Never give out these again."""
+        """Never give out these again; unless another consumer has got their stream meanwhile, and they come there."""
 
     def close(self) -> None: ...
 
@@ -124,16 +128,17 @@ def to_view(client: Client, project: str, view: str) -> Callable[[Sequence[Messa
 
 
 def to_dataset(client: Client, project: str, dataset: str) -> Callable[[Sequence[Message]], int]:
-    """Return what ingests messages as batches of a raw data set; each message once, whatever is delivered again."""
-    reached: dict[str, int] = {}
+    """Return what ingests messages as batches of a raw data set, which count online at once; each message once, whatever is delivered again."""
+    reached: dict[tuple[str, int], int] = {}
 
     def deliver(messages: Sequence[Message]) -> int:
         import polars as pl
 
         stream = messages[0].stream
-        if stream not in reached:
-            reached[stream] = _last(client, project, dataset, stream)
-        fresh = [message for message in messages if message.place > reached[stream]]
+        known = stream, messages[0].given
+        if known not in reached:
+            reached[known] = _last(client, project, dataset, stream)
+        fresh = [message for message in messages if message.place > reached[known]]
         if not fresh:
             return 0
         try:
@@ -143,8 +148,8 @@ def to_dataset(client: Client, project: str, dataset: str) -> Callable[[Sequence
                 f"messages of {stream!r}", fresh[0].place, f"do not make a frame: {error}", "give each field one type"
             ) from None
         partition = f"{stream}-{fresh[0].place}-{fresh[-1].place}"
-        rows = client.batches.ingest(project, dataset, frame, partition).batch.rows
-        reached[stream] = fresh[-1].place
+        rows: int = client.features.stream(project, dataset, frame, delivery=partition).batch.rows
+        reached[known] = fresh[-1].place
         return rows
 
     return deliver

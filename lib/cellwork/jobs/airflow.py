@@ -144,7 +144,8 @@ def _left_out(job: JobRequest) -> str:
     policy = job.policy
     lost = {
         "the deadline": policy.deadline_seconds, "the memory limit": policy.memory_megabytes, "notifications": policy.notify,
-        "how many runs are kept": policy.keep_runs, "that missed times are dropped (the last one is made up for)": job.schedule.catch_up == "none",
+        "how many runs are kept": policy.keep_runs, "that what comes while it runs is left out": policy.while_running == "skip",
+        "that missed times are dropped (the last one is made up for)": job.schedule.catch_up == "none",
     }  # fmt: skip
     named = [name for name, value in lost.items() if value]
     return f"Not carried over: {', '.join(named)}." if named else "It carries over all of the job's policy."

@@ -10,8 +10,9 @@
     timeout: 30m                         # of the run; also cell_timeout, memory: 2GB
     retries: 1                           # also backoff: 30s
     concurrency: 1                       # also priority: 5, deadline: 2h
+    while_running: skip                  # what comes meanwhile is left out; default: queue
     keep: 30                             # ended runs
-    notify: [{on: [failed], mail: [ada@example.org]}, {webhook: "https://example.org/hook"}]
+    notify: [{on: [failed], mail: [ada@example.org]}, {webhook: "https://example.org/hook"}, {on: [succeeded], lab: true}]
 
 `${date}` is the day on the job's clocks, `${due}` the time it was due (or the event's), `${last_success}` when the last run that
 succeeded was due (empty before the first), `${batch}` the batch of a `batch.…` event, `${event.<field>}` any field of the event,
@@ -32,7 +33,7 @@ from cellwork import clock, ids, project
 from cellwork.errors import BadInput, NotFound, near_miss
 from cellwork.runs import parameters
 from cellwork.wire import Struct
-from cellwork.wire.jobs import CatchUp, JobRequest, Notify, Policy, Schedule
+from cellwork.wire.jobs import CatchUp, JobRequest, Notify, Policy, Schedule, WhileRunning
 from cellwork.wire.records import EVENTS, Event
 
 VARIABLE = re.compile(r"\$\{([^}]*)\}")
@@ -74,6 +75,7 @@ class File(Struct, forbid_unknown_fields=True, rename={"with_": "with"}):
     retries: int = 0
     backoff: str = ""
     concurrency: int = 1
+    while_running: WhileRunning = "queue"
     priority: int = 0
     deadline: str = ""
     keep: int = 0
@@ -136,7 +138,7 @@ def _policy(file: File) -> Policy:
     policy = Policy(
         priority=file.priority, backoff_seconds=_seconds(file.backoff), deadline_seconds=_seconds(file.deadline),
         cell_timeout_seconds=_seconds(file.cell_timeout), memory_megabytes=int(memory[1]) * SIZES[memory[2]] if memory[1] else 0,
-        keep_runs=file.keep, notify=file.notify,
+        while_running=file.while_running, keep_runs=file.keep, notify=file.notify,
     )  # fmt: skip
     check_policy(policy)
     return policy
@@ -155,8 +157,8 @@ def check_policy(policy: Policy) -> None:
         if not least <= value <= most:
             raise BadInput(name, value, "is out of range", f"choose from {least} to {most}")
     for told in policy.notify:
-        if bool(told.webhook) == bool(told.mail):
-            raise BadInput("notify", "", "has no webhook and no mail, or both", "write one entry for each")
+        if bool(told.webhook) + bool(told.mail) + told.lab != 1:
+            raise BadInput("notify", "", "has no webhook, mail or lab, or several", "write one entry for each")
         if told.webhook and not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", told.webhook):
             raise BadInput("webhook", told.webhook, "is not an address of HTTP", "write https://host/path, without a password in it")  # fmt: skip
         wrong = next((one for one in told.mail if not re.fullmatch(r"[^\s@<>,;]+@[^\s@<>,;]+", one)), None)

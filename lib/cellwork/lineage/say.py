@@ -26,6 +26,8 @@ def sentence(found: Any) -> tuple[str, datetime | None]:
     """Return the sentence about a record, and when it was true."""
     if isinstance(found, CellworkError):
         return f"can't be read: {found}", None
+    if isinstance(found, Prediction) and found.score is None:
+        return f"erased ({found.erased}), as of {moment(found.at)}; {found.route} route of {found.endpoint}, for {found.caller}", found.logged_at  # fmt: skip
     if isinstance(found, Prediction):
         about = (
             found.observation or ", ".join(f"{k}={v}" for k, v in found.entities.items()) or "a request's own features"

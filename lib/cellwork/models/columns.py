@@ -87,13 +87,31 @@ def _values(column: Column, values: Any) -> np.ndarray[Any, Any]:
         texts = np.array(listed, dtype=object)
         texts[pd.isna(texts)] = np.nan
         return texts
+    if _holds_text(values):
+        raise _no_numbers(column)
     try:
         if isinstance(values, pl.Series):
             return values.cast(pl.Float64).to_numpy().copy()
+        if isinstance(values, pd.Series) and isinstance(values.dtype, np.dtype) and values.dtype.kind in "biuf":
+            return values.to_numpy(dtype=float, copy=True)  # nothing in there is missing but NaN: no mask is needed
         if isinstance(values, pd.Series):
             return values.astype("Float64").to_numpy(dtype=float, na_value=np.nan)
         return np.array(values, dtype=float)
     except (ValueError, TypeError, pl.exceptions.PolarsError):
-        raise BadInput(
-            "model column", column.name, "holds values that are no numbers", "send it as it was in training"
-        ) from None
+        raise _no_numbers(column) from None
+
+
+def _holds_text(values: Any) -> bool:
+    """Return whether a text is among the values: "3" is none of the numbers that a model was trained on, whatever it reads like."""
+    import pandas as pd
+    import polars as pl
+
+    if isinstance(values, pl.Series):
+        return values.dtype in (pl.String, pl.Categorical, pl.Enum) and values.null_count() < len(values)
+    if isinstance(values, pd.Series) and pd.api.types.is_numeric_dtype(values.dtype):
+        return False
+    return any(isinstance(value, str) for value in values)
+
+
+def _no_numbers(column: Column) -> BadInput:
+    return BadInput("model column", column.name, "holds values that are no numbers", "send it as it was in training")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version as installed
 from pathlib import Path
 from types import ModuleType
@@ -92,7 +93,8 @@ def register(
         tracking.end_model(client, logged)
         number = versions.create(client, full, source=f"models:/{logged}", run=run, tags=tags, description=description)
     except CellworkError:
-        tracking.end_run(client, run, "FAILED")
+        with suppress(CellworkError):  # what went wrong first is what is told
+            tracking.end_run(client, run, "FAILED")
         raise
     tracking.end_run(client, run)
     return VersionRef(name=full, version=number, digest=tags[versions.TAG + "digest"])

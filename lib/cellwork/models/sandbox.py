@@ -130,7 +130,11 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def environment(home: str) -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TZ") if name in os.environ}
     threads = str(min(4, os.cpu_count() or 1))
-    return {**kept, "HOME": home, "TMPDIR": home, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": "1"}
+    openmp = {
+        "OMP_NUM_THREADS": threads,
+        "OMP_WAIT_POLICY": "passive",
+    }  # one that spins waits long where others compute too
+    return {**kept, "HOME": home, "TMPDIR": home, "OPENBLAS_NUM_THREADS": "1", **openmp}
 
 
 def _tail(words: IO[bytes]) -> str:

@@ -13,7 +13,7 @@ import msgspec
 
 from cellwork import clock
 from cellwork.client import Client
-from cellwork.errors import BadInput, NotFound
+from cellwork.errors import BadInput, NotFound, Unavailable
 
 API = "/api/2.0/mlflow"
 ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
@@ -43,11 +43,26 @@ def pages(client: Client, path: str, key: str, **query: Any) -> Iterator[dict[st
 
 
 def upload(client: Client, folder: Path, uri: str) -> None:
-    """Send every file of `folder` to the artifact folder `uri`."""
+    """Send every file of `folder` to the artifact folder `uri`.
+
+    Raises
+    ------
+    Unavailable
+        A file could not be kept: the store is full, say.
+    """
     root = artifact_path(uri)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = f"{ARTIFACTS}/{root}/{path.relative_to(folder).as_posix()}"
-        client.connection.raw("mlflow", "PUT", name, path.read_bytes(), "application/octet-stream")
+        try:
+            client.connection.raw("mlflow", "PUT", name, path.read_bytes(), "application/octet-stream")
+        except Unavailable as error:
+            size = f"{path.name}, {path.stat().st_size:,} bytes"
+            raise Unavailable(
+                "model file",
+                size,
+                f"could not be kept: {error}",
+                "make room where MLflow keeps artifacts, and register again",
+            ) from None
 
 
 def artifact_path(uri: str) -> str:

@@ -20,11 +20,23 @@ FLOOR = 1e-4
 BINS = 10
 
 
-def shares(reference: Ranks, window: Ranks) -> tuple[Floats, Floats]:
-    """Return the shares of both in the bins between the reference's deciles, shape (k,) each, at most `BINS`."""
+def bins(reference: Ranks) -> tuple[Floats, Floats]:
+    """Return the upper edges of all bins but the last, which are the reference's deciles, and its shares of the bins, shape (k,).
+
+    A value on an edge is in the bin below it; k is at most `BINS`.
+    """
     edges = np.unique(reference.quantile(np.linspace(0, 1, BINS + 1)[1:-1]))
-    bounds = [np.concatenate([[0.0], each.cdf(edges), [1.0]]) for each in (reference, window)]
-    return np.diff(bounds[0]), np.diff(bounds[1])
+    return edges, _between(reference, edges)
+
+
+def shares(reference: Ranks, window: Ranks) -> tuple[Floats, Floats]:
+    """Return the shares of both in the bins of the reference, shape (k,) each."""
+    edges, expected = bins(reference)
+    return expected, _between(window, edges)
+
+
+def _between(ranks: Ranks, edges: Floats) -> Floats:
+    return np.diff(np.concatenate([[0.0], ranks.cdf(edges), [1.0]]))
 
 
 def psi(reference: Floats, window: Floats) -> float:

@@ -156,16 +156,21 @@ def _test_range(compared: _Compared, old: Ranks, new: Ranks, rules: DriftRules) 
 
 
 def _categories(compared: _Compared, old: Column, new: Column, rules: DriftRules) -> tuple[Floats, Floats]:
-    """Return the counts of both by category: the reference's most frequent ones, then all others together."""
-    before, now = _counted(old), _counted(new)
+    """Return the counts of both by category."""
+    now = _counted(new)
     if old.counts and old.counts.exact:
-        _test_new(compared, before, now, new.values, rules)
-    chosen = list(before)[:CATEGORIES]
-    counts = []
-    for each, values in ((before, old.values), (now, new.values)):
-        kept = [float(each.get(text, 0)) for text in chosen]
-        counts.append(np.array([*kept, max(values - sum(kept), 0.0)]))
-    return counts[0], counts[1]
+        _test_new(compared, _counted(old), now, new.values, rules)
+    chosen, before = categories(old)
+    kept = [float(now.get(text, 0)) for text in chosen]
+    return before, np.array([*kept, max(new.values - sum(kept), 0.0)])
+
+
+def categories(reference: Column) -> tuple[list[str], Floats]:
+    """Return the reference's most frequent texts and how often each is there, then all others together, shape (k + 1,)."""
+    counted = _counted(reference)
+    chosen = list(counted)[:CATEGORIES]
+    kept = [float(counted[text]) for text in chosen]
+    return chosen, np.array([*kept, max(reference.values - sum(kept), 0.0)])
 
 
 def _counted(column: Column) -> dict[str, int]:

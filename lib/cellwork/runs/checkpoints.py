@@ -2,7 +2,7 @@
 
 A checkpoint fits if the parameters and every cell up to it are as they were (its `key` says so), and if no cell below uses a
 name that could not be saved. It is one archive: what `runs.checkpoint` wrote, the page so far, and the files the run had made
-in its folder.
+in its folder. What the kernel wrote is another's: it is copied as `runs.taken` does, and read by nobody but a kernel.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ from __future__ import annotations
 import ast
 import hashlib
 import io
+import os
 import re
 import shutil
 import tarfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 
 from cellwork.errors import CellworkError, Refused
-from cellwork.runs import resume
+from cellwork.runs import resume, taken
 from cellwork.runs.checkpoint import Saved
 from cellwork.runs.kernel import Kernel
 from cellwork.wire.jobs import Checkpoint
@@ -73,12 +74,19 @@ def used(source: str) -> set[str]:
     return read | set(re.findall(r"\w+", "\n".join(magics)))
 
 
+class TooLarge(Exception):
+    """An archive would be larger than it may be."""
+
+
 class Checkpoints:
-    """Saves checkpoints while a notebook runs. `folder` is for them alone; `work` is where the run works."""
+    """Saves checkpoints while a notebook runs.
+
+    `folder` is for them alone, where the kernel can write; `work` is where the run works.
+    """
 
     def __init__(self, folder: Path, work: Path, parameters: Mapping[str, Any], send: Send) -> None:
         self.folder, self.work, self.parameters, self.send = folder, work, parameters, send
-        self.before = {path: _stamp(path) for path in _files(work)}
+        self.before = {path: _stamp(about) for path, about in _found(work)}
 
     def save(self, kernel: Kernel, nb: Any, index: int) -> str:
         """Save what `kernel` holds after the cell `index` of `nb`; returns a line about it. A checkpoint that fails fails no run."""
@@ -86,19 +94,18 @@ class Checkpoints:
         shutil.rmtree(self.folder, ignore_errors=True)
         try:
             kernel.silently(CALL.format(what="save", folder=str(self.folder)), SAVE_SECONDS)  # fmt: skip
-            saved = msgspec.json.decode((self.folder / "saved.json").read_bytes(), type=Saved)
-            left = self._take_files()
+            data, saved, left = self._packed(nb)
             done = sum(resume.counted(cell) for cell in nb.cells[: index + 1])
             plain = sum(resume.INJECTED not in resume.tags(c) and resume.counted(c) for c in nb.cells[: index + 1])
             about = Checkpoint(
                 key=keys({"cells": nb.cells}, self.parameters)[plain - 1], cell=done, missing=saved.missing
             )
-            (self.folder / "page.ipynb").write_bytes(msgspec.json.encode(nb))
-            data = _packed(self.folder)
-            if len(data) > MOST_BYTES:
-                return f"checkpoint: {len(data) / 1e6:.0f} MB are over the limit of {MOST_BYTES / 1e6:.0f} MB; nothing was saved"
             self.send(about, data)
-        except (CellworkError, OSError, RuntimeError) as error:
+        except TooLarge:
+            return (
+                f"checkpoint: what the kernel holds is over the limit of {MOST_BYTES / 1e6:.0f} MB; nothing was saved"
+            )
+        except (CellworkError, OSError, RuntimeError, msgspec.MsgspecError) as error:
             return f"checkpoint: nothing was saved: {error}"
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -106,21 +113,41 @@ class Checkpoints:
         seconds = time.monotonic() - started
         return f"checkpoint: {saved.names} names, {len(data) / 1e6:.1f} MB, {seconds:.1f} s" + (f"; not saved: {', '.join(lost)}" if lost else "")  # fmt: skip
 
-    def _take_files(self) -> list[str]:
-        """Copy the files that the run has made or changed in its folder; returns those that are too large."""
+    def _packed(self, nb: Any) -> tuple[bytes, Saved, list[str]]:
+        """Return the archive, what the kernel says of its state, and the files that were too large for it."""
+        stream, saved = io.BytesIO(), b""
+        with tarfile.open(fileobj=stream, mode="w") as archive:
+            for path, file in taken.files(self.folder):
+                if str(path) == "saved.json":
+                    saved = file.read(MOST_BYTES)
+                    file.seek(0)
+                _add(archive, str(path), file, os.fstat(file.fileno()).st_size)
+            left = self._take_files(archive)
+            page = msgspec.json.encode(nb)
+            _add(archive, "page.ipynb", io.BytesIO(page), len(page))
+        return stream.getvalue(), msgspec.json.decode(saved, type=Saved), left
+
+    def _take_files(self, archive: tarfile.TarFile) -> list[str]:
+        """Put the files that the run has made or changed in its folder into `archive`; returns those that are too large."""
         left, total = [], 0
-        for path in _files(self.work):
-            if self.before.get(path) == _stamp(path):
+        for path, file in taken.files(self.work):
+            about = os.fstat(file.fileno())
+            if "__pycache__" in path.parts or self.before.get(path) == _stamp(about):
                 continue
-            total += path.stat().st_size
-            relative = path.relative_to(self.work)
+            total += about.st_size
             if total > MOST_FILE_BYTES:
-                left.append(f"file {relative}")
-                continue
-            target = self.folder / "files" / relative
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, target)
+                left.append(f"file {path}")
+            else:
+                _add(archive, f"files/{path}", file, about.st_size)
         return left
+
+
+def _add(archive: tarfile.TarFile, name: str, file: IO[bytes], size: int) -> None:
+    if archive.offset + size > MOST_BYTES:
+        raise TooLarge
+    member = tarfile.TarInfo(name)
+    member.size = size
+    archive.addfile(member, file)
 
 
 def unpack(data: bytes, folder: Path, work: Path) -> dict[str, Any]:
@@ -148,17 +175,10 @@ def put_back(kernel: Kernel, folder: Path) -> None:
     kernel.silently(CALL.format(what="restore", folder=str(folder)), SAVE_SECONDS)  # fmt: skip
 
 
-def _packed(folder: Path) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as archive:
-        archive.add(folder, arcname=".")
-    return stream.getvalue()
+def _found(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    for path, file in taken.files(folder):
+        yield path, os.fstat(file.fileno())
 
 
-def _files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink() and "__pycache__" not in path.parts]  # fmt: skip
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    about = path.stat()
+def _stamp(about: os.stat_result) -> tuple[int, int]:
     return about.st_mtime_ns, about.st_size

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from cellwork.errors import CellworkError, NotFound
+from cellwork.errors import BadInput, CellworkError, NotFound
 from cellwork.runs import parameters as names
 from cellwork.runs.kernel import Kernel, allowed
 
@@ -82,12 +82,13 @@ def execute(
     Raises
     ------
     NotFound, BadInput
-        There is no such notebook, or a parameter is not one of its; nothing was started.
+        There is no such notebook, a parameter is not one of its, or the output can't be written; nothing was started.
     RunFailed
         A cell raised, the kernel died, or the time was up.
     """
     content = _content(notebook)
     values = names.check(content, parameters or {}, notebook.name)
+    _check_output(output)
     given, folder = dict(environment or {}), (cwd or notebook.parent).absolute()
     with tempfile.TemporaryDirectory(prefix="cellwork-") as sockets:
         used = kernel
@@ -142,6 +143,20 @@ def _content(notebook: Path) -> dict[str, Any]:
         raise NotFound("notebook", notebook, f"can't be read ({error.strerror})", "check its path") from None
 
 
+def _check_output(output: Path) -> None:
+    """Raise BadInput unless a file can be written at `output`; an hour later would be late to hear of it."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output.parent).close()
+        reason = "it is a folder" if output.is_dir() else ""
+    except (FileExistsError, NotADirectoryError):
+        reason = "its folder is a file"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise BadInput("output", output, f"can't be written ({reason})", "name a file in a folder you may write in")
+
+
 def _papermill(notebook: Path, output: Path, values: dict[str, Any], kernel: Kernel, **options: Any) -> None:
     import papermill
     from papermill.engines import papermill_engines
@@ -153,7 +168,6 @@ def _papermill(notebook: Path, output: Path, values: dict[str, Any], kernel: Ker
     papermill_engines.register("cellwork", CellworkEngine)
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it warns of is told by our errors
     literal = str(notebook).replace("{", "{{").replace("}", "}}")  # papermill reads paths as templates
-    output.parent.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(
             literal, None, values, engine_name="cellwork", kernel_name=kernel.manager.kernel_name, language="python",

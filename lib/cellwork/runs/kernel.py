@@ -27,9 +27,10 @@ ALLOWED = frozenset({
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
 })  # fmt: skip
 VERSIONS = (
-    "__import__('json').dumps({n: m.__version__ for n, m in sorted(__import__('sys').modules.items()) "
-    "if '.' not in n and n[0] != '_' and isinstance(getattr(m, '__version__', None), str)})"
+    "__import__('json').dumps({n: v for n, m in sorted(__import__('sys').modules.items()) if '.' not in n and n[0] != '_' "
+    "for v in [getattr(m, '__dict__', {}).get('__version__')] if isinstance(v, str)})"
 )
+"""Only what stands there: a version that a module works out when it is asked reads files for it."""
 ALLOWED_PREFIXES = ("LC_", "OMP_", "OPENBLAS_", "MKL_", "NUMEXPR_", "POLARS_", "DASK_")
 
 
@@ -44,6 +45,8 @@ class Kernel:
     def __init__(self, manager: Any, client: Any) -> None:
         self.manager, self.client = manager, client
         self.pid: int = manager.provisioner.pid
+        self.folder = Path(manager.connection_file).parent
+        """Where its sockets are; the kernel can write there, wherever it lives."""
         self.language_info: dict[str, Any] = {}
 
     @classmethod

@@ -44,8 +44,14 @@ if "pandas" in sys.modules:
 if "polars" in sys.modules:
     import polars as pl; pl.DataFrame({"a": [1, 2, 1], "b": [1.0, 2.0, 3.0]}).group_by("a").mean()
 if "sklearn" in sys.modules:
-    from sklearn.ensemble import HistGradientBoostingClassifier; HistGradientBoostingClassifier(max_iter=2).fit([[k] for k in range(60)], [k % 2 for k in range(60)])
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    X = [[k] for k in range(60)]
+    if "pandas" in sys.modules:
+        X = pd.DataFrame(X, columns=["k"])
+    HistGradientBoostingClassifier(max_iter=2).fit(X, [k % 2 for k in range(60)])
 """
+REMEMBERED = (("narwhals.plugins", "_discover_entrypoints"),)
+"""Functions that look through all that is installed when they are first asked, and remember: scikit-learn asks with its first frame."""
 
 
 class Zygote:
@@ -192,6 +198,9 @@ def _learn() -> None:
     for name in names:
         with contextlib.suppress(ImportError):  # of a folder that another module puts on the path: it comes with that
             importlib.import_module(name)
+    for name, function in REMEMBERED:
+        if found := getattr(sys.modules.get(name), function, None):
+            found()
 
 
 def _tell_imports(to: int) -> NoReturn:

@@ -6,6 +6,6 @@
 from __future__ import annotations
 
 from cellwork.serving.batch import score_batch
-from cellwork.serving.remote import canary, deploy, pin, predict, remove, roll_out, rollback, shadow
+from cellwork.serving.remote import beside, deploy, predict, remove, roll_out, rollback
 
-__all__ = ["canary", "deploy", "pin", "predict", "remove", "roll_out", "rollback", "score_batch", "shadow"]
+__all__ = ["beside", "deploy", "predict", "remove", "roll_out", "rollback", "score_batch"]

@@ -22,7 +22,7 @@ from cellwork.errors import NotFound
 from cellwork.serving.inline import Inline
 from cellwork.serving.plan import Plan
 from cellwork.serving.predictor import Predictor
-from cellwork.wire.endpoints import Arm, Request, RouteKind, Row
+from cellwork.wire.endpoints import Arm, InputRule, Request, RouteKind, Row
 from cellwork.wire.evaluations import VersionRef
 
 
@@ -54,6 +54,7 @@ class Routes:
     previous: Served | None = None
     arms: tuple[Beside, ...] = ()
     salt: str = ""
+    input: InputRule | None = None
 
     @cached_property
     def canaries(self) -> tuple[Beside, ...]:
@@ -89,7 +90,7 @@ def choose(routes: Routes, request: Request, otherwise: str) -> Choice:
         It names a version that is not at hand.
     """
     if request.version is not None:
-        return Choice(routes, (_named(routes, request.version),), "pinned", f"version {request.version} was asked for")
+        return Choice(routes, (named(routes, request.version),), "pinned", f"version {request.version} was asked for")
     standing = (routes.live, *((routes.previous,) if routes.previous else ()))
     if not routes.canaries:
         return Choice(routes, standing, "live")
@@ -102,7 +103,8 @@ def choose(routes: Routes, request: Request, otherwise: str) -> Choice:
     return Choice(routes, (routes.canaries[number].served, *standing), "canary", reason)
 
 
-def _named(routes: Routes, version: int) -> Served:
+def named(routes: Routes, version: int) -> Served:
+    """Return the version at hand of this number; raises NotFound."""
     found = next((served for served in routes.served if served.ref.version == version), None)
     if found is None:
         there = ", ".join(str(served.ref.version) for served in routes.served)

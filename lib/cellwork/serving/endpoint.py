@@ -15,23 +15,25 @@ from concurrent.futures import Executor
 from datetime import datetime
 
 from cellwork import clock, ids
-from cellwork.errors import BadInput, CellworkError, NotFound, TooBusy, TooLarge
-from cellwork.serving import ask, choose
+from cellwork.errors import BadInput, CellworkError, Conflict, NotFound, TooBusy, TooLarge
+from cellwork.serving import ask, choose, inputs
 from cellwork.serving import plan as plans
 from cellwork.serving.ask import Scored
 from cellwork.serving.breaker import Breaker
 from cellwork.serving.choose import Routes, Served
+from cellwork.serving.inline import Inline
 from cellwork.serving.lane import Lane
 from cellwork.serving.line import MOST_ROWS, Line, Pending
 from cellwork.serving.log import PredictionLog
 from cellwork.serving.plan import Lookup
 from cellwork.serving.segments import Writer
-from cellwork.wire.endpoints import Answer, Output, Prediction, Request, RouteKind, Row
+from cellwork.wire.endpoints import Answer, Explanation, Output, Prediction, Request, RouteKind, Row
 
 DEADLINE_SECONDS = 2.0
 QUEUE_ROWS = 50_000
 """Rows that may wait; more is answered with TooBusy."""
 SHADOW_TURNS = 2
+EXPLAINED_ROWS = 100
 LEAST_DEADLINE_MS = 1
 
 
@@ -58,7 +60,7 @@ class Endpoint:
         self.lane = Lane(self, segments, looks_up=getattr(lookup, "quick", False)) if segments else None
         """The quick lane; without segments there is none."""
         self._lines: dict[tuple[tuple[str, ...], float], Line] = {}
-        self._waiting_rows = 0
+        self.waiting_rows = 0
         self._shadows: set[asyncio.Task[None]] = set()
 
     async def predict(self, request: Request, caller: str) -> Answer:
@@ -69,29 +71,53 @@ class Endpoint:
         BadInput
             An unknown feature or entity, a wrong type, no rows.
         NotFound
-            It names a version that is not at hand.
+            It names a version that is not at hand, or nothing but an observation that no batch has scored.
         Unavailable
             No version answered in time.
         TooBusy, TooLarge
             Over the limits of this module.
         """
-        self._admit(request)
+        self.admit(request)
+        if all(row.observation and not row.features and not row.entities for row in request.rows):
+            return await self._precomputed(request)
         names = [self._id(request, row, number) for number, row in enumerate(request.rows)]
         choice = choose.choose(self.current(), request, names[0])
         plans.check(choice.chain[0].plan, request.rows, also=choice.routes.live.plan)
+        if choice.routes.input is not None:
+            request, choice = inputs.ruled(choice.routes.input, request, choice)
+        _check_explainable(request, choice.chain[0])
         pending = Pending(request, caller, names, choice, asyncio.get_running_loop().create_future())
         self._line(pending).add(pending)
-        self._waiting_rows += len(request.rows)
+        self.waiting_rows += len(request.rows)
         self.requests += 1
         try:
             return await pending.future
         finally:
-            self._waiting_rows -= len(request.rows)
+            self.waiting_rows -= len(request.rows)
             self.errors += pending.future.cancelled() or pending.future.exception() is not None
             self.latencies.append(time.perf_counter() - pending.began)
 
-    def _admit(self, request: Request) -> None:
-        size, waiting = len(request.rows), self._waiting_rows
+    async def _precomputed(self, request: Request) -> Answer:
+        """Return what a batch has scored of observations that come with nothing but their ids; those are in the log already."""
+        began, wanted = time.perf_counter(), [row.observation for row in request.rows]
+        found = await asyncio.to_thread(self.log.scored, self.name, wanted)
+        missing = [name for name in wanted if name not in found]
+        if missing:
+            way_out = "send its features or entities, or score a batch that holds it"
+            raise NotFound("observation", missing[0], f"was scored by no batch at {self.name}", way_out)
+        last = found[wanted[-1]]
+        self.requests += 1
+        seconds = time.perf_counter() - began
+        self.latencies.append(seconds)
+        return Answer(
+            outputs=[_output(found[name], None, repeated=True) for name in wanted], model=last.version, revision=last.revision,
+            route="precomputed", reason=f"scored by {last.batch_run} at {last.logged_at:%Y-%m-%d %H:%M:%S} UTC",
+            latency_ms=round(seconds * 1e3, 3),
+        )  # fmt: skip
+
+    def admit(self, request: Request) -> None:
+        """Raise what says that `request` can't be answered, whatever its values."""
+        size, waiting = len(request.rows), self.waiting_rows
         if not size:
             raise BadInput("rows", "", "are none", "send at least one row")
         if size > MOST_ROWS:
@@ -135,7 +161,10 @@ class Endpoint:
         await self._find_repeated(taken)
         scored = await self._score([pending for pending in taken if pending.fresh()], now, seconds)
         await self._write(scored, now)
+        for pending, result in scored:
+            await _explain(pending, result)
         for pending in taken:
+            _refuse_erased(pending)
             if not pending.future.done():
                 pending.future.set_result(_answer(pending))
         self._shadow([pending for pending, _ in scored], now)
@@ -231,16 +260,59 @@ class Endpoint:
             await asyncio.get_running_loop().run_in_executor(self.writer, self.log.write, entries)
 
 
+def _refuse_erased(pending: Pending) -> None:
+    """Fail a repeat of what an erasure has emptied: its answer is gone, and another one under its key would bring it back."""
+    gone = next((name for name in pending.ids if (held := pending.logged.get(name)) and held.erased), None)
+    if gone:
+        verdict = f"was answered before and erased since ({pending.logged[gone].erased})"
+        pending.fail(Conflict("prediction", gone, verdict, "ask under another key; rows of an erased subject of a dataset: build it anew"))  # fmt: skip
+
+
+def _check_explainable(request: Request, served: Served) -> None:
+    if not request.explain:
+        return
+    if not isinstance(served.predictor, Inline):
+        why = f"is computed by {served.predictor.how or 'a child process'}"
+        raise BadInput(
+            "explain", f"version {served.ref.version}", why, "only compiled versions are explained; ask without"
+        )
+    if len(request.rows) > EXPLAINED_ROWS:
+        raise TooLarge("rows", len(request.rows), f"are more than {EXPLAINED_ROWS} to explain", "send them in parts")
+
+
+async def _explain(pending: Pending, result: Scored) -> None:
+    """Add what made the scores, if it was asked for; one that a child process gave in the place of another has none."""
+    predictor = result.served.predictor
+    if not pending.request.explain or not isinstance(predictor, Inline) or pending.future.done():
+        return None
+    try:
+        said = await predictor.explain([row.values for row in result.rows])
+    except BadInput as error:
+        return pending.fail(error)
+    pending.explained = dict(zip((name for name, _ in pending.fresh()), said, strict=True))
+    return None
+
+
 def _answer(pending: Pending) -> Answer:
     last = pending.logged[pending.ids[-1]]
     return Answer(
-        outputs=[_output(pending.logged[name], repeated=name in pending.repeated) for name in pending.ids],
+        outputs=[
+            _output(pending.logged[name], pending.explained.get(name), repeated=name in pending.repeated) for name in pending.ids
+        ],
         model=last.version, revision=last.revision, route=last.route, reason=last.reason,
         latency_ms=round((time.perf_counter() - pending.began) * 1e3, 3),
     )  # fmt: skip
 
 
-def _output(logged: Prediction, *, repeated: bool) -> Output:
+def _output(logged: Prediction, explanation: Explanation | None, *, repeated: bool) -> Output:
     ages = [(logged.at - event).total_seconds() for event in logged.feature_events.values() if event is not None]
     age = max(ages) if ages else None
-    return Output(id=logged.id, score=logged.score, defaults=logged.defaults, feature_age_s=age, repeated=repeated)
+    assert logged.score is not None
+    return Output(
+        id=logged.id,
+        score=logged.score,
+        defaults=logged.defaults,
+        feature_age_s=age,
+        repeated=repeated,
+        explanation=explanation,
+    )

@@ -8,12 +8,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cellwork.errors import BadInput
 from cellwork.models import compiled
 from cellwork.serving.predictor import NoAnswer
+from cellwork.wire.endpoints import Explanation
 
+SCALES: dict[str, Literal["score", "log-odds", "log"]] = {
+    "identity": "score", "sigmoid": "log-odds", "sigmoid2": "log-odds", "exp": "log",
+}  # fmt: skip
+"""What the sum of contributions is, by the program's link."""
 MOST_ROWS = 256
 """Rows computed in the event loop itself: at 5 us each about a millisecond."""
 
@@ -66,6 +71,19 @@ class Inline:
             return list(found.tolist())
         except (BadInput, ValueError, TypeError, OverflowError) as error:
             raise NoAnswer("predictor", self.name, f"raised {error}", "send what the model was trained on") from None
+
+    async def explain(self, rows: Sequence[Sequence[Any]]) -> list[Explanation]:
+        """Return what made each row's score; raises BadInput if this model can't be explained."""
+        machine = self.machine
+        if machine is None:
+            raise BadInput("explain", self.name, "is not started", "ask again")
+        names = [column.name for column in machine.program.columns]
+        base, parts = await asyncio.to_thread(machine.explain, [tuple(row) for row in rows])
+        scale = SCALES[machine.program.link]
+        return [
+            Explanation(scale=scale, base=base, contributions=dict(zip(names, part, strict=True)))
+            for part in parts.tolist()
+        ]
 
     async def close(self) -> None:
         """Nothing runs; may be called twice."""

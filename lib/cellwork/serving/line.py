@@ -15,7 +15,7 @@ from typing import Any
 
 from cellwork.errors import Unavailable
 from cellwork.serving.choose import Choice
-from cellwork.wire.endpoints import Answer, Prediction, Request, Row
+from cellwork.wire.endpoints import Answer, Explanation, Prediction, Request, Row
 
 MOST_ROWS = 10_000
 """Rows of one request, and of one micro-batch."""
@@ -35,6 +35,7 @@ class Pending:
     repeated: dict[str, Prediction] = field(default_factory=dict)
     """What the log held of it before."""
     logged: dict[str, Prediction] = field(default_factory=dict)
+    explained: dict[str, Explanation] = field(default_factory=dict)
 
     @property
     def keyed(self) -> bool:

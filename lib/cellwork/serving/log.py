@@ -6,6 +6,9 @@ Survives a killed process; a power loss may take the last moment (the database's
 Requests with a key of their own go to the table at once. Plain ones go to `segments`, which costs a tenth, and are taken over into
 the table in the background and before every reading: a reader sees what was answered before it asked. Frames and the offset they
 were read up to are committed together, so each is taken over once, whoever does it and whenever it is killed.
+
+What is older than some days is moved on into Parquet by `compaction`; the log is read as one, through this module. What it holds of an
+erased subject is emptied by `forgetting`: such a prediction stays in its place, says by which erasure, and has no score.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import msgspec
 
 from cellwork.errors import NotFound, Unavailable
 from cellwork.serving import segments
+from cellwork.serving.archive import Archive
 from cellwork.serving.rollout import Seen
 from cellwork.serving.segments import Turn
 from cellwork.wire.endpoints import Prediction
@@ -44,13 +48,20 @@ ROUTES_MIGRATION = (
     "ALTER TABLE predictions ADD COLUMN tried TEXT NOT NULL DEFAULT ''",
     "CREATE INDEX predictions_tried ON predictions (tried, seq) WHERE tried <> ''",
 )
+OBSERVATIONS_MIGRATION = (
+    "CREATE INDEX predictions_observation ON predictions (endpoint, observation, seq) WHERE observation <> ''",
+)
+ERASED_MIGRATION = (
+    "ALTER TABLE predictions ADD COLUMN erased TEXT NOT NULL DEFAULT ''",
+    "CREATE INDEX predictions_erased ON predictions (erased) WHERE erased <> ''",
+)
 JSON = {
     "entities": dict[str, Any], "features": dict[str, Any], "feature_events": dict[str, Any],
     "feature_batches": dict[str, str], "defaults": list[str],
 }  # fmt: skip
 COLUMNS = (
     "endpoint", "id", "at", "logged_at", "revision", "name", "version", "digest", "deployment", "route", "reason",
-    *JSON, "score", "latency_us", "caller", "observation", "batch_run", "request_id", "unit", "tried",
+    *JSON, "score", "latency_us", "caller", "observation", "batch_run", "request_id", "unit", "tried", "erased",
 )  # fmt: skip
 CHUNK = 500
 SEEN_ROWS = 5000
@@ -60,10 +71,11 @@ READING_ROWS = 5000
 
 
 class PredictionLog:
-    """The table `predictions` of a service's database and, with `folder`, the segments that belong to it."""
+    """The table `predictions` of a service's database and what belongs to it: segments in `folder`, the old part under `archive`."""
 
-    def __init__(self, engine: Engine, folder: Path | None = None) -> None:
+    def __init__(self, engine: Engine, folder: Path | None = None, archive: Path | None = None) -> None:
         self.engine, self.folder = engine, folder
+        self.archive = Archive(archive) if archive else None
 
     def take_over(self) -> None:
         """Bring all that stands in segments into the table."""
@@ -122,7 +134,7 @@ class PredictionLog:
         try:
             with self.engine.begin() as db:
                 db.execute(insert, [_row(prediction) for prediction in predictions])
-                return _find(db, predictions[0].endpoint, repeatable) if repeatable else {}
+                return self._find(db, predictions[0].endpoint, repeatable) if repeatable else {}
         except exc.OperationalError as error:
             raise Unavailable(
                 "prediction log", "", f"can't be written ({error.orig})", "nothing was answered; look at the disk"
@@ -131,14 +143,42 @@ class PredictionLog:
     def find(self, endpoint: str, ids: Sequence[str]) -> dict[str, Prediction]:
         """Return what the log holds under keys of requests; those never stand in segments."""
         with self.engine.connect() as db:
-            return _find(db, endpoint, ids)
+            return self._find(db, endpoint, ids)
+
+    def _find(self, db: Connection, endpoint: str, ids: Sequence[str]) -> dict[str, Prediction]:
+        found = _find(db, endpoint, ids)
+        missing = [name for name in ids if name not in found]
+        old = self.archive.find(db, missing) if self.archive and missing else {}
+        return found | {name: _prediction(row) for name, row in old.items() if row["endpoint"] == endpoint}
+
+    def scored(self, endpoint: str, observations: Sequence[str]) -> dict[str, Prediction]:
+        """Return what batches have scored of `observations`, each one's newest; those never stand in segments."""
+        from sqlalchemy import bindparam, text
+
+        query = text(
+            "SELECT * FROM predictions WHERE endpoint = :endpoint AND observation IN :wanted AND batch_run <> '' ORDER BY seq"
+        ).bindparams(bindparam("wanted", expanding=True))
+        found: dict[str, Prediction] = {}
+        with self.engine.connect() as db:
+            for start in range(0, len(observations), CHUNK):
+                wanted = list(observations[start : start + CHUNK])
+                rows = db.execute(query, {"endpoint": endpoint, "wanted": wanted}).mappings()
+                newest = {row["observation"]: dict(row) for row in rows}
+                missing = [name for name in wanted if name not in newest]
+                old = self.archive.scored(db, endpoint, missing) if self.archive and missing else []
+                newest |= {row["observation"]: row for row in old}
+                found.update((name, _prediction(row)) for name, row in newest.items())
+        return found
 
     def get(self, prediction: str) -> Prediction:
         from sqlalchemy import text
 
         self.take_over()
         with self.engine.connect() as db:
-            row = db.execute(text("SELECT * FROM predictions WHERE id = :id"), {"id": prediction}).mappings().first()
+            query = text("SELECT * FROM predictions WHERE id = :id")
+            row: Any = db.execute(query, {"id": prediction}).mappings().first()
+            if row is None and self.archive:
+                row = self.archive.find(db, [prediction]).get(prediction)
         if row is None:
             raise NotFound("prediction", prediction, "is not in the log", "look at: cellwork endpoint log")
         return _prediction(dict(row))
@@ -149,16 +189,25 @@ class PredictionLog:
         from sqlalchemy import text
 
         self.take_over()
-        values = {"of": deployment, "route": route, "since": round(since.timestamp() * 1_000_000), "most": SEEN_ROWS}
-        where = "FROM predictions WHERE deployment = :of AND route = :route AND logged_at >= :since"
+        start = round(since.timestamp() * 1_000_000)
+        where = "FROM predictions WHERE deployment = :of AND route = :route AND logged_at >= :since AND seq > :mark"
+        failing = "SELECT count(*) FROM predictions WHERE tried = :of AND logged_at >= :since AND seq > :mark"
+        score = "CASE WHEN erased = '' THEN score END"
+        newest = text(f"SELECT latency_us, {score} {where} ORDER BY seq DESC LIMIT :most")
         with self.engine.connect() as db:
-            answered = db.execute(text(f"SELECT count(*) {where}"), values).scalar_one()
-            failed = db.execute(
-                text("SELECT count(*) FROM predictions WHERE tried = :of AND logged_at >= :since"), values
-            ).scalar_one()
-            query = text(f"SELECT latency_us, score {where} ORDER BY seq DESC LIMIT :most")
-            rows = np.array(db.execute(query, values).all(), dtype=float).reshape(-1, 2)
-        return Seen(answered, failed, rows[:, 0] / 1000, rows[:, 1])
+            mark = self._mark(db)
+            values = {"of": deployment, "route": route, "since": start, "mark": mark, "most": SEEN_ROWS}
+            answered = int(db.execute(text(f"SELECT count(*) {where}"), values).scalar_one())
+            failed = int(db.execute(text(failing), values).scalar_one())
+            rows = np.array(db.execute(newest, values).all(), dtype=float).reshape(-1, 2)
+            if self.archive and mark:
+                old, by_others = self.archive.seen(db, deployment, route, start)
+                answered, failed = answered + len(old), failed + by_others
+                rows = np.concatenate([rows, old])[:SEEN_ROWS]
+        return Seen(answered, failed, rows[:, 0] / 1000, rows[~np.isnan(rows[:, 1]), 1])
+
+    def _mark(self, db: Connection) -> int:
+        return self.archive.mark(db) if self.archive else 0
 
     def after(
         self, seq: int, *, endpoint: str = "", deployment: str = "", limit: int = 1000, brief: bool = False
@@ -167,20 +216,36 @@ class PredictionLog:
 
         `brief` ones come without entities and features.
         """
-        from sqlalchemy import text
-
         self.take_over()
-        names = ", ".join(("seq", *(name for name in COLUMNS if not (brief and name in JSON))))
-        values = {"seq": max(seq, 0), "endpoint": endpoint, "deployment": deployment}
-        values["limit"] = min(limit, -seq) if seq < 0 else limit
-        where = " AND ".join(
-            ["seq > :seq", *(f"{name} = :{name}" for name in ("endpoint", "deployment") if values[name])]
-        )
-        order = "seq DESC" if seq < 0 else "seq"
+        columns = ["seq", *(name for name in COLUMNS if not (brief and name in JSON))]
+        wanted = {name: value for name, value in (("endpoint", endpoint), ("deployment", deployment)) if value}
+        most = min(limit, -seq) if seq < 0 else limit
         with self.engine.connect() as db:
-            query = text(f"SELECT {names} FROM predictions WHERE {where} ORDER BY {order} LIMIT :limit")
-            rows = db.execute(query, values).mappings().all()
-        return [_prediction(dict(row)) for row in (reversed(rows) if seq < 0 else rows)]
+            read = self._last(db, most, wanted, columns) if seq < 0 else self._after(db, seq, most, wanted, columns)
+        return [_prediction(dict(row)) for row in read]
+
+    def _after(self, db: Connection, seq: int, limit: int, wanted: dict[str, str], columns: list[str]) -> list[Any]:
+        mark = self._mark(db)
+        old = self.archive.after(db, seq, limit, wanted, columns) if self.archive and seq < mark else []
+        return [*old, *_table(db, max(seq, mark), limit - len(old), wanted, columns)]
+
+    def _last(self, db: Connection, limit: int, wanted: dict[str, str], columns: list[str]) -> list[Any]:
+        mark = self._mark(db)
+        found = _table(db, mark, limit, wanted, columns, newest_first=True)
+        if self.archive and mark and len(found) < limit:
+            found += self.archive.last(db, limit - len(found), wanted, columns)
+        return found[::-1]
+
+
+def _table(
+    db: Connection, above: int, limit: int, wanted: dict[str, str], columns: list[str], *, newest_first: bool = False
+) -> list[Any]:
+    from sqlalchemy import text
+
+    where = " AND ".join(["seq > :above", *(f"{name} = :{name}" for name in wanted)])
+    order = "seq DESC" if newest_first else "seq"
+    query = text(f"SELECT {', '.join(columns)} FROM predictions WHERE {where} ORDER BY {order} LIMIT :limit")
+    return list(db.execute(query, {"above": above, "limit": limit, **wanted}).mappings())
 
 
 def _find(db: Connection, endpoint: str, ids: Sequence[str]) -> dict[str, Prediction]:
@@ -199,17 +264,19 @@ def _find(db: Connection, endpoint: str, ids: Sequence[str]) -> dict[str, Predic
 def _rows_of(turn: Turn) -> list[tuple[Any, ...]]:
     """Return the turn's predictions in the order of COLUMNS."""
     ref, rows = turn.version, []
-    before = (turn.revision, ref.name, ref.version, ref.digest, turn.deployment, turn.route, "")
+    before = (turn.revision, ref.name, ref.version, ref.digest, turn.deployment, turn.route)
     for k, (name, values) in enumerate(zip(turn.ids, turn.values, strict=True)):
         found = turn.looked_up.get(k)
-        events = {view: _moment(at) for view, at in found.events.items()} if found else {}
+        events = {view: moment(at) for view, at in found.events.items()} if found else {}
         said = [
             found.entities if found else {}, dict(zip(turn.columns, values, strict=True)), events,
             found.batches if found else {}, turn.defaults.get(k, []),
         ]  # fmt: skip
         texts = [_encode(part).decode() if part else EMPTY[type(part)] for part in said]
+        reason, unit = turn.reasons[k] if turn.reasons else turn.reason, turn.units[k] if turn.units else ""
         rows.append(
-            (turn.endpoint, name, turn.at, turn.at, *before, *texts, turn.scores[k], turn.latencies[k], turn.callers[k], "", "", "", "", "")
+            (turn.endpoint, name, turn.at, turn.at, *before, reason, *texts, turn.scores[k], turn.latencies[k], turn.callers[k],
+             "", "", "", unit, "", "")
         )  # fmt: skip
     return rows
 
@@ -218,7 +285,7 @@ _encode = msgspec.json.Encoder().encode
 EMPTY: dict[type, str] = {dict: "{}", list: "[]"}
 
 
-def _moment(micros: int) -> datetime:
+def moment(micros: int) -> datetime:
     return datetime.fromtimestamp(micros / 1_000_000, UTC)
 
 
@@ -233,7 +300,11 @@ def _row(prediction: Prediction) -> dict[str, Any]:
 def _prediction(row: dict[str, Any]) -> Prediction:
     ref = VersionRef(name=row.pop("name"), version=row.pop("version"), digest=row.pop("digest"))
     for name in ("at", "logged_at"):
-        row[name] = _moment(row[name])
+        row[name] = moment(row[name])
     for name in JSON:
         row[name] = msgspec.json.decode(row.get(name) or ("[]" if name == "defaults" else "{}"))
+    if row.setdefault("erased", "") is None:  # in a file of before there were erasures
+        row["erased"] = ""
+    if row["erased"]:
+        row["score"] = None
     return msgspec.convert({**row, "version": ref}, Prediction)

@@ -47,69 +47,22 @@ def rollback(endpoint: str, reason: str = "", *, client: Client | None = None) -
     return (client or connect()).endpoints.rollback(endpoint, reason)
 
 
-def canary(
-    endpoint: str,
-    version: int,
-    *,
-    weight: float = 0.0,
-    units: Sequence[str] = (),
-    when: Mapping[str, Sequence[str]] | None = None,
-    salt: str | None = None,
-    model: str = "",
-    revision: int | None = None,
-    reason: str = "",
-    client: Client | None = None,
-) -> RouteTable:
-    """Let `version` answer a part of the requests: a share of units, units by name, requests with certain values.
+def beside(endpoint: str, version: int, wish: ArmWish, *, client: Client | None = None) -> RouteTable:
+    """Put `version` beside the live one: as a canary, a shadow, or pinned. Called again it changes its place.
 
-    Called again it changes that part; a unit that was the canary's stays its own while the weight grows.
+    With a weight, units or conditions it is a canary and answers that part of the requests; a unit that was its own stays its own while
+    the weight grows. A shadow scores in the background what the endpoint answers, and needs no gate, for it answers nobody. With neither
+    it is kept warm: requests that name it get it, and deploying it then takes no time (blue-green).
 
-    Parameters
-    ----------
-    weight : share of units, from 0 to 1.
-    units : these get it whatever the weight.
-    when : entity or feature -> values as text; all names must fit, one value each.
-    salt : another one draws the units anew.
+    Example: beside("flights/delay", 3, ArmWish(weight=0.1))
 
     Raises
     ------
     Refused
         The gate or the sanity test says no.
     Conflict
-        Someone else changed the endpoint since `revision`.
+        Someone else changed the endpoint since the revision that was seen.
     """
-    conditions = {name: [*values] for name, values in (when or {}).items()}
-    wish = ArmWish(
-        weight=weight, units=[*units], when=conditions, salt=salt, model=model, revision=revision, reason=reason,
-    )  # fmt: skip
-    return (client or connect()).endpoints.put_arm(endpoint, version, wish)
-
-
-def shadow(
-    endpoint: str,
-    version: int,
-    *,
-    model: str = "",
-    revision: int | None = None,
-    reason: str = "",
-    client: Client | None = None,
-) -> RouteTable:
-    """Let `version` score in the background what the endpoint answers; it needs no gate, for it answers nobody."""
-    wish = ArmWish(shadow=True, model=model, revision=revision, reason=reason)
-    return (client or connect()).endpoints.put_arm(endpoint, version, wish)
-
-
-def pin(
-    endpoint: str,
-    version: int,
-    *,
-    model: str = "",
-    revision: int | None = None,
-    reason: str = "",
-    client: Client | None = None,
-) -> RouteTable:
-    """Keep `version` warm beside the live one: requests that name it get it, and deploying it then takes no time (blue-green)."""
-    wish = ArmWish(model=model, revision=revision, reason=reason)
     return (client or connect()).endpoints.put_arm(endpoint, version, wish)
 
 
@@ -147,11 +100,14 @@ def predict(
     id: str = "",
     unit: str = "",
     version: int | None = None,
+    observations: Sequence[str] = (),
+    explain: bool = False,
     client: Client | None = None,
 ) -> Answer:
     """Score one row, or one a list entry: `entities` are looked up online, `features` come with the request.
 
-    `unit` is who is served, and stays with its arm; `version` asks one of those at hand and no other.
+    `unit` is who is served, and stays with its arm; `version` asks one of those at hand and no other. `observations`, alone, ask for what
+    a batch has scored of them; with `explain` the answer says what each column contributed.
 
     Example: predict("flights/delay", {"origin": "JFK"}, {"hour": 8})
 
@@ -165,7 +121,10 @@ def predict(
         raise BadInput("rows", f"{len(ids)} and {len(values)}", "differ in number", "give one of each a row")
     count = max(len(ids), len(values))
     rows = [Row(entities=dict(ids[k]) if ids else {}, features=dict(values[k]) if values else {}) for k in range(count)]
-    return (client or connect()).endpoints.predict(endpoint, Request(rows=rows, id=id, unit=unit, version=version))
+    if observations and not rows:
+        rows = [Row(observation=observation) for observation in observations]
+    asked = Request(rows=rows, id=id, unit=unit, version=version, explain=explain)
+    return (client or connect()).endpoints.predict(endpoint, asked)
 
 
 def _listed(values: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

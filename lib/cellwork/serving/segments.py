@@ -2,7 +2,7 @@
 
 A frame is length, CRC-32 and the turn; it is written by one call, so it survives a killed process, and one that was torn was never
 acknowledged and ends the file. `log.PredictionLog` takes frames over into its table, each once (the table keeps how far it has
-read); a file whose writer is gone, as its freed lock says, and that was read to its end is removed.
+read, and what lies before may be zeros: `blank`); a file whose writer is gone, as its freed lock says, and that was read to its end is removed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from cellwork.errors import Unavailable
 from cellwork.wire.evaluations import VersionRef
 
 FRAME = struct.Struct("<II")
+BLANK_BYTES = 1024**2
 MOST_BYTES = 64 * 1024**2
 """A file is closed and the next begun when it has this size."""
 
@@ -47,6 +48,11 @@ class Turn(msgspec.Struct, array_like=True):
     """By place: what came from the online store, where something did."""
     defaults: dict[int, list[str]] = {}
     """By place: the features that had no value, where there are some."""
+    reason: str = ""
+    reasons: list[str] = []
+    """By place, where each has its own."""
+    units: list[str] = []
+    """By place, where some were named."""
 
 
 class LookedUp(msgspec.Struct, array_like=True):
@@ -115,6 +121,18 @@ def turns(path: Path, offset: int) -> Iterator[tuple[Turn, int]]:
                 return
             offset += FRAME.size + length
             yield _decode(body), offset
+
+
+def blank(path: Path, until: int) -> None:
+    """Overwrite what stands before `until`, which nobody reads any more, with zeros; a segment that is gone is none."""
+    try:
+        with path.open("rb+") as file:
+            for start in range(0, until, BLANK_BYTES):
+                file.write(bytes(min(BLANK_BYTES, until - start)))
+            file.flush()
+            os.fsync(file.fileno())
+    except FileNotFoundError:
+        return
 
 
 def is_finished(path: Path) -> bool:

@@ -27,6 +27,7 @@ class Rows(msgspec.Struct):
 
     values: list[tuple[Any, ...]]
     entities: list[dict[str, str | int]] | None = None
+    unit: str = ""
 
 
 class Shape:
@@ -39,10 +40,10 @@ class Shape:
             ("entities", dict[str, str | int], none),
         ]
         row = msgspec.defstruct("Row", fields, forbid_unknown_fields=True)
-        request = msgspec.defstruct("Request", [("rows", list[row])], forbid_unknown_fields=True)  # type: ignore[valid-type]
+        request = msgspec.defstruct("Request", [("rows", list[row]), ("unit", str, "")], forbid_unknown_fields=True)  # type: ignore[valid-type]
         self._request: msgspec.json.Decoder[Any] = msgspec.json.Decoder(request)
         self._invocations = msgspec.json.Decoder(_invocations(plan, features))
-        self._names = plan.names
+        self.names = plan.names
         self._join_keys = frozenset(key for source in plan.sources for key in source.join_keys)
 
     def rows(self, door: Door, body: bytes) -> Rows | None:
@@ -53,12 +54,13 @@ class Shape:
             return None
 
     def _own(self, body: bytes) -> Rows | None:
-        rows = self._request.decode(body).rows
+        asked = self._request.decode(body)
+        rows = asked.rows
         values = [msgspec.structs.astuple(row.features) for row in rows]
         if not any(row.entities for row in rows):
-            return Rows(values)
+            return Rows(values, None, asked.unit)
         entities = [row.entities for row in rows]
-        return Rows(values, entities) if self._join_keys.issuperset(set().union(*entities)) else None
+        return Rows(values, entities, asked.unit) if self._join_keys.issuperset(set().union(*entities)) else None
 
     def _mlflow(self, body: bytes) -> Rows | None:
         asked = self._invocations.decode(body)
@@ -67,7 +69,7 @@ class Shape:
             return None
         if asked.dataframe_split is not UNSET:
             split = asked.dataframe_split
-            return Rows(split.data) if split.columns == self._names else None
+            return Rows(split.data) if split.columns == self.names else None
         return Rows([msgspec.structs.astuple(features) for features in given[0]])
 
 

@@ -1,8 +1,9 @@
 """The best model in a time budget: preparation, selection of columns, models and their parameters, with an account of what was tried.
 
 First every model of the catalogue with its defaults, the quick ones first; then, until the time is up, the models that did best
-get new parameters from an estimator of their own (`strategies.Bayes`), the better a model the more of them. A setting that is
-not clearly better than the best default, fold by fold, is luck: the default is taken.
+get new parameters from an estimator of their own (`strategies.Bayes`), which begins with settings that do well on many tables; the better a
+model the more of the time: what is slow gets fewer of them, and cannot take the time of what is better. Shortly before the end the finalists are fitted on all rows (`ending`), and the answer is one of them or a
+blend of them (`blend`). What is not clearly better than the best default, fold by fold, is luck: the default is taken.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cellwork.errors import BadInput
-from cellwork.training import catalogue, measure
+from cellwork.training import blend, catalogue, measure
 from cellwork.training.candidates import Candidate, Step, best_of, rank
 from cellwork.training.catalogue import Choice
 from cellwork.training.cluster import Cluster
@@ -32,9 +33,14 @@ QUICK = (
 NOT_TABULAR = frozenset({"arima", "neural_network"})
 """Not tried unless they are named."""
 SHARES = (8, 4, 2, 1)
-"""Of how many new settings each model gets some, the best model first."""
+"""Of the time for new settings, the best model's part first."""
 CLEARLY = 1.0
 """Standard errors by which a setting has to beat the best default over the folds."""
+FINALISTS = 5
+"""Candidates that may be part of the answer; of one model at most `OF_ONE`, for twins have nothing to add to each other."""
+OF_ONE = 2
+RANDOM = 4
+"""Settings of a model that are drawn, besides those to begin with, before its estimator learns."""
 SMALL = 5000
 """Rows below which there are five folds instead of three."""
 
@@ -61,7 +67,7 @@ class Automl:
         self._defaults = [Candidate({}, name) for name in names]
         self._bayes: dict[str, Bayes] = {}
         self._owner: dict[int, Bayes] = {}
-        self._turn, self._told = 0, 0
+        self._told = 0
         self.of = len(self._defaults)
         self.candidates: list[Candidate] = []
 
@@ -96,15 +102,15 @@ class Automl:
             owner.tell(candidate)
 
     def _next(self) -> str | None:
-        """Return whose turn it is among the models that did best so far and have parameters; None until one has a score."""
-        models = self._worth_more()
-        if not models:
-            return None
-        turns = [name for name, share in zip(models, SHARES, strict=False) for _ in range(share)]
-        self._turn += 1
-        return turns[
-            self._turn * 7 % len(turns)
-        ]  # 7 and the number of turns have no common divisor: each comes once a cycle
+        """Return the model that has had the least of its part of the time, among those that did best and have parameters; None before."""
+        shares = dict(zip(self._worth_more(), SHARES, strict=False))
+        return min(shares, key=lambda name: self._taken(name) / shares[name], default=None)
+
+    def _taken(self, name: str) -> float:
+        """Return the seconds that a model's settings have taken; one that is being tried counts as long as they take on average."""
+        mine = [candidate.seconds for candidate in self.candidates if candidate.model == name]
+        done = [seconds for seconds in mine if seconds]
+        return sum(done) / len(done) * len(mine) if done else 0.0
 
     def _worth_more(self) -> list[str]:
         order = [c.model for c in rank(self.candidates, self._metric) if not math.isnan(c.score)]
@@ -113,11 +119,51 @@ class Automl:
     def _settings(self, name: str) -> Bayes:
         if name not in self._bayes:
             space = {**catalogue.get(name).space, "select": Choice((None, None, 0.75, 0.5)), **self._extra}
-            self._bayes[name] = Bayes(space, self._metric in measure.GREATER_IS_BETTER, 10**6, self._seed)
+            self._bayes[name] = Bayes(
+                space, self._metric in measure.GREATER_IS_BETTER, 10**6, self._seed, random=RANDOM,
+                starts=[{"select": None, **start} for start in catalogue.get(name).starts],
+            )  # fmt: skip
         return self._bayes[name]
 
-    def choose(self, complete: Sequence[Candidate]) -> Candidate | None:
-        """Return the best candidate, or the best default where it is not clearly better than that."""
+    def finalists(self, complete: Sequence[Candidate]) -> list[Candidate]:
+        """Return the candidates that may be part of the answer, the likeliest first; the best default is among them."""
+        single = self._single(complete)
+        if single is None:
+            return []
+        default = best_of([c for c in complete if not c.parameters], self._metric)
+        found = [single] if default in (None, single) else [single, default]
+        for each in rank(complete, self._metric):
+            alike = sum(other.model == each.model for other in found)
+            if each not in found and alike < OF_ONE and each.model != "constant":
+                found.append(each)
+        return [each for each in found if each is not None][:FINALISTS]
+
+    def choose(
+        self,
+        complete: Sequence[Candidate],
+        ready: Sequence[Candidate] = (),
+        data: Data | None = None,
+        seconds: float = 60,
+    ) -> Candidate | None:
+        """Return the best candidate, or the best default where it is not clearly better than that; or a blend that is clearly better still.
+
+        Parameters
+        ----------
+        ready : those that are fitted on all rows; without any the answer may be every one of `complete`, and no blend.
+        data : the rows of the folds.
+        seconds : to choose in.
+        """
+        import numpy as np
+
+        single = self._single(ready or complete)
+        if single is None or not ready or data is None:
+            return single
+        truths = [data.measuring(fold, 1.0)[1] for fold in range(data.folds)]
+        classes = np.unique(data.y) if self._kind == "classifier" else np.empty(0)
+        found = blend.greedy(self.finalists(ready), truths, self._metric, classes=classes, seconds=seconds)
+        return found if found is not None and clearly_better(found, single, self._metric) else single
+
+    def _single(self, complete: Sequence[Candidate]) -> Candidate | None:
         best = best_of(complete, self._metric)
         default = best_of([c for c in complete if not c.parameters], self._metric)
         if best is None or default is None or not best.parameters:
@@ -185,7 +231,8 @@ def best(
 
     found = run(
         plan, make, data, by, share=False, cluster=cluster, progress=progress, budget=max(1e-3, budget - (time.monotonic() - started)),
-        resume=resume, stop=stop, timeout=10 * budget + 60, choose=plan.choose,
+        resume=resume, stop=stop, timeout=10 * budget + 60, finalists=plan.finalists,
+        choose=lambda complete, ready: plan.choose(complete, ready, data, max(0.1, 0.02 * budget)),
     )  # fmt: skip
     shown = {key: getattr(found, key) for key in Search.__dataclass_fields__}
     return Best(**{**shown, "seconds": time.monotonic() - started}, account=account(found, data, by, budget))

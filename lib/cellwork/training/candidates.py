@@ -33,6 +33,10 @@ class Candidate:
     seconds: float = 0.0
     """Of all its fits."""
     error: str = ""
+    answers: dict[int, Any] = field(default_factory=dict, repr=False)
+    """Fold -> what it answered to the rows it was measured on, where that is kept."""
+    members: list[tuple[Candidate, float]] = field(default_factory=list, repr=False)
+    """Of a blend: what it is made of, and each one's weight."""
 
     @property
     def score(self) -> float:

@@ -1,4 +1,4 @@
-"""Workers to train on: processes of this machine, or any Dask scheduler by its address, with TLS where it wants that.
+"""Workers to train on: processes of this machine, or any Dask scheduler by its address, with TLS where it wants that; or a Dask Gateway's.
 
 A local cluster listens on 127.0.0.1 only, takes free ports, and ends with the `with` block, at once: what its workers are at
 then is not waited for. A cluster by address stays, and nothing of ours stays on it. Dask's workers give memory back at once
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cellwork.errors import BadInput, Unavailable
+from cellwork.training import gateway
 
 START_SECONDS = 60
 TRIM = {"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None}
@@ -76,7 +77,7 @@ def cluster(
 
     Parameters
     ----------
-    address : ``tcp://host:8786`` or ``tls://host:8786``.
+    address : ``tcp://host:8786`` or ``tls://host:8786``; or of a Dask Gateway, ``gateway+https://host``, which starts `workers` for us.
     tls : for a ``tls://`` address; default: what Dask's configuration says (``distributed.comm.tls``).
 
     Raises
@@ -87,23 +88,34 @@ def cluster(
         No scheduler answers at `address`, or no worker comes up, within a minute.
     """
     import dask
-    from dask.distributed import Client
+    import distributed  # noqa: F401 (its defaults are there before ours are set: what is set goes again)
 
     with ExitStack() as stack:
-        chosen = {"distributed.dashboard.link": dashboard_link(), "distributed.scheduler.allowed-failures": 0, **TRIM}
-        stack.enter_context(dask.config.set(chosen))
-        place = address or stack.enter_context(_local(workers, threads))
-        try:
-            client = stack.enter_context(Client(place, timeout=START_SECONDS, security=tls.security() if tls else None))
-            client.wait_for_workers(1, timeout=START_SECONDS)
-        except (OSError, TimeoutError) as error:
-            raise Unavailable(
-                "Dask scheduler",
-                address or "of this machine",
-                f"gave no worker within {START_SECONDS} s ({error})",
-                "check its address, or leave it out to train here",
-            ) from None
-        yield Cluster(client, client.dashboard_link or "")
+        with dask.config.set(
+            {"distributed.dashboard.link": dashboard_link(), "distributed.scheduler.allowed-failures": 0, **TRIM}
+        ):  # read when things are made; other clusters of this process keep their own
+            opened = _client(stack, address, tls, workers, threads)
+            made = Cluster(opened, opened.dashboard_link or "")
+        yield made
+
+
+def _client(stack: ExitStack, address: str, tls: Tls | None, workers: int | None, threads: int) -> Any:
+    from dask.distributed import Client
+
+    if address.startswith(gateway.PREFIX):
+        return stack.enter_context(gateway.opened(address, workers, START_SECONDS))
+    place = address or stack.enter_context(_local(workers, threads))
+    try:
+        client = stack.enter_context(Client(place, timeout=START_SECONDS, security=tls.security() if tls else None))
+        client.wait_for_workers(1, timeout=START_SECONDS)
+    except (OSError, TimeoutError) as error:
+        raise Unavailable(
+            "Dask scheduler",
+            address or "of this machine",
+            f"gave no worker within {START_SECONDS} s ({error})",
+            "check its address, or leave it out to train here",
+        ) from None
+    return client
 
 
 @contextmanager

@@ -49,3 +49,33 @@ def value(metric: str, model: Any, X: Any, y: np.ndarray[Any, Any]) -> float:
     if metric == "log_loss":
         return float(log_loss(y, rates, labels=model.classes_))
     return float(roc_auc_score(y, rates, multi_class="ovr", labels=model.classes_))
+
+
+def answers(model: Any, X: Any) -> np.ndarray[Any, Any]:
+    """Return what a fitted model says of rows: the rates of all classes, shape (n, classes), of two the second's, or predictions, (n,)."""
+    import numpy as np
+
+    found = np.asarray(
+        model.predict_proba(X) if hasattr(model, "predict_proba") else model.predict(X), dtype=np.float32
+    )
+    return found[:, 1] if found.ndim == 2 and found.shape[1] == 2 else found
+
+
+def of_answers(
+    metric: str, found: np.ndarray[Any, Any], y: np.ndarray[Any, Any], classes: np.ndarray[Any, Any]
+) -> float:
+    """Return `metric` of `answers` to rows with labels `y`, shape (n,), of `classes` in order; as `value` does of the model."""
+    import numpy as np
+
+    rates = np.asarray(found, dtype=float)
+    if metric == "accuracy":
+        chosen = rates.argmax(axis=1) if rates.ndim == 2 else (rates > 0.5).astype(int)
+        return float((classes[chosen] == y).mean())
+    if rates.ndim == 1:
+        return metrics.value(metric, y, rates)
+    from sklearn.metrics import log_loss, roc_auc_score
+
+    rates /= rates.sum(axis=1, keepdims=True)
+    if metric == "log_loss":
+        return float(log_loss(y, rates, labels=classes))
+    return float(roc_auc_score(y, rates, multi_class="ovr", labels=classes))

@@ -1,4 +1,8 @@
-"""Rows that never are in memory all at once: Parquet files, read a batch at a time."""
+"""Rows that never are in memory all at once: Parquet files, read a batch at a time.
+
+A row group is read through a buffer too: of one that is as large as the file only what is decoded next is in memory. (Arrow's own way
+is to read all columns of a row group before it decodes any: `pre_buffer`, good for object stores.)
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ from cellwork.errors import BadInput, NotFound, near_miss
 from cellwork.models.columns import to_pandas
 
 ROWS = 100_000
+BUFFER_BYTES = 1 << 18
+"""What is read ahead of each column."""
 
 
 def files(source: Path | str) -> list[Path]:
@@ -45,13 +51,16 @@ def batches(
         There are no files.
     """
     import polars as pl
+    import polars.selectors as cs
     import pyarrow.parquet
 
     from cellwork.training.rows import truth
 
     names = columns(source, label, chosen)
     for path in files(source):
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(rows, columns=[*names, label]):
-            frame = pl.DataFrame(pl.from_arrow(batch)).filter(pl.col(label).is_not_null())
-            if frame.height:
-                yield to_pandas(frame.select(names)), truth(frame.get_column(label))
+        with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
+            for batch in file.iter_batches(rows, columns=[*names, label]):
+                frame = pl.DataFrame(pl.from_arrow(batch)).filter(pl.col(label).is_not_null())
+                if frame.height:
+                    known = frame.select(names).with_columns(cs.by_dtype(pl.Null).cast(pl.Float64))
+                    yield to_pandas(known), truth(frame.get_column(label))

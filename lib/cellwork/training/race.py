@@ -9,21 +9,21 @@ strategy hears of it, so a search that is killed loses what was in flight and no
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, field
 from typing import Any
 
 from cellwork.errors import BadInput, Unavailable
-from cellwork.training import tasks
+from cellwork.training import blend, tasks
 from cellwork.training.candidates import Candidate, Step, best_of
+from cellwork.training.ending import Ending
 from cellwork.training.fit import hold
 from cellwork.training.journal import Journal
 from cellwork.training.prefix import key_of, steps_of
 from cellwork.training.strategies import Strategy
 from cellwork.training.tasks import Data
+from cellwork.training.terms import Terms
 
 EMPTY_SECONDS = 60
 """How long a cluster may be without any worker."""
@@ -37,23 +37,6 @@ KILLER = "ended its worker again and again (out of memory?)"
 
 Pair = tuple[Candidate, int]
 """Candidate and fold."""
-
-
-@dataclass
-class Terms:
-    """What a race is run for, and what ends it."""
-
-    metric: str
-    deadline: float
-    """On the monotonic clock; an error."""
-    budget: float | None = None
-    """Seconds; what is done then is the answer."""
-    stop: threading.Event = field(default_factory=threading.Event)
-    progress: Callable[[Step], None] = print
-    share: bool = True
-    """Whether candidates have first steps in common."""
-    choose: Callable[[list[Candidate]], Candidate | None] | None = None
-    """Which of the candidates is the answer; default: the best one."""
 
 
 class Race:
@@ -83,7 +66,13 @@ class Race:
         self._prepared: dict[tuple[str, int], Any] = {}
         self._measured: dict[Any, Pair] = {}
         self._suspects: list[Pair] = []
+        self._trying = False
         self._slots = max(1, sum(client.nthreads().values()))
+        grows = 0.0 if data.validation is not None else len(data.y) / len(data.splits[0][0])
+        self._ending = Ending(
+            terms.budget, self.started, grows=grows, folds=data.folds, slots=self._slots, finalists=self._finalists,
+            last=min(1.5, 0.02 * (terms.budget or 0)) if terms.answers else 0.0, submit=self._fit_whole,
+        )  # fmt: skip
 
     def run(self) -> tuple[Candidate, Any]:
         """Try what the strategy asks for; return the best candidate and its model, fitted.
@@ -107,15 +96,21 @@ class Race:
 
     def _try_all(self) -> None:
         pending: set[Any] = set()
+        self._trying = True
         try:
             while not self._over():
-                pending |= self._submit_more(len({id(self._measured[future][0]) for future in pending}))
-                if not pending and not self._suspects:
-                    if self.strategy.over or not self.strategy.candidates:
-                        return
-                    continue
-                if not pending:
+                pending |= self._ending.more(self._complete())
+                measured = pending & self._measured.keys()
+                measured |= self._submit_more(len({id(self._measured[future][0]) for future in measured}))
+                pending |= measured
+                if not measured and not self._suspects and (self.strategy.over or not self.strategy.candidates):
+                    return
+                if self.strategy.over and not self._suspects:
+                    pending |= self._ending.beside(self._complete(), self._slots - len(pending))
+                if not pending and self._suspects:
                     pending |= self._alone(self._suspects.pop(0))
+                if not pending:
+                    continue
                 for future in self._wait(pending):
                     pending.discard(future)
                     again = self._take(future)
@@ -123,29 +118,36 @@ class Race:
         except KeyboardInterrupt:
             self.ended = "cancelled"
         finally:
+            self._trying = False
+            pending -= set(self._likely().values())
             if pending:
                 self.client.cancel(list(pending), force=True)
 
     def _over(self) -> bool:
         if self.terms.stop.is_set():
             self.ended = "cancelled"
-        elif self.terms.budget is not None and time.monotonic() - self.started > self.terms.budget - self._reserve():
+        elif self._ending.is_due(self._complete()):
             self.ended = "budget"
         else:
             return False
         return True
 
-    def _reserve(self) -> float:
-        """Return how many seconds of the budget the last fit of what is best so far, on all rows, may take."""
-        best = self._chosen()
-        if self.data.validation is not None or best is None:
-            return 0.0
-        all_rows = len(self.data.y) / len(self.data.splits[0][0]) / best.fraction
-        return 1.2 * all_rows * best.seconds / self.data.folds
+    def _complete(self) -> list[Candidate]:
+        return [c for c in self.strategy.candidates if len(c.scores) == self.data.folds and not c.error]
 
-    def _chosen(self) -> Candidate | None:
-        complete = [c for c in self.strategy.candidates if len(c.scores) == self.data.folds]
-        return self.terms.choose(complete) if self.terms.choose else best_of(complete, self.terms.metric)
+    def _finalists(self, complete: Sequence[Candidate]) -> list[Candidate]:
+        if self.terms.finalists is not None:
+            return self.terms.finalists(complete)
+        best = best_of(complete, self.terms.metric)
+        return [best] if best else []
+
+    def _likely(self) -> dict[int, Any]:
+        """Return the fits on all rows that are still running, of what a search that came to its end will give back."""
+        return self._ending.begun(self._finalists(self._complete())) if self.ended == "done" else {}
+
+    def _fit_whole(self, candidate: Candidate) -> Any:
+        """Return the future of a candidate's fit on all rows, which comes before what waits."""
+        return self.client.submit(tasks.fit, self.make(candidate), self._held, None, pure=False, priority=10)
 
     def _submit_more(self, flying: int) -> set[Any]:
         """Ask for candidates until enough are in flight and return the futures of their scores."""
@@ -186,9 +188,9 @@ class Race:
             about = (self._held, fold, candidate.fraction)
             if keep:
                 self._kept[id(candidate)] = submit(tasks.fit, model, *about, pure=False)
-                future = submit(tasks.score, self._kept[id(candidate)], *about, metric, pure=False)
+                future = submit(tasks.score, self._kept[id(candidate)], *about, metric, self.terms.answers, pure=False)
             else:
-                future = submit(tasks.fit_and_score, model, *about, metric, pure=False)
+                future = submit(tasks.fit_and_score, model, *about, metric, self.terms.answers, pure=False)
         else:
             first, last = parts
             prepared = self._preparation(first, last[0], candidate, fold)
@@ -234,11 +236,13 @@ class Race:
 
     def _take(self, future: Any) -> Any:
         """Take what came of a future; return it if its result died with its worker and is made again."""
-        candidate, fold = self._measured[future]
         value, error = self._outcome(future)
         if value is None and error is None:
             return future
-        del self._measured[future]
+        if future in self._ending:
+            self._ending.take(future, value)
+            return None
+        candidate, fold = self._measured.pop(future)
         if type(error).__name__ == "KilledWorker":
             self._suspects.append((candidate, fold))
         elif error is not None:
@@ -261,11 +265,15 @@ class Race:
         except CancelledError as error:
             raise _gone(str(error)) from None
 
-    def _scored(self, candidate: Candidate, fold: int, score: float, seconds: float, *, write: bool = False) -> None:
+    def _scored(
+        self, candidate: Candidate, fold: int, score: float, seconds: float, answers: Any = None, *, write: bool = False
+    ) -> None:
         if write:
             self.journal.write(candidate, self._models[id(candidate)], fold, score, seconds)
         candidate.scores[fold] = score
         candidate.seconds += seconds
+        if answers is not None:
+            candidate.answers[fold] = answers
         if len(candidate.scores) == self.data.folds:
             self._end(candidate)
 
@@ -280,10 +288,16 @@ class Race:
         candidate.error = error
         self.done += 1
         self.strategy.tell(candidate)
-        best = best_of([c for c in self.strategy.candidates if len(c.scores) == self.data.folds], self.terms.metric)
+        complete = self._complete()
+        best, kept = best_of(complete, self.terms.metric), {id(each) for each in self._finalists(complete)}
         over = {
-            id(c) for c in self.strategy.candidates if c is not best and (c.error or len(c.scores) == self.data.folds)
+            id(c)
+            for c in self.strategy.candidates
+            if id(c) not in kept and (c.error or len(c.scores) == self.data.folds)
         }
+        for each in self.strategy.candidates if self.terms.answers else ():
+            if id(each) in over:
+                each.answers.clear()
         self._kept = {key: future for key, future in self._kept.items() if key not in over}
         self._models = {key: model for key, model in self._models.items() if key not in over}
         elapsed = time.monotonic() - self.started
@@ -295,7 +309,12 @@ class Race:
         self.terms.progress(Step(self.done, of, self.terms.metric, candidate, best, elapsed, left, link))
 
     def _best(self) -> Candidate:
-        best = self._chosen()
+        complete = self._complete()
+        if self.terms.choose is None:
+            ready = [c for c in complete if id(c) in self._ending.models] if self.ended == "budget" else []
+            best = best_of(ready or complete, self.terms.metric)
+        else:
+            best = self.terms.choose(complete, [c for c in complete if self._is_ready(c)])
         if best is not None:
             return best
         if self.ended != "done":
@@ -306,14 +325,27 @@ class Race:
         verdict = f"failed, the first with {tried[0].error}"
         raise BadInput("candidates", f"all {len(tried)}", verdict, "mend the pipeline or the parameters")
 
+    def _is_ready(self, candidate: Candidate) -> bool:
+        """Return whether its model of all rows is there; where there is time, it will be."""
+        return self.ended == "done" or id(candidate) in self._ending.models or id(candidate) in self._kept
+
     def _model(self, best: Candidate) -> Any:
-        """Return the best candidate's model: the one that was measured, or with folds (or few rows) a new one on all rows."""
+        if best.members:
+            self.strategy.candidates.append(best)
+            fitted = [(each.model, self._fitted(each), weight) for each, weight in best.members]
+            return blend.assemble(fitted, self.data.y)
+        return self._fitted(best)
+
+    def _fitted(self, best: Candidate) -> Any:
+        """Return a candidate's model: the one that was measured, or with folds (or few rows) one of all rows."""
+        if id(best) in self._ending.models:
+            return self._ending.models[id(best)]
         measured = self.data.validation is not None and best.fraction == 1
         if self.ended != "done" and (not measured or id(best) not in self._kept):
             return tasks.fit(self.make(best), self.data, None)[
                 0
             ]  # here: the workers may be at what was cancelled for a while
-        future = self._kept.get(id(best)) if measured else None
+        future = self._kept.get(id(best)) if measured else self._likely().get(id(best))
         for _ in range(TRIES):
             future = future or self.client.submit(tasks.fit, self.make(best), self._held, None, pure=False)
             value, error = None, None
@@ -332,7 +364,8 @@ class Race:
         empty_since: float | None = None
         while True:
             try:
-                return set(wait(list(futures), timeout=0.5, return_when="FIRST_COMPLETED").done)
+                patience = max(0.02, min(0.5, self._ending.left)) if self._trying else 0.5
+                return set(wait(list(futures), timeout=patience, return_when="FIRST_COMPLETED").done)
             except TimeoutError:
                 pass
             except CancelledError as error:
@@ -347,7 +380,7 @@ class Race:
                 raise Unavailable(
                     "cluster", "", f"has had no worker for {EMPTY_SECONDS} s", "start workers, or open a new cluster"
                 )
-            if self._measured.keys() & futures and self._over():
+            if self._trying and self._over():
                 return set()
 
     def _drop(self) -> None:

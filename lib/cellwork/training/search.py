@@ -20,12 +20,14 @@ from cellwork.training.candidates import Candidate, Parameters, Space, Step, lea
 from cellwork.training.catalogue.model import kind_of
 from cellwork.training.cluster import Cluster
 from cellwork.training.cluster import cluster as open_cluster
+from cellwork.training.ending import Finalists
 from cellwork.training.fit import configured
 from cellwork.training.journal import Journal
 from cellwork.training.prefix import first_parameters, key_of, steps_of, worth_sharing
-from cellwork.training.race import Race, Terms
+from cellwork.training.race import Race
 from cellwork.training.strategies import Listed, Strategy, strategy
 from cellwork.training.tasks import Data
+from cellwork.training.terms import Choose, Terms
 
 if TYPE_CHECKING:
     import polars as pl
@@ -120,7 +122,7 @@ def search(
 def run(
     plan: Strategy, make: Callable[[Candidate], Any], data: Data, metric: str, *, share: bool, cluster: Cluster | None,
     progress: Callable[[Step], None], budget: float | None, resume: Path | str | None, stop: threading.Event | None, timeout: float,
-    choose: Callable[[list[Candidate]], Candidate | None] | None = None,
+    finalists: Finalists | None = None, choose: Choose | None = None,
 ) -> Search:  # fmt: skip
     """Try what `plan` asks for, made by `make`; see `search`."""
     started = time.monotonic()
@@ -129,7 +131,17 @@ def run(
     journal = Journal(resume, (data.X, data.y, data.validation, data.splits), metric)
     with open_cluster() if cluster is None else nullcontext(cluster) as workers:
         left = None if budget is None else budget - (time.monotonic() - started)
-        terms = Terms(metric, started + timeout, left, stop or threading.Event(), progress, share, choose)
+        terms = Terms(
+            metric,
+            started + timeout,
+            left,
+            stop or threading.Event(),
+            progress,
+            share,
+            choose is not None,
+            finalists,
+            choose,
+        )
         race = Race(workers.client, data, plan, make, terms, journal)
         best, model = race.run()
     tried = [c for c in plan.candidates if c.error or len(c.scores) == data.folds]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from cellwork.errors import BadInput, Unavailable
-from cellwork.training.candidates import Candidate, Space, expand, parts_of, rank
+from cellwork.training.candidates import Candidate, Parameters, Space, expand, parts_of, rank
 
 ETA = 3
 """Of how many candidates one goes on to the next rung of a halving."""
@@ -151,11 +151,26 @@ class Hyperband:
 
 
 class Bayes:
-    """Optuna's tree-structured Parzen estimator: what did well is where the next ones are drawn, what is in flight counts as tried."""
+    """Optuna's tree-structured Parzen estimator: what did well is where the next ones are drawn, what is in flight counts as tried.
+
+    Parameters
+    ----------
+    starts : settings of the first space to begin with; a parameter that one does not name is drawn.
+    random : how many are drawn at random before it learns; default: a quarter of the draws, at least 3 and at most 10.
+    """
 
     ahead = 1
 
-    def __init__(self, space: Space, metric_up: bool, draws: int, seed: int) -> None:
+    def __init__(
+        self,
+        space: Space,
+        metric_up: bool,
+        draws: int,
+        seed: int,
+        *,
+        starts: Sequence[Parameters] = (),
+        random: int | None = None,
+    ) -> None:
         try:
             import optuna
         except ImportError:
@@ -164,10 +179,13 @@ class Bayes:
         self._spaces = [{name: _range(name, values) for name, values in part.items()} for part in parts_of(space)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            sampler = optuna.samplers.TPESampler(
-                seed=seed, constant_liar=True, n_startup_trials=min(10, max(3, draws // 4))
-            )
+            first = min(10, max(3, draws // 4)) if random is None else random
+            sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True, n_startup_trials=first)
         self._study = optuna.create_study(direction="maximize" if metric_up else "minimize", sampler=sampler)
+        for start in starts:
+            self._study.enqueue_trial(
+                {f"0:{name}": _placed(values, start[name]) for name, values in self._spaces[0].items() if name in start}
+            )
         self._trials: dict[int, Any] = {}
         self.of = draws
         self.candidates: list[Candidate] = []
@@ -196,6 +214,11 @@ class Bayes:
             self._study.tell(trial, state=TrialState.FAIL)
         else:
             self._study.tell(trial, candidate.score)
+
+
+def _placed(values: Any, value: Any) -> Any:
+    """Return what Optuna knows a value by: its place, where it is one of some values."""
+    return values.values.index(value) if hasattr(values, "values") else value
 
 
 def _range(name: str, values: Any) -> Any:

@@ -124,19 +124,27 @@ def fit_last(step: tuple[str, Any], prepared: Prepared) -> tuple[Any, float]:
     return Pipeline([*prepared.steps, (name, model)]), time.perf_counter() - started
 
 
-def score(fitted: tuple[Any, float], data: Data, fold: int, fraction: float, metric: str) -> tuple[float, float]:
-    """Return the metric on the fold's rows, and the seconds of the fit."""
-    return measure.value(metric, fitted[0], *data.measuring(fold, fraction)), fitted[1]
+Scored = tuple[float, float, Any]
+"""A metric, the seconds of the fit, and the answers where they are kept."""
 
 
-def score_last(fitted: tuple[Any, float], prepared: Prepared, metric: str) -> tuple[float, float]:
+def score(
+    fitted: tuple[Any, float], data: Data, fold: int, fraction: float, metric: str, answers: bool = False
+) -> Scored:
+    """Return the metric on the fold's rows, the seconds of the fit, and what the model said of the rows."""
+    X, y = data.measuring(fold, fraction)
+    said = measure.answers(fitted[0], X) if answers else None
+    return measure.value(metric, fitted[0], X, y), fitted[1], said
+
+
+def score_last(fitted: tuple[Any, float], prepared: Prepared, metric: str) -> Scored:
     """Return the metric of a pipeline's last step on what the first steps made of the fold's rows."""
-    return measure.value(metric, fitted[0].steps[-1][1], *prepared.measuring), fitted[1]
+    return measure.value(metric, fitted[0].steps[-1][1], *prepared.measuring), fitted[1], None
 
 
-def fit_and_score(model: Any, data: Data, fold: int, fraction: float, metric: str) -> tuple[float, float]:
-    return score(fit(model, data, fold, fraction), data, fold, fraction, metric)
+def fit_and_score(model: Any, data: Data, fold: int, fraction: float, metric: str, answers: bool = False) -> Scored:
+    return score(fit(model, data, fold, fraction), data, fold, fraction, metric, answers)
 
 
-def fit_and_score_last(step: tuple[str, Any], prepared: Prepared, metric: str) -> tuple[float, float]:
+def fit_and_score_last(step: tuple[str, Any], prepared: Prepared, metric: str) -> Scored:
     return score_last(fit_last(step, prepared), prepared, metric)

@@ -64,6 +64,8 @@ def details(found: Found, about: Description | None) -> str:
         ("used by", ", ".join(found.used_by) or "nobody yet"),
     ]
     lines += [(key, value) for key, value in found.tags.items()]
+    if found.kind == "label" and ":" not in found.name:
+        lines.append(("to use it", f'dataset.build(…, labels="{found.name}")'))
     if about:
         lines += [
             ("rows", f"{about.rows:,} in {about.batches} batches, {about.bytes / 1e6:.1f} MB"),
@@ -123,7 +125,7 @@ class FeatureBrowser(widgets.VBox):
             self._message.value = ""
         except CellworkError as error:
             found, self._message.value = [], f"<b>{html.escape(str(error))}</b>"
-        kinds = [each for each in found if each.kind in ("view", "feature")]
+        kinds = [each for each in found if each.kind in ("view", "feature", "label")]
         self._found = sorted(kinds, key=lambda each: each.project != self.project)
         self.list.options = [(f"{each.project}/{each.name}", number) for number, each in enumerate(self._found)]
         self.show()
@@ -131,13 +133,15 @@ class FeatureBrowser(widgets.VBox):
     def show(self) -> None:
         """Show what is chosen."""
         found = self.chosen()
-        self.pick_button.disabled = found is None or found.project != self.project
+        self.pick_button.disabled = found is None or found.project != self.project or found.kind == "label"
         self._details.value = details(found, self._describe(found)) if found else "nothing found"
 
     def chosen(self) -> Found | None:
         return self._found[self.list.value] if self._found and self.list.value is not None else None
 
     def _describe(self, found: Found) -> Description | None:
+        if found.kind == "label":
+            return None
         try:
             return self._client.features.describe(found.project, found.name.partition(":")[0])
         except CellworkError:  # a view without rows has no statistics yet

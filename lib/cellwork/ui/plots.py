@@ -75,7 +75,7 @@ def quality(points: Sequence[QualityPoint], *, axes: Axes | None = None) -> Axes
     daily = [[point for point in points if point.day == day.isoformat()] for day in days]
     rates = [_mean([(p.rate, p.outcomes) for p in day if p.rate is not None]) for day in daily]
     axes.plot(days, rates, color="0.3", label="share that came true")
-    means = [_mean([(p.mean_score, p.predictions) for p in day]) for day in daily]
+    means = [_mean([(p.mean_score, p.predictions) for p in day if p.mean_score is not None]) for day in daily]
     axes.plot(days, means, color="0.3", linestyle=":", label="mean score")
     axes.set(ylim=(0, 1))
     return _dated(axes, bool(points))

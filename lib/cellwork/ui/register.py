@@ -146,13 +146,13 @@ class RegisterForm(widgets.VBox):
         self._work.start()
 
     def _finish(self, step: Callable[[], None]) -> None:
-        try:
-            step()
-            said = ""
-        except CellworkError as error:
-            said = f"<b>{html.escape(str(error))}</b>"
-        self.refresh()
-        self._message.value = said
+        said = []
+        for deed in (step, self.refresh):  # a refresh that fails is said as well
+            try:
+                deed()
+            except CellworkError as error:
+                said.append(f"<b>{html.escape(str(error))}</b>")
+        self._message.value = "<br>".join(dict.fromkeys(said))
 
     def wait(self, timeout: float = 120) -> None:
         """Return when the last press has had its effect, or after `timeout` seconds."""

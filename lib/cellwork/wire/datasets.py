@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from cellwork.wire import Struct
 from cellwork.wire.origin import Origin
@@ -23,6 +23,8 @@ class DatasetRequest(Struct):
     """Rows without a label (never known, or sealed) are kept; their label is null."""
     batch: str = ""
     """Only observations from this batch."""
+    label: str = ""
+    """Name of a label in place of the observations' own."""
 
 
 class Coverage(Struct):
@@ -94,6 +96,27 @@ class Dataset(Struct):
     seconds: float = 0.0
     label_known: str = ""
     """Column of when the label was known, if the observations have one."""
+    label_name: str = ""
+    """The label it was asked for by name."""
+    erased: int = 0
+    """Rows that were emptied since, because their subject was erased; `content_sha256` is of the frame as it was built."""
+
+
+class BuildStatus(Struct):
+    """How far a build of a dataset is."""
+
+    id: str
+    project: str
+    state: Literal["running", "done", "failed", "cancelled"]
+    estimate: Estimate | None = None
+    """None where the dataset was there before."""
+    done: int = 0
+    steps: int = 0
+    view: str = ""
+    """The view that is being joined."""
+    dataset: Dataset | None = None
+    seconds: float = 0.0
+    error: str = ""
 
 
 class SplitRequest(Struct):

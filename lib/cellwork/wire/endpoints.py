@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from cellwork.wire import Struct
+from cellwork.wire import Problem, Struct
 from cellwork.wire.evaluations import VersionRef
 from cellwork.wire.origin import Origin
 
@@ -81,6 +81,24 @@ class RolloutWish(Struct):
     reason: str = ""
 
 
+class InputRule(Struct):
+    """What becomes of values that the model was not made for; see `cellwork.serving.inputs`."""
+
+    ranges: dict[str, list[float]] = {}
+    """Number -> its least and its greatest value."""
+    known: dict[str, list[str]] = {}
+    """Text -> the values that were seen."""
+    then: Literal["default", "fallback", "refuse"] = "default"
+
+
+class InputWish(Struct):
+    """Give an endpoint this rule, or none. `revision` is what the caller saw; None takes what is there."""
+
+    rule: InputRule | None = None
+    revision: int | None = None
+    reason: str = ""
+
+
 class Rollout(Struct):
     """A rollout as it stands; see `RolloutWish`."""
 
@@ -111,6 +129,7 @@ class RouteTable(Struct):
     salt: str = ""
     rollout: Rollout | None = None
     """The one that runs, or how the last one ended."""
+    input: InputRule | None = None
     service: list[str] = []
     """The feature references that requests by entity id are filled from."""
     deployment: str = ""
@@ -148,7 +167,7 @@ class Row(Struct):
     entities: dict[str, Any] = {}
     features: dict[str, Any] = {}
     observation: str = ""
-    """The observation's own id, under which its outcome will arrive."""
+    """The observation's own id, under which its outcome will arrive. Alone it asks for what a batch has scored of it."""
     at: datetime | None = None
     """The time the prediction is for; default now."""
     feature_events: dict[str, datetime | None] = {}
@@ -172,6 +191,16 @@ class Request(Struct):
     """Ask this version of those at hand, and no other."""
     deadline_ms: int | None = None
     """How long the version may take before another answers; at most the endpoint's own."""
+    explain: bool = False
+    """Say what each column contributed to each score; at most 100 rows, of a compiled version."""
+
+
+class Explanation(Struct):
+    """What made a score: `base` and `contributions` add up to the raw score, whose `scale` is named; see `cellwork.models.compiled.explain`."""
+
+    scale: Literal["score", "log-odds", "log"]
+    base: float
+    contributions: dict[str, float]
 
 
 class Output(Struct):
@@ -183,6 +212,8 @@ class Output(Struct):
     """Age of the oldest feature value used."""
     repeated: bool = False
     """It was in the log already: this is what was answered then."""
+    explanation: Explanation | None = None
+    """If it was asked for and this row was scored now."""
 
 
 class Answer(Struct):
@@ -192,6 +223,27 @@ class Answer(Struct):
     route: RouteKind = "live"
     reason: str = ""
     latency_ms: float = 0.0
+
+
+class Submit(Struct):
+    """A request that may be answered later. `webhook` gets the `Submission`, signed, when it is answered or has failed."""
+
+    request: Request
+    webhook: str = ""
+
+
+class Submission(Struct):
+    id: str
+    endpoint: str
+    caller: str
+    at: datetime
+    state: Literal["submitted", "done", "failed", "erased"] = "submitted"
+    """`erased`: one of its rows was an erased subject's; request and answer are gone, and `problem` says so."""
+    answer: Answer | None = None
+    problem: Problem | None = None
+    """Why it failed."""
+    webhook: str = ""
+    """The host that is yet to be told."""
 
 
 class Prediction(Struct):
@@ -212,7 +264,8 @@ class Prediction(Struct):
     feature_events: dict[str, datetime | None]
     feature_batches: dict[str, str]
     defaults: list[str]
-    score: float
+    score: float | None
+    """None of a prediction that was erased."""
     latency_us: int
     caller: str
     observation: str = ""
@@ -222,3 +275,41 @@ class Prediction(Struct):
     """As the request named it."""
     tried: str = ""
     """The deployment that should have answered and did not, of a fallback."""
+    erased: str = ""
+    """The erasure that emptied it: only its id, times, version, route and latency are left."""
+
+
+class Forget(Struct):
+    """Empty what the prediction log holds of a subject; see `cellwork.serving.forgetting` for who is meant."""
+
+    erasure: str
+    value: str
+    """The subject, as text."""
+    names: list[str]
+    """Entities, and features by their own name or behind `view__`, whose value names the subject."""
+    observations: dict[str, list[str]] = {}
+    """Endpoint -> observations that are the subject's."""
+
+
+class Emptied(Struct):
+    """A prediction of an erased subject, with what is left of it."""
+
+    id: str
+    endpoint: str
+    model: str
+    version: int
+    at: datetime
+    route: RouteKind
+
+
+class Forgotten(Struct):
+    """What one erasure has emptied in the inference service, over all its attempts."""
+
+    predictions: list[Emptied] = []
+    archived: int = 0
+    """How many of them stand in Parquet."""
+    files: int = 0
+    """Parquet files with such rows: each was written anew."""
+    submissions: int = 0
+    left: list[str] = []
+    """What could not be reached, in sentences."""

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from cellwork.wire import Struct
+from cellwork.wire.batches import Batch
 from cellwork.wire.datasets import Coverage, Estimate, Late
 from cellwork.wire.origin import Origin
 
@@ -116,6 +117,26 @@ class Observations(Struct):
     description: str = ""
 
 
+class Label(Struct):
+    """A truth by name: what came of an observation, found and shared like a feature; `dataset.build(labels="…")` takes it.
+
+    Of several rows of an observation the one known last counts; a value that is not known yet is none.
+    """
+
+    name: str
+    rows: str
+    """Name of the Prepared it reads."""
+    id: str
+    """Column that says which observation it is of: the values of `Observations.id`."""
+    value: str
+    """Column of the truth."""
+    known: str
+    """Column (UTC) of when it was known."""
+    owner: str = ""
+    description: str = ""
+    tags: dict[str, str] = {}
+
+
 class Definitions(Struct):
     project: str
     prepared: list[Prepared] = []
@@ -123,6 +144,7 @@ class Definitions(Struct):
     views: list[View] = []
     services: list[FeatureService] = []
     observations: list[Observations] = []
+    labels: list[Label] = []
     feast_registry: str = ""
     """Feast's own registry of the same objects, base64 of its protobuf."""
 
@@ -220,6 +242,18 @@ class PushRequest(Struct):
     origin: Origin = Origin()
     distinct: bool = False
     """Leave out rows that the view has already, and rows sent twice; what a stream delivers again changes nothing."""
+
+
+class Streamed(Struct):
+    """What became of events that were pushed to a raw data set."""
+
+    batch: Batch
+    new: bool
+    """False: the same events were there under that name."""
+    online: dict[str, int] = {}
+    """View -> values that are newer than what was online."""
+    behind: dict[str, str] = {}
+    """View -> why its values come only with its pipeline run."""
 
 
 class HistoryStatus(Struct):

@@ -15,6 +15,7 @@ RunState = Literal["queued", "running", "succeeded", "failed", "stopped"]
 
 
 CatchUp = Literal["all", "last", "none"]
+WhileRunning = Literal["queue", "skip"]
 
 
 class Schedule(Struct):
@@ -34,11 +35,15 @@ class Schedule(Struct):
 
 
 class Notify(Struct):
-    """Whom to tell when a run has ended in one of the states: a `webhook` (POST, JSON), or people by `mail`."""
+    """Whom to tell when a run has ended in one of the states: a `webhook` (POST, JSON), people by `mail`, or its owner in Lab.
+
+    Lab tells of failures, and of how runs ended that were started by hand, without being asked.
+    """
 
     on: tuple[RunState, ...] = ("failed",)
     webhook: str = ""
     mail: list[str] = []
+    lab: bool = False
 
 
 class Policy(Struct):
@@ -53,6 +58,8 @@ class Policy(Struct):
     cell_timeout_seconds: int = 0
     memory_megabytes: int = 0
     """More memory in its kernel and what that started fails the run."""
+    while_running: WhileRunning = "queue"
+    """What becomes of a time, an event or another job's end that comes while `concurrency` runs have not ended: it waits, or is left out."""
     keep_runs: int = 0
     """How many ended runs are kept; older ones are forgotten with their notebooks."""
     notify: list[Notify] = []

@@ -10,7 +10,7 @@ import msgspec
 from cellwork.wire import Struct
 from cellwork.wire.drift import Beside, DriftRules
 
-Kind = Literal["drift", "quality", "predictions", "outcomes", "batches"]
+Kind = Literal["drift", "quality", "predictions", "outcomes", "batches", "metric", "disk", "memory"]
 Severity = Literal["warning", "critical"]
 
 
@@ -28,13 +28,14 @@ class Monitor(Struct, forbid_unknown_fields=True):
     """A check that the platform repeats, by itself.
 
     ``drift``: the features of the endpoint's predictions beside the training dataset of their version. ``quality``: a metric over
-    the outcomes that arrived. ``predictions``, ``outcomes``, ``batches``: none came within `window`, by the clock.
+    the outcomes that arrived. ``predictions``, ``outcomes``, ``batches``: none came within `window`, by the clock. ``metric``: the newest
+    number of a business metric. ``disk``, ``memory``: of the machine, how much is in use.
     """
 
     name: str
     kind: Kind
     endpoint: str = ""
-    """Its short name; all kinds but ``batches`` need it."""
+    """Its short name; all kinds but ``batches``, ``disk`` and ``memory`` need it."""
     dataset: str = ""
     """Of ``batches``: the raw data set's short name."""
     window: str = "7d"
@@ -46,7 +47,11 @@ class Monitor(Struct, forbid_unknown_fields=True):
     beside: Beside = "season"
     """Of drift: what the window is compared with: ``season``, ``training`` or ``before``."""
     least: float | None = None
-    """Of quality: ROC AUC that is surely below it (its whole 95 % interval) is an alert."""
+    """Of quality: ROC AUC that is surely below it (its whole 95 % interval) is an alert; of metric: a number below it."""
+    most: float | None = None
+    """Of metric: a number above it is an alert; of disk and memory: a share in use above it, 0.9 if it is not said."""
+    metric: str = ""
+    """Of metric: its name."""
     drop: float | None = None
     """Of quality: likewise below the version's own evaluation minus this."""
     least_outcomes: int = 200

@@ -39,7 +39,8 @@ class QualityPoint(Struct):
     version: int
     predictions: int
     outcomes: int
-    mean_score: float
+    mean_score: float | None
+    """None where all of them were erased."""
     rate: float | None
     auc: float | None
     auc_low: float | None = None

@@ -24,7 +24,7 @@ RELATIONS = (
 EVENTS = (
     "batch.ready", "batch.rejected", "features.ready", "features.online", "dataset.built", "training.finished", "evaluation.done",
     "model.registered", "model.promoted", "model.rolled_back", "endpoint.changed", "endpoint.breaker_opened", "endpoint.rollout_ended", "predictions.ready",
-    "outcomes.arrived", "drift.found", "alert.raised", "alert.resolved", "run.queued", "run.started", "run.cell", "run.succeeded",
+    "outcomes.arrived", "feedback.given", "drift.found", "alert.raised", "alert.resolved", "run.queued", "run.started", "run.cell", "run.succeeded",
     "run.failed", "run.stopped", "run.kept", "run.released", "job.created", "job.changed", "user.server_stopped",
 )  # fmt: skip
 
@@ -93,5 +93,5 @@ class ServiceStatus(Struct):
     pid: int = 0
     port: int = 0
     restarts: int = 0
-    rss_mb: float = 0.0
+    memory_mb: float = 0.0
     message: str = ""

@@ -13,7 +13,7 @@ class Found(Struct):
     kind: Kind
     project: str
     name: str
-    """Of a feature ``view:feature``, of a label ``observations:column``."""
+    """Of a feature ``view:feature``, of a label its name, or ``observations:column`` where it has none of its own."""
     owner: str = ""
     description: str = ""
     tags: dict[str, str] = {}

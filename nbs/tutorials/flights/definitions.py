@@ -18,7 +18,7 @@ from feast import Entity, FeatureService, FeatureView, Field, ValueType
 from feast.types import Float32, Int64
 
 from cellwork.data import RawDataset, Seal
-from cellwork.features import Aggregate, Observations, Prepared, Rolling, Select
+from cellwork.features import Aggregate, Label, Observations, Prepared, Rolling, Select
 from cellwork.features.feast import PipelineSource
 
 # Raw data. `source` is the file in the data folder; the outcomes of November go into the sealed holdout at ingest.
@@ -202,4 +202,14 @@ departures = Observations(
     label="late",
     label_known="landed",
     description="Does the flight arrive more than 15 minutes late?",
+)
+
+late = Label(
+    name="late",
+    rows="legs",
+    id="flight_id",
+    value="late",
+    known="landed",
+    owner="flights team",
+    description="Did the flight arrive more than 15 minutes late? Cancelled and diverted flights have no label.",
 )

@@ -1,8 +1,10 @@
-// A page of Lab that opens finds the outputs of cells that ran while it was away, and follows those that still run.
-// The server keeps them (cellwork_jupyter.server.kept). This file is what the browser loads: a container of Module Federation, by
-// which Lab hands out its own packages, written by hand so that nothing needs to be built.
+// A page of Lab that opens finds the outputs of cells that ran while it was away, and follows those that still run; and it hears how
+// runs ended. The server keeps the outputs (cellwork_jupyter.server.kept) and passes the news on (cellwork_jupyter.server.runs). What
+// this page itself asked for is Lab's to show, and never touched: two that write into one cell would wipe or repeat each other's words.
+// This file is what the browser loads: a container of Module Federation, by which Lab hands out its own packages, written by hand so
+// that nothing needs to be built.
 (() => {
-  const EVERY_MS = 1000;
+  const EVERY_MS = 1000, TRIES = 60, AGAIN_MS = 5000, NO_NEWS = 204;
   let shared;
 
   const load = async name => {
@@ -20,7 +22,7 @@
     cell.setPrompt(one.ended ? `${one.count ?? ''}` : '*');
   };
 
-  // Kept outputs are the cell's if it ran after the notebook was saved, and its code is still the same.
+  // Kept outputs are the cell's if another page asked for them after the notebook was saved, and its code is still the same.
   const newer = (one, saved) => !one.ended || Date.parse(one.ended) > saved;
 
   const follow = async (panel, ask) => {
@@ -32,7 +34,8 @@
     for (;;) {
       const kernel = panel.sessionContext.session?.kernel;
       const kept = kernel && !panel.isDisposed ? await ask(kernel.id) : [];
-      const mine = kept.filter(one => (first.size ? first.get(one.cell) === one.id : newer(one, saved)));
+      const others = kept.filter(one => one.page !== kernel.clientId);
+      const mine = others.filter(one => (first.size ? first.get(one.cell) === one.id : newer(one, saved)));
       if (!first.size) mine.forEach(one => first.set(one.cell, one.id));
       for (const one of mine.filter(one => one.begun)) {
         const cell = panel.content.widgets.find(found => found.model.id === one.cell);
@@ -54,12 +57,84 @@
     activate: (app, tracker) => {
       const settings = app.serviceManager.serverSettings;
       const ask = async kernel => {
-        const answer = await ServerConnection.makeRequest(`${settings.baseUrl}cellwork/outputs/${kernel}`, {}, settings);
-        return answer.ok ? answer.json() : [];
+        for (let tries = 0; ; tries++) {
+          try {
+            const answer = await ServerConnection.makeRequest(`${settings.baseUrl}cellwork/outputs/${kernel}`, {}, settings);
+            if (answer.ok) return answer.json();
+            if (answer.status < 500 || tries === TRIES) return [];
+          } catch (error) {
+            if (tries === TRIES) throw error; // the server is away, and not for a moment
+          }
+          await pause(EVERY_MS);
+        }
       };
       tracker.widgetAdded.connect((_, panel) => {
         follow(panel, ask).catch(error => console.warn('cellwork: kept outputs are not shown', error));
       });
+    }
+  });
+
+  const WORDS = { 'run.succeeded': ['succeeded', 'success'], 'run.failed': ['failed', 'error'], 'run.stopped': ['was stopped', 'warning'] };
+
+  const sentence = (event, word) => {
+    const { job, notebook, cell, cells, error } = event.data;
+    const where = error && cell ? ` in cell ${cell} of ${cells}` : '';
+    return `${job || notebook} ${word}${where}${error ? `: ${error}` : ''}`;
+  };
+
+  // Hand each server-sent event of a stream to `tell`, as its id and its data.
+  const readEvents = async (body, tell) => {
+    const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+    for (let text = ''; ;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      const frames = (text + value).split('\n\n');
+      text = frames.pop();
+      for (const frame of frames) {
+        const field = name => frame.split('\n').find(line => line.startsWith(`${name}: `))?.slice(name.length + 2);
+        if (field('data')) tell(field('id'), JSON.parse(field('data')));
+      }
+    }
+  };
+
+  const newsPlugin = (Notification, ServerConnection) => ({
+    id: 'cellwork:news',
+    description: 'Tells how runs of notebooks ended, and opens their pages.',
+    autoStart: true,
+    activate: app => {
+      const settings = app.serviceManager.serverSettings;
+      const open = async run => {
+        const answer = await ServerConnection.makeRequest(`${settings.baseUrl}cellwork/runs/${run}/open`, { method: 'POST' }, settings);
+        const said = await answer.json();
+        if (answer.ok) await app.commands.execute('docmanager:open', { path: said.path });
+        else Notification.emit(said.message ?? `the run's page can't be opened (${answer.status})`, 'error', { autoClose: false });
+      };
+      const place = `cellwork:news:${settings.baseUrl}`;
+      const note = id => localStorage.setItem(place, id);
+      const tell = (id, event) => {
+        const [word, kind] = WORDS[event.name] ?? [];
+        const actions = [{ label: 'Open', callback: () => open(event.subject).catch(console.warn) }];
+        if (word) Notification.emit(sentence(event, word), kind, { autoClose: kind === 'success' ? 10000 : false, actions });
+        note(id);
+      };
+      // Lab's own request, not an EventSource: behind the hub it must carry a header that only Lab can set.
+      const ask = () => {
+        const heard = localStorage.getItem(place);
+        return ServerConnection.makeRequest(`${settings.baseUrl}cellwork/news${heard ? `?after=${heard}` : ''}`, {}, settings);
+      };
+      const listen = async () => {
+        for (;;) {
+          try {
+            const answer = await ask();
+            if (answer.status === NO_NEWS) return;
+            if (answer.ok) await readEvents(answer.body, tell);
+          } catch (error) {
+            console.debug('cellwork: news are asked for again', error); // the server or the service is away for a moment
+          }
+          await pause(AGAIN_MS);
+        }
+      };
+      app.restored.then(listen); // not before: what is told while Lab starts reaches nobody who would show it
     }
   });
 
@@ -68,7 +143,9 @@
     get: async () => {
       const { INotebookTracker } = await load('@jupyterlab/notebook');
       const { ServerConnection } = await load('@jupyterlab/services');
-      return () => ({ __esModule: true, default: [plugin(INotebookTracker, ServerConnection)] });
+      const { Notification } = await load('@jupyterlab/apputils');
+      const plugins = [plugin(INotebookTracker, ServerConnection), newsPlugin(Notification, ServerConnection)];
+      return () => ({ __esModule: true, default: plugins });
     }
   };
 })();

@@ -71,6 +71,16 @@ def _give(sockets: Path, work: Path) -> str:
     return f"{UID}:{UID}"
 
 
+def give(folder: Path) -> None:
+    """Hand `folder` and what is below it to the user in containers; it is theirs already where this account is that user."""
+    if os.geteuid() != 0:
+        return
+    os.chown(folder, UID, UID, follow_symlinks=False)
+    for _, folders, files, opened in os.fwalk(folder):
+        for name in (*folders, *files):
+            os.chown(name, UID, UID, dir_fd=opened, follow_symlinks=False)
+
+
 def _host(client: Any, options: Options, folders: list[Path]) -> Any:
     return client.create_host_config(
         binds={str(folder): {"bind": str(folder), "mode": "rw"} for folder in folders}, network_mode=options.network, init=True, auto_remove=False,

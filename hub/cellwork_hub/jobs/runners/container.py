@@ -2,8 +2,8 @@
 
 What speaks with the service stays outside, with the runner's token; inside is the kernel alone, with the run's own token. A
 kernel is warmed in the default image; a run of another one gets a fresh kernel in that. What a run prints passes through
-here, what it writes stays in its container and its working folder. Checkpoints are not saved: they would be files that
-somebody else's code wrote and this account reads.
+here, what it writes stays in its container and its working folder. A checkpoint is written by the kernel, beside its sockets,
+and carried from there as bytes: outside of a kernel nothing of it is unpickled, and no link in it is followed (`runs.taken`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from cellwork.wire import PREFIX
 from cellwork_hub import profiles
 from cellwork_hub.containers import engine, images, way
 from cellwork_hub.context import Context
+from cellwork_hub.jobs.runners import attached
 from cellwork_hub.jobs.runners.attached import Options
 from cellwork_hub.jobs.runners.process import Runner, prepare
 from cellwork_hub.jobs.runners.slot import Platform
@@ -31,6 +32,9 @@ log = logging.getLogger("cellwork.runner")
 
 DEFAULT_IMAGES = ("jobs", "cpu")
 """What a run executes in that was scheduled from no container: the first that is there."""
+KERNEL = "cellwork.kernel"
+"""The label of a kernel's container. It is removed by the process that stands for the kernel here; if that is killed, by the next one."""
+ENDED_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ class Containers:
         NotFound
             The image is not on this machine any more.
         """
-        using = engine.Engine(self.way.engine, "", 0, 0, False)
+        using, ours = engine.Engine(self.way.engine, "", 0, 0, False), way.label(self.home)
+        engine.remove_ended(using, f"{KERNEL}={ours}", ENDED_SECONDS)
         image = images.the(using, self.home, digest) if digest and digest != self.image.digest else self.image
         environment = {
             "CELLWORK_URL": self.url, "MLFLOW_TRACKING_URI": self.url + PREFIX["mlflow"], "CELLWORK_IMAGE_DIGEST": image.digest,
@@ -59,10 +64,14 @@ class Containers:
         }  # fmt: skip
         options = Options(
             engine=self.way.engine, network=self.way.network, image=image.digest, memory=self.profile.memory_bytes,
-            cores=min(self.profile.cores, self.way.cores), labels={engine.OWNER: way.label(self.home)},
+            cores=min(self.profile.cores, self.way.cores), labels={engine.OWNER: ours, KERNEL: ours},
             environment=environment, work=str(work),
         )  # fmt: skip
         return [sys.executable, "-m", "cellwork_hub.jobs.runners.attached", msgspec.json.encode(options).decode()]
+
+    def give(self, folder: Path) -> None:
+        """Hand what is below `folder` to the user of the containers, before any program of theirs can change it."""
+        attached.give(folder)
 
 
 def find(context: Context) -> Containers:

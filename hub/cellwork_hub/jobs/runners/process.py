@@ -3,7 +3,8 @@
 It needs CELLWORK_URL and CELLWORK_RUNNER_TOKEN, and then reads nothing of CELLWORK_HOME, so that it can run under an account
 of its own; on the platform's account it finds both there. It stays single-threaded and opens no connection: what is forked
 must inherit neither. When it ends, or a slot dies, the slot's kernel and what that started is ended too. A slot that keeps
-the kernel of a failed run is replaced by a further one.
+the kernel of a failed run is replaced by a further one. With ``--attended`` it also leaves when its standard input ends: whoever
+started it is gone then.
 
 A slot warms its kernel, says READY and waits; it may claim a run when fewer runs than the runner's number are under way. So
 where kernels are cheap (forked from a zygote) as many again stand ready, and a run that ends is followed by the next at once:
@@ -14,6 +15,7 @@ where kernels are cheap (forked from a zygote) as many again stand ready, and a 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ctypes
 import gc
@@ -54,10 +56,14 @@ FORK = multiprocessing.get_context("fork")
 
 def main() -> None:
     """Run slots until SIGTERM or SIGINT."""
-    platform, slots, modules = _platform()
+    arguments = argparse.ArgumentParser(description="Execute runs of the platform at CELLWORK_URL.")
+    arguments.add_argument("--attended", action="store_true", help="leave when standard input ends")
+    arguments.add_argument("--name", default=f"{socket.gethostname()}-{os.getpid()}", help="what attempts call it")
+    asked = arguments.parse_args()
+    platform, slots, modules = _platform(asked.name)
     with _zygote(modules) as zygote:
         prepare()
-        Runner(replace(platform, zygote=zygote), slots).run()
+        Runner(replace(platform, zygote=zygote), slots, attended=asked.attended).run()
 
 
 def prepare() -> None:
@@ -84,9 +90,8 @@ def _zygote(modules: str) -> Iterator[Zygote | None]:
                 zygote.stop()
 
 
-def _platform() -> tuple[Platform, int, str]:
+def _platform(name: str) -> tuple[Platform, int, str]:
     """Return where the platform is, how many runs to execute at once, and what their kernels are forked with."""
-    name = f"{socket.gethostname()}-{os.getpid()}"
     token = os.environ.pop("CELLWORK_RUNNER_TOKEN", "")
     if token:
         _prctl(SET_DUMPABLE, 0)  # a notebook of the same account can't read the token from /proc
@@ -172,8 +177,9 @@ class Slot:
 
 
 class Runner:
-    def __init__(self, platform: Platform, slots: int) -> None:
+    def __init__(self, platform: Platform, slots: int, *, attended: bool = False) -> None:
         self.platform, self.count = platform, slots
+        self.starter = [sys.stdin.fileno()] if attended else []
         self.ahead = slots if platform.zygote else 0
         self.slots: list[Slot] = []
         self.stopping = False
@@ -186,7 +192,9 @@ class Runner:
                 self.slots.append(self._fork())
             for slot in [s for s in self.slots if READY in s.words and not s.sent][: self.count - self._at_work()]:
                 slot.may_claim()
-            wait([waited for slot in self.slots for waited in (slot.process.sentinel, slot.told)], timeout=1)
+            told = [waited for slot in self.slots for waited in (slot.process.sentinel, slot.told)]
+            heard = wait([*told, *self.starter], timeout=1)
+            self.stopping |= any(fd in heard for fd in self.starter)
             self._reap()
         self._end()
 

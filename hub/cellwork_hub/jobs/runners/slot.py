@@ -71,6 +71,8 @@ class Containers(Protocol):
 
     def command(self, digest: str, work: Path) -> list[str]: ...
 
+    def give(self, folder: Path) -> None: ...
+
 
 Tell = Callable[[int | str], None]
 """Gets the process id of each kernel that is started, and the words above."""
@@ -108,13 +110,13 @@ def serve_one(platform: Platform, tell: Tell, may_claim: Callable[[], object]) -
                 log.warning("run %s: %s", claim.run.id, error)
                 jobs.report(claim.run.id, Progress(fence=claim.fence, state="failed", error=str(error)))
                 return
-        attempt = Attempt(jobs, claim, kernel, folder)
+        attempt = Attempt(jobs, claim, kernel, folder, platform.containers)
         url = platform.containers.url if platform.containers else platform.url
         try:
             attempt.execute(url)
             with contextlib.ExitStack() as open_way:
                 while attempt.kept and (next_one := _hold(platform, jobs, attempt, tell, open_way, asking)):
-                    attempt = Attempt(jobs, next_one, kernel, folder)
+                    attempt = Attempt(jobs, next_one, kernel, folder, platform.containers)
                     attempt.execute(url)
         except SystemExit:  # told to leave: its owner shall not wait for a kernel that is gone
             if attempt.kept:
@@ -179,8 +181,10 @@ class Attempt:
     When it is `over`, `kept` says whether the service wants its kernel kept.
     """
 
-    def __init__(self, jobs: Jobs, claim: Claim, kernel: Kernel, folder: Path) -> None:
-        self.jobs, self.claim, self.kernel = jobs, claim, kernel
+    def __init__(
+        self, jobs: Jobs, claim: Claim, kernel: Kernel, folder: Path, containers: Containers | None = None
+    ) -> None:
+        self.jobs, self.claim, self.kernel, self.containers = jobs, claim, kernel, containers
         self.output = folder / "out.ipynb"
         self.work = folder / "work"
         self.word = ""
@@ -241,6 +245,7 @@ class Attempt:
 
     def _execute(self, url: str) -> None:
         notebook = unpack(self.claim, self.work)
+        self._give(self.work)
         engine.execute(
             notebook, self.output, self.claim.run.parameters, progress=self._at, timeout=self.claim.timeout_seconds, cell_timeout=self.claim.cell_timeout_seconds or None,
             environment=environment(self.claim, url), cwd=notebook.parent, kernel=self.kernel, spare=True, checkpoints=self._checkpoints(), masker=self.masker,
@@ -255,9 +260,12 @@ class Attempt:
         return checkpoints.choose(self._mended(), self.claim.run.parameters, self.claim.checkpoints)
 
     def _restore(self, url: str, at: Checkpoint) -> None:
-        """Go on in a new kernel with what a former one held at the checkpoint `at`."""
-        notebook, folder = unpack(self.claim, self.work), self.output.parent / "restored"
-        executed = checkpoints.unpack(self.jobs.checkpoint(self.claim.run.id, at.key), folder, self.work)
+        """Go on in a new kernel, which has run nothing yet, with what a former one held at the checkpoint `at`."""
+        notebook, laid = unpack(self.claim, self.work), self.output.parent / "restored"
+        executed = checkpoints.unpack(self.jobs.checkpoint(self.claim.run.id, at.key), laid, self.work)
+        self._give(self.work)
+        self._give(laid)
+        folder = laid.rename(self.kernel.folder / "restored")
         self.first = at.cell + 1
         page = resume.merge(executed, self._mended(), self.first)
         self._go_on(url, page, notebook.parent, lambda: checkpoints.put_back(self.kernel, folder))
@@ -271,11 +279,16 @@ class Attempt:
     def _mended(self) -> dict[str, Any]:
         return parameters.read(self.claim.content, self.claim.run.notebook)
 
+    def _give(self, folder: Path) -> None:
+        """Hand `folder` to whom the kernel runs as, if that is somebody else."""
+        if self.containers:
+            self.containers.give(folder)
+
     def _checkpoints(self) -> checkpoints.Checkpoints:
         def send(about: Checkpoint, data: bytes) -> None:
             self.jobs.save_checkpoint(self.claim.run.id, self.claim.fence, about, data)
 
-        folder = self.output.parent / "checkpoint"
+        folder = self.kernel.folder / "checkpoint"
         return checkpoints.Checkpoints(folder, self.work, self.claim.run.parameters, send)
 
     def _at(self, cell: int, cells: int) -> None:

@@ -12,6 +12,7 @@ batch is sorted whole in memory anyway and needs no stream.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +34,9 @@ _HALF = np.finfo(np.float64).max / 2
 _TAIL = 0.5 ** np.arange(1, 21) / POINTS
 _SHARES = np.unique(np.concatenate([np.linspace(0.0, 1.0, POINTS + 1), _TAIL, 1.0 - _TAIL]))
 """Shares at which values are kept: even steps, and ever finer ones in both tails, where a millionth counts."""
+
+_FINER = 12
+"""Steps in one of `POINTS` at which a merge looks where to put a value; a part's tails are looked at whole."""
 
 
 @dataclass(frozen=True)
@@ -119,15 +123,21 @@ def merge(parts: Sequence[Ranks]) -> Ranks:
     if len(parts) == 1:
         return parts[0]
     chosen = _chosen(parts)
-    below = np.sum([part.rank(chosen, "left") for part in parts], axis=0)
-    at_most = np.sum([part.rank(chosen, "right") for part in parts], axis=0)
+    # what is below a value is what is at most the one before it
+    both = np.stack([np.nextafter(chosen, -np.inf), chosen], axis=1).ravel()
+    ranks = np.zeros(len(both))
+    for part in parts:
+        ranks += part.rank(both)
+    below, at_most = ranks.reshape(-1, 2).T.copy()
     return Ranks(chosen, below, at_most, sum(part.doubt + part._gap for part in parts))
 
 
 def _chosen(parts: Sequence[Ranks]) -> Floats:
-    """Return all values of `parts`, or where they are too many those at even steps of rank."""
-    values = np.concatenate([part.values for part in parts])
-    weights = np.concatenate([np.diff(part.at_most, prepend=0.0) for part in parts])
+    """Return all values of `parts`, or where they are too many those at about even steps of rank."""
+    rows = sum(part.count for part in parts)
+    looked = [_looked_at(part, rows, k / len(parts)) for k, part in enumerate(parts)]
+    values = np.concatenate([part.values[at] for part, at in zip(parts, looked, strict=True)])
+    weights = np.concatenate([_weights(part, at) for part, at in zip(parts, looked, strict=True)])
     union, place = np.unique(values, return_inverse=True)
     if len(union) <= len(_SHARES):
         return union
@@ -135,3 +145,24 @@ def _chosen(parts: Sequence[Ranks]) -> Floats:
     steps = np.searchsorted(counts, _SHARES * counts[-1]).clip(max=len(union) - 1)
     kept: Floats = union[np.unique(np.concatenate([[0], steps, [len(union) - 1]]))]
     return kept
+
+
+def _looked_at(part: Ranks, rows: float, phase: float) -> NDArray[np.int64]:
+    """Return the places of the part's values that are as far apart as matters among `rows`: all where it is exact, or most of them.
+
+    `phase`, from 0 to 1, is where in a step they lie: those of parts that are alike would fall together.
+    """
+    size, tail = len(part.values), len(_TAIL) + 1
+    steps = math.ceil(POINTS * _FINER * part.count / rows)
+    if part.exact or steps + 2 * tail >= size:
+        return np.arange(size)
+    even = np.searchsorted(part.at_most, (np.arange(steps) + phase) * (part.count / steps))
+    return np.concatenate([np.arange(tail), even[(even >= tail) & (even < size - tail)], np.arange(size - tail, size)])
+
+
+def _weights(part: Ranks, at: NDArray[np.int64]) -> Floats:
+    """Return how many rows each of the values there stands for; those between two of them are shared by both."""
+    counts = part.at_most[at]
+    counts[:-1] += (part.below[at[1:]] - counts[:-1]) / 2
+    counts[1:] -= counts[:-1].copy()
+    return counts

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import math
 import os
 import subprocess
@@ -13,11 +15,13 @@ from pathlib import Path
 
 import msgspec
 
+from cellwork import files
 from cellwork.errors import BadInput
 from cellwork.models import sandbox
 from cellwork.models.compiled import program as programs
 from cellwork.models.compiled.child import Found
 from cellwork.models.compiled.machine import Machine, worst_difference
+from cellwork.wire import Struct
 
 TOLERANCE = 1e-9
 """The largest difference from scikit-learn's scores, relative to max(1, |score|), that a compiled model may show."""
@@ -29,13 +33,22 @@ MOST_BYTES = 256 * 1024**2
 class NotCompiled(Exception):
     """Scikit-learn must compute this model; the message says why. `expected` are its scores of the example, if it gave any."""
 
-    def __init__(self, reason: str, expected: Sequence[float] = ()) -> None:
+    def __init__(self, reason: str, expected: Sequence[float] = (), *, final: bool = False) -> None:
+        """`final`: the same code says the same of the same model."""
         super().__init__(reason)
-        self.expected = list(expected)
+        self.expected, self.final = list(expected), final
+
+
+class Verdict(Struct):
+    """Why a model was not compiled, and by which code."""
+
+    by: str
+    reason: str
+    expected: list[float]
 
 
 def ensure(folder: Path, digest: str, compiled: Path) -> Machine:
-    """Return the machine of the model in `folder`, whose content is `digest`; programs are kept under `compiled`.
+    """Return the machine of the model in `folder`, whose content is `digest`; programs, and why there is none, are kept under `compiled`.
 
     Raises
     ------
@@ -46,16 +59,34 @@ def ensure(folder: Path, digest: str, compiled: Path) -> Machine:
     if kept.is_file():
         with contextlib.suppress(BadInput):
             return Machine(programs.read(kept), compiled)
-    program, machine = compile_model(folder, compiled)
+    said = compiled / f"{digest}.verdict"
+    if said.is_file():
+        with contextlib.suppress(msgspec.MsgspecError):
+            verdict = msgspec.json.decode(said.read_bytes(), type=Verdict)
+            if verdict.by == _code():
+                raise NotCompiled(verdict.reason, verdict.expected, final=True)
+    try:
+        program, machine = compile_model(folder, compiled)
+    except NotCompiled as error:
+        if error.final:
+            files.write(said, msgspec.json.encode(Verdict(by=_code(), reason=str(error), expected=error.expected)))
+        raise
     programs.write(kept, program)
     return machine
+
+
+@functools.cache
+def _code() -> str:
+    """Return the digest of the code that reads models out."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
 def compile_model(folder: Path, compiled: Path | None = None) -> tuple[programs.Program, Machine]:
     """Return program and machine of the model in `folder`, compared with scikit-learn on its example and 200 rows like it."""
     found = _read_out(folder)
     if found.reason:
-        raise NotCompiled(f"it can't be compiled: {found.reason}", found.scores)
+        raise NotCompiled(f"it can't be compiled: {found.reason}", found.scores, final=True)
     try:
         program = programs.decode(found.program)
         machine = Machine(program, compiled)
@@ -83,7 +114,7 @@ def _read_out(folder: Path) -> Found:
         with tempfile.TemporaryFile() as output:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.DEVNULL,
-                env=sandbox.environment(home), cwd=home, start_new_session=True,
+                env=sandbox.environment(home) | {"OMP_NUM_THREADS": "1"}, cwd=home, start_new_session=True,
             )  # fmt: skip
             try:
                 code = process.wait(SECONDS)

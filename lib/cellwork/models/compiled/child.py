@@ -42,9 +42,19 @@ def main(folder: Path) -> Found:
         program, reason = programs.encode(extract(model, manifest.columns)), ""
     except NotCompilable as error:
         program, reason, rows = b"", str(error), rows[: len(manifest.example)]
-    return Found(
-        program=program, reason=reason, rows=rows, scores=[_score(model, manifest.columns, row) for row in rows]
-    )
+    return Found(program=program, reason=reason, rows=rows, scores=_scores(model, manifest.columns, rows))
+
+
+def _scores(model: Any, columns: list[Column], rows: list[list[Any]]) -> list[float]:
+    """Return one score a row, NaN for a row that is refused: all at once, and one by one if one of them is."""
+    from cellwork.models import package
+    from cellwork.models.columns import to_pandas
+
+    table = {column.name: [row[k] for row in rows] for k, column in enumerate(columns)}
+    try:
+        return [float(score) for score in package.scores(model, to_pandas(table, columns))] if rows else []
+    except ValueError:
+        return [_score(model, columns, row) for row in rows]
 
 
 def _score(model: Any, columns: list[Column], row: list[Any]) -> float:

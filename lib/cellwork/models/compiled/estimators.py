@@ -13,7 +13,7 @@ from cellwork.models.compiled.transformers import NotCompilable
 Said = tuple[Linear | Trees, Link, bool]
 """Model, link, and whether it takes missing values."""
 Tree = dict[str, Any]
-"""Arrays of one tree, one entry a node: left, right, feature, threshold, missing_left, leaf, value."""
+"""Arrays of one tree, one entry a node: left, right, feature, threshold, missing_left, leaf, value, cover."""
 
 
 def say(estimator: Any) -> Said:
@@ -98,6 +98,7 @@ def _of_tree(tree: Any, rate: float = 1.0) -> Tree:
     return {
         "left": tree.children_left, "right": tree.children_right, "feature": tree.feature, "threshold": tree.threshold,
         "missing_left": missing.astype(bool), "leaf": tree.children_left == -1, "value": rate * value,
+        "cover": tree.weighted_n_node_samples,
     }  # fmt: skip
 
 
@@ -108,6 +109,7 @@ def _of_nodes(nodes: Any) -> Tree:
         "left": nodes["left"].astype(np.int64), "right": nodes["right"].astype(np.int64), "feature": nodes["feature_idx"],
         "threshold": nodes["num_threshold"], "missing_left": nodes["missing_go_to_left"].astype(bool),
         "leaf": nodes["is_leaf"].astype(bool), "value": nodes["value"],
+        "cover": nodes["count"],
     }  # fmt: skip
 
 
@@ -119,7 +121,10 @@ def _pack(trees: list[Tree], base: float, divide: float, *, single: bool) -> Tre
     right = np.concatenate([tree["right"] + start for tree, start in zip(trees, roots, strict=True)])
     leaf = np.concatenate([tree["leaf"] for tree in trees])
     order, new_left, depths = _levels(roots, left, right, leaf)
-    whole = {name: np.concatenate([tree[name] for tree in trees])[order] for name in ("feature", "threshold", "value")}
+    whole = {
+        name: np.concatenate([tree[name] for tree in trees])[order]
+        for name in ("feature", "threshold", "value", "cover")
+    }
     gone_left = np.concatenate([tree["missing_left"] for tree in trees])[order] | leaf[order]
     feature = np.where(leaf[order], 0, whole["feature"]) + np.where(gone_left, MISSING_LEFT, 0)
     threshold = np.where(leaf[order], np.inf, whole["threshold"])
@@ -127,7 +132,7 @@ def _pack(trees: list[Tree], base: float, divide: float, *, single: bool) -> Tre
         threshold=threshold.astype("<f8").tobytes(), feature=feature.astype("<i4").tobytes(),
         left=new_left[order].astype("<i4").tobytes(), value=whole["value"].astype("<f8").tobytes(),
         roots=np.arange(len(trees)).astype("<i4").tobytes(), depths=depths.astype("<i4").tobytes(),
-        base=base, divide=divide, single=single,
+        base=base, divide=divide, single=single, cover=whole["cover"].astype("<f8").tobytes(),
     )  # fmt: skip
 
 

@@ -6,21 +6,24 @@ Not for two threads at once with few rows; a batch is encoded column-wise, so a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cellwork.errors import BadInput
 from cellwork.models.compiled import native
+from cellwork.models.compiled.explain import Explainer, explainer
 from cellwork.models.compiled.program import MISSING_LEFT, Linear, Pass, Program, Table, Trees, arrays
 
 Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 Vector = np.ndarray[tuple[int], np.dtype[np.float64]]
 MANY_ROWS = 256
 """From here on Python's lock is given up while trees are walked."""
+BLOCK = 2048
+"""Rows of columns that are made a matrix at once: as many as stay in a core's own cache."""
 AT_ONCE = 1 << 20
 """Positions in trees that NumPy holds at once."""
 SINGLE = float(np.finfo(np.float32).max)
@@ -29,18 +32,27 @@ LINKS = ("identity", "sigmoid", "sigmoid2", "exp")
 MISSING, TOO_LARGE = 1, 2
 
 
+class Coded(NamedTuple):
+    """A column as places in a list of its different values; None where there is no value."""
+
+    values: list[Any]
+    places: np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
 class Machine:
     """A program, ready. `how` says what computes."""
 
     def __init__(self, program: Program, folder: Path | None = None) -> None:
-        self.program = program
+        self.program, self.folder = program, folder
         self._tables = [_Codes(table) for table in program.tables]
         self._slots = len(program.numbers) + sum(table.slots for table in self._tables)
         whole = program.numbers == list(range(len(program.columns)))
         self._pick = None if whole else itemgetter(*program.numbers) if len(program.numbers) > 1 else None
-        self._plain = whole and not self._tables and program.take == list(range(self._slots))
+        self._in_order = program.take == list(range(self._slots))
+        self._plain = whole and not self._tables and self._in_order
         self._passes = [_step(step, program.width) for step in program.passes]
         self._compute, computed = _computed(program, folder)
+        self._explainer: Explainer | None = None
         self.how = f"{program.kind}, compiled ({computed})"
 
     def scores(self, rows: Sequence[tuple[Any, ...]]) -> Vector:
@@ -56,23 +68,60 @@ class Machine:
             step(matrix)
         return self._compute(matrix)
 
-    def of_columns(self, columns: Sequence[Vector]) -> Vector:
-        """Return one score a row of float64 columns, NaN where there is no value, in the program's order; for many rows at once.
+    def explain(self, rows: Sequence[tuple[Any, ...]]) -> tuple[float, Matrix]:
+        """Return the base and each column's contribution to the raw score of each row, shape (n, columns); see `explain`.
 
         Raises
         ------
         BadInput
-            As `scores`; or a column is not of numbers, for which there is `scores`.
+            As `scores`; or the program can't be explained.
         """
-        if self._tables:
-            text = self.program.columns[self._tables[0].column].name
-            raise BadInput("column", text, "is not of numbers for this model", "score its rows")
-        matrix = np.empty((len(columns[0]), self.program.width))
-        for slot, taken in enumerate(self.program.take):
-            matrix[:, slot] = columns[self.program.numbers[taken]]
+        if self._explainer is None:
+            self._explainer = explainer(self.program)
+        matrix = self._matrix(rows)
         for step in self._passes:
             step(matrix)
-        return self._compute(matrix)
+        model = self.program.model
+        if isinstance(model, Trees) and model.single:
+            matrix = matrix.astype(np.float32).astype(np.float64)
+        return self._explainer.base, self._explainer(matrix, len(self.program.columns))
+
+    def of_columns(self, columns: Sequence[Vector | None], coded: Mapping[int, Coded] | None = None) -> Vector:
+        """Return one score a row of float64 columns, NaN where there is no value, in the program's order; for many rows at once.
+
+        `coded` holds the columns that the program looks up, by their place; in `columns` they may be None.
+
+        Raises
+        ------
+        BadInput
+            As `scores`; or a column that is looked up came as numbers.
+        """
+        missing = next((table.column for table in self._tables if table.column not in (coded or {})), None)
+        if missing is not None:
+            text = self.program.columns[missing].name
+            raise BadInput("column", text, "is not of numbers for this model", "hand it over coded, or score its rows")
+        numbers = [columns[place] for place in self.program.numbers]
+        rows = len(numbers[0]) if numbers and numbers[0] is not None else len(next(iter((coded or {}).values())).places)
+        scores, block = np.empty(rows), np.empty((min(BLOCK, rows), self._slots))
+        for start in range(0, rows, BLOCK):
+            into = scores[start : start + BLOCK]
+            part = block[: len(into)]
+            for slot, column in enumerate(numbers):
+                part[:, slot] = column[start : start + BLOCK]  # type: ignore[index]
+            self._look_up(part, coded or {}, start)
+            matrix = part if self._in_order else part[:, self.program.take]
+            for step in self._passes:
+                step(matrix)
+            into[:] = self._compute(matrix)
+        return scores
+
+    def _look_up(self, part: Matrix, coded: Mapping[int, Coded], start: int) -> None:
+        place = len(self.program.numbers)
+        for table in self._tables:
+            one = coded[table.column]
+            into = part[:, place : place + table.slots]
+            table.encode_coded(one.values, one.places[start : start + len(part)], into, self.program.columns[table.column].name)  # fmt: skip
+            place += table.slots
 
     def _matrix(self, rows: Sequence[tuple[Any, ...]]) -> Matrix:
         if self._plain:
@@ -106,15 +155,32 @@ class _Codes:
             missing if (value := row[column]) is None or value != value else codes.get(value, other) for row in rows
         ]
         if None in found:
-            value = rows[found.index(None)][column]
-            raise BadInput(f"value of {name!r}", value, "was not seen in training", "send one the model knows")
+            raise _unseen(name, rows[found.index(None)][column])
         if not self.width:
             into[:, 0] = found
             return
+        self._mark(np.array(found, dtype=np.int64), into)
+
+    def encode_coded(self, values: Sequence[Any], places: np.ndarray[Any, Any], into: Matrix, name: str) -> None:
+        """Encode rows that hold `values` at `places`."""
+        found = [self.missing if value is None or value != value else self._codes.get(value, self.other) for value in values]  # fmt: skip
+        unseen = next((place for place in np.unique(places) if found[place] is None), None) if None in found else None
+        if unseen is not None:
+            raise _unseen(name, values[unseen])
+        codes = np.array([np.nan if code is None else code for code in found], dtype=np.float64)[places]
+        if self.width:
+            self._mark(codes.astype(np.int64), into)
+        else:
+            into[:, 0] = codes
+
+    def _mark(self, places: np.ndarray[Any, Any], into: Matrix) -> None:
         into[:] = 0.0
-        places = np.array(found, dtype=np.int64)
         known = np.flatnonzero(places >= 0)
         into[known, places[known]] = 1.0
+
+
+def _unseen(name: str, value: Any) -> BadInput:
+    return BadInput(f"value of {name!r}", value, "was not seen in training", "send one the model knows")
 
 
 def _step(step: Pass, width: int) -> Callable[[Matrix], None]:

@@ -18,7 +18,7 @@ from cellwork.errors import BadInput
 from cellwork.models.columns import Column
 from cellwork.wire import Struct
 
-VERSION = 1
+VERSION = 2
 MOST_STEPS = 4_000_000
 """Steps through trees for one row; a model that takes more is no model for the event loop."""
 MISSING_LEFT = 1 << 30
@@ -65,6 +65,8 @@ class Trees(Struct, tag="trees"):
     divide: float
     single: bool
     """Values are rounded to float32 before they are compared, as scikit-learn's own trees do."""
+    cover: bytes = b""
+    """The weight of the training rows at each node; what explains a score goes by it."""
 
 
 class Program(Struct):
@@ -138,6 +140,7 @@ def _is_computable(model: Linear | Trees, width: int) -> bool:
     if isinstance(model, Linear):
         return len(model.weights) == width and all(map(math.isfinite, model.weights))
     sizes = [len(model.threshold) / 8, len(model.feature) / 4, len(model.left) / 4, len(model.value) / 8]
+    sizes += [len(model.cover) / 8] if model.cover else []
     if len(set(sizes)) != 1 or sizes[0] != int(sizes[0]) or len(model.roots) != len(model.depths) or not model.divide:
         return False
     found, nodes = arrays(model), int(sizes[0])

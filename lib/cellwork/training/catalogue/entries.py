@@ -27,7 +27,7 @@ OURS = (
     Model("linear", "linear regression", {"regressor": Made("sklearn.linear_model:LinearRegression")}),
     Model("logistic", "logistic regression", {
         "classifier": Made("sklearn.linear_model:LogisticRegression", {"max_iter": 1000}),
-    }, {"C": STRENGTH, "class_weight": Choice((None, "balanced"))}),
+    }, {"C": STRENGTH, "class_weight": Choice((None, "balanced"))}, starts=({"C": 0.1, "class_weight": None}, {"C": 10.0, "class_weight": None})),
     Model("ridge", "linear regression with squares punished", {"regressor": Made("sklearn.linear_model:Ridge")}, {"alpha": STRENGTH}),
     Model("lasso", "linear regression with few weights", {
         "regressor": Made("sklearn.linear_model:Lasso", {"alpha": 0.1, **SEED}),
@@ -43,22 +43,28 @@ OURS = (
     Model("random_forest", "many trees on samples of the rows", {
         "classifier": Made("sklearn.ensemble:RandomForestClassifier", {"n_estimators": 100, "min_samples_leaf": 3, **SEED}),
         "regressor": Made("sklearn.ensemble:RandomForestRegressor", {"n_estimators": 100, "min_samples_leaf": 3, **SEED}),
-    }, {"max_features": Number(0.1, 1.0), "min_samples_leaf": Number(1, 50, log=True, whole=True), "n_estimators": Number(50, 300, whole=True)}, "trees"),
+    }, {"max_features": Number(0.1, 1.0), "min_samples_leaf": Number(1, 50, log=True, whole=True), "n_estimators": Number(50, 300, whole=True)}, "trees",
+        starts=({"max_features": 0.5, "min_samples_leaf": 1, "n_estimators": 200}, {"max_features": 0.25, "min_samples_leaf": 10, "n_estimators": 200})),
     Model("hist_gradient_boosting", "boosted trees of scikit-learn", {
         "classifier": Made("sklearn.ensemble:HistGradientBoostingClassifier", SEED),
         "regressor": Made("sklearn.ensemble:HistGradientBoostingRegressor", SEED),
     }, {"learning_rate": RATE, "max_iter": ROUNDS, "max_leaf_nodes": Number(7, 127, log=True, whole=True), "min_samples_leaf": LEAF,
-        "l2_regularization": Number(1e-6, 10, log=True)}, "trees"),
+        "l2_regularization": Number(1e-6, 10, log=True)}, "trees",
+        starts=({"learning_rate": 0.05, "max_iter": 200, "max_leaf_nodes": 15, "min_samples_leaf": 40, "l2_regularization": 1.0},)),
     Model("xgboost", "boosted trees of XGBoost", {
         "classifier": Made("xgboost:XGBClassifier", {"n_jobs": 1, "tree_method": "hist", **SEED}),
         "regressor": Made("xgboost:XGBRegressor", {"n_jobs": 1, "tree_method": "hist", **SEED}),
     }, {"learning_rate": RATE, "n_estimators": ROUNDS, "max_depth": DEPTH, "min_child_weight": Number(1, 50, log=True),
-        "subsample": Number(0.5, 1.0), "colsample_bytree": Number(0.4, 1.0)}, "trees", ("xgboost", "boost")),
+        "subsample": Number(0.5, 1.0), "colsample_bytree": Number(0.4, 1.0)}, "trees", ("xgboost", "boost"),
+        ({"learning_rate": 0.05, "n_estimators": 300, "max_depth": 6, "min_child_weight": 10, "subsample": 0.8, "colsample_bytree": 0.6},
+         {"learning_rate": 0.1, "n_estimators": 150, "max_depth": 3, "min_child_weight": 3, "subsample": 0.7, "colsample_bytree": 0.7})),
     Model("lightgbm", "boosted trees of LightGBM", {
         "classifier": Made("lightgbm:LGBMClassifier", {"n_jobs": 1, "verbose": -1, **SEED}),
         "regressor": Made("lightgbm:LGBMRegressor", {"n_jobs": 1, "verbose": -1, **SEED}),
     }, {"learning_rate": RATE, "n_estimators": ROUNDS, "num_leaves": Number(7, 127, log=True, whole=True), "min_child_samples": LEAF,
-        "colsample_bytree": Number(0.4, 1.0)}, "trees", ("lightgbm", "boost")),
+        "colsample_bytree": Number(0.4, 1.0)}, "trees", ("lightgbm", "boost"),
+        ({"learning_rate": 0.05, "n_estimators": 300, "num_leaves": 31, "min_child_samples": 50, "colsample_bytree": 0.6},
+         {"learning_rate": 0.05, "n_estimators": 150, "num_leaves": 7, "min_child_samples": 10, "colsample_bytree": 0.6})),
     Model("neural_network", "a network of dense layers, in PyTorch", {
         "classifier": Made("cellwork.training.network:NetworkClassifier"), "regressor": Made("cellwork.training.network:NetworkRegressor"),
     }, {"hidden": Choice(((64,), (128,), (64, 64), (256, 64))), "learning_rate": Number(1e-4, 1e-2, log=True), "dropout": Number(0.0, 0.5)},

@@ -96,6 +96,7 @@ class Model:
     space : parameter -> `Choice` or `Number`, or several values.
     columns : how the columns are prepared: ``scaled`` (no missing values, one-hot, unit variance), ``trees`` (as they are; texts
         become numbers), or ``plain`` (the model sees the frame itself).
+    starts : settings that do well on many tables, for a search to begin with.
     needs : the module that has to be installed, and the extra of cellwork that brings it.
     """
 
@@ -105,6 +106,7 @@ class Model:
     space: Mapping[str, Range] = field(default_factory=dict)
     columns: Literal["scaled", "trees", "plain"] = "scaled"
     needs: tuple[str, str] | None = None
+    starts: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def installed(self) -> bool:

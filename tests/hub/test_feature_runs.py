@@ -1,0 +1,172 @@
+"""Pipeline runs that fail, wait, crash and are executed again; the worker that executes them."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+from click.testing import CliRunner
+from feature_world import definitions, flights, new_state, service, work
+from sqlalchemy import text
+
+from cellwork.cli import main
+from cellwork.client import Client
+from cellwork.errors import Conflict, Unavailable
+from cellwork.wire.batches import Batch, RawDataset
+from cellwork.wire.features import Definitions
+from cellwork_hub.platform import feature_queue
+from cellwork_hub.platform.feature_worker import Worker, execute
+from cellwork_hub.platform.state import State
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> State:
+    return new_state(tmp_path / "home")
+
+
+@pytest.fixture
+def client(state: State) -> Iterator[Client]:
+    with service(state) as connected:
+        yield connected
+
+
+def ingest(client: Client, *days: int, delay: float = 10.0) -> list[Batch]:
+    return [client.batches.ingest("air", "flights", flights(day, delay=delay), f"day{day}").batch for day in days]
+
+
+def view(name: str = "late"):
+    return next(v for v in definitions().views if v.name == name)
+
+
+def ordered(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.sort("origin", "event_timestamp", "created_timestamp")
+
+
+def test_a_failure_is_told_with_its_reason_and_mended_by_a_correction(client, state):
+    client.batches.declare("air", RawDataset(name="flights"))
+    client.features.apply(definitions())
+    ingest(client, 0)
+    twice = flights(1).with_columns(delay=pl.when(pl.col("id") == 105).then(1e30).otherwise("delay"))
+    client.batches.ingest("air", "flights", twice, "day1")
+    ingest(client, 2)
+    work(state)
+    assert [run.state for run in client.features.runs("air", view="late")] == ["succeeded", "failed", "failed"]
+    with pytest.raises(Conflict, match=r"beyond 1e\+24"):
+        client.features.wait("air", timeout=5)
+    ingest(client, 1)
+    work(state)
+    client.features.wait("air", timeout=5)
+    runs = list(client.features.runs("air", view="late"))
+    assert [run.state for run in runs] == ["succeeded"] * 3
+    assert client.features.rows("air", "late")["event_timestamp"].n_unique() > 60
+
+
+def joined() -> Definitions:
+    """Return definitions whose rows need a second source."""
+    known = definitions()
+    known.prepared[0].sources.append("airports")
+    known.prepared[0].sql += " LEFT JOIN airports ON faa = origin"
+    return known
+
+
+AIRPORTS = pl.DataFrame({"faa": ["JFK", "LGA"], "height": [13, 22]})
+
+
+def test_a_view_waits_for_the_first_batch_of_a_source_and_goes_on_by_itself(client, state, monkeypatch):
+    for name in ("flights", "airports"):
+        client.batches.declare("air", RawDataset(name=name))
+    client.features.apply(joined())
+    ingest(client, 0, 1)
+    assert work(state) == 4
+    assert {run.error for run in client.features.runs("air", state="waiting")} == {"waits for a batch of 'airports'"}
+    with pytest.raises(Unavailable, match=r"view '\w+'.*waits for a batch of 'airports'.*go on by themselves"):
+        client.features.wait("air", timeout=5)
+    with pytest.raises(Unavailable, match="waits for a batch of 'airports'"):
+        client.features.rows("air", "late")
+    monkeypatch.setenv("CELLWORK_URL", client.connection.url)
+    monkeypatch.setenv("CELLWORK_TOKEN", "author")
+    listed = CliRunner().invoke(main, ["feature", "list", "--project", "air"]).output
+    assert listed.count("waits for a batch of 'airports'") == 2
+
+    client.batches.ingest("air", "airports", AIRPORTS, "all")
+    work(state)
+    client.features.wait("air", timeout=5)
+    assert client.features.rows("air", "late").height > 20
+    views = json.loads(CliRunner().invoke(main, ["feature", "list", "--project", "air", "--json"]).output)
+    assert {view["name"]: view["state"] for view in views} == {"late": "ready", "plan": "ready"}
+
+
+def test_a_source_that_arrives_while_its_run_is_looked_at_is_not_missed(client, state):
+    for name in ("flights", "airports"):
+        client.batches.declare("air", RawDataset(name=name))
+    client.features.apply(joined())
+    ingest(client, 0)
+    run = feature_queue.claim(state)
+    client.batches.ingest("air", "airports", AIRPORTS, "all")
+    assert feature_queue.hold(state, run, ["airports"]) is False
+    execute(state, run)
+    work(state)
+    assert not list(client.features.runs("air", state="waiting"))
+
+
+def test_what_waits_when_the_platform_stops_is_looked_at_again(client, state):
+    for name in ("flights", "airports"):
+        client.batches.declare("air", RawDataset(name=name))
+    client.features.apply(joined())
+    ingest(client, 0)
+    work(state)
+    feature_queue.recover(state)
+    assert work(state) == 2
+    assert len(list(client.features.runs("air", state="waiting"))) == 2
+
+
+def test_a_run_that_a_crash_left_is_executed_again_with_the_same_result(client, state):
+    ingest(client, 0, 1)
+    client.features.apply(definitions())
+    crashed = feature_queue.claim(state)
+    assert crashed is not None
+    execute(state, crashed)  # all but the record survives
+    with state.engine.begin() as db:
+        db.execute(
+            text("UPDATE pipeline_runs SET state = 'running', step_until = NULL WHERE id = :id"), {"id": crashed.id}
+        )
+    feature_queue.recover(state)
+    work(state)
+    rows = client.features.rows("air", "late")
+    assert not rows.select("origin", "event_timestamp").is_duplicated().any()
+    assert {run.state for run in client.features.runs("air")} == {"succeeded"}
+
+
+def test_a_correction_that_a_crash_left_is_executed_again_with_the_same_result(client, state):
+    ingest(client, 0, 1)
+    client.features.apply(definitions())
+    work(state)
+    better = ingest(client, 0, delay=1000.0)[0]
+    work(state)
+    whole = ordered(client.features.rows("air", "late", batch=better.id))
+    with state.engine.begin() as db:
+        db.execute(text("UPDATE pipeline_runs SET state = 'running' WHERE batch = :b"), {"b": better.id})
+    feature_queue.recover(state)
+    work(state)
+    assert whole.height
+    assert ordered(client.features.rows("air", "late", batch=better.id)).equals(whole)
+
+
+def test_the_worker_follows_batches_and_stops_twice(client, state):
+    client.batches.declare("air", RawDataset(name="flights"))
+    client.features.apply(definitions())
+    worker = Worker(state)
+    worker.start()
+    worker.start()
+    ingest(client, 0, 1)
+    seen: list[int] = []
+    client.features.wait("air", timeout=60, progress=seen.append)
+    worker.stop()
+    worker.stop()
+    assert seen[-1] == 0
+    assert client.features.rows("air", "late").height
+    assert not any(thread.name == "feature-pipelines" for thread in threading.enumerate())

@@ -1,0 +1,68 @@
+"""Lab as a person uses it in Chromium: open a notebook, run its cells, see which of them show an error."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from browsing import SLOW
+from running import Platform
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+RAISED = re.compile(
+    r"Traceback \(most recent call last\)|(?:^|\n)\s*(?:[\w.]*(?:Error|Exception|Exit|Interrupt|BadInput|NotFound|Refused|Conflict|Unavailable))\b:? "
+)
+"""How IPython ends or begins what a raised error prints."""
+
+
+def workspace(platform: Platform) -> Path:
+    return platform.home / "work"
+
+
+def open_notebook(page: Page, platform: Platform, path: str) -> None:
+    """Open a notebook in Lab and wait until its kernel is there."""
+    page.goto(f"{platform.url}/user/{platform.user}/lab/workspaces/test-{time.time_ns()}/tree/{path}?reset")
+    page.wait_for_selector(".jp-NotebookPanel .jp-Cell")
+    page.wait_for_selector(".jp-NotebookPanel-toolbar [data-status='idle']", timeout=SLOW)
+
+
+def run_all(page: Page, done: Callable[[], object], seconds: float = 120) -> None:
+    """Press the menu's Run All Cells until `done`; while the kernel's session is being attached Lab drops cells without a word."""
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, (
+            f"nothing came of Run All Cells in {seconds} s: {page.inner_text('.jp-Notebook')}"
+        )
+        if page.locator(".jp-Dialog").count():  # a slow server, a changed file: Lab asks, a person presses the button
+            page.locator(".jp-Dialog button.jp-mod-accept").last.click()
+        elif not any("*" in prompt for prompt in prompts(page)):
+            page.click("#jp-MainMenu .lm-MenuBar-itemLabel:text-is('Run')")
+            page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
+        page.wait_for_timeout(1000)
+
+
+def prompts(page: Page) -> list[str]:
+    """Return what stands beside the code cells: their numbers, or a star while they wait and run."""
+    return page.locator(".jp-CodeCell .jp-InputArea-prompt").all_inner_texts()
+
+
+def failure(page: Page) -> str:
+    """Return the errors that cells show, if any; Lab shows an error as one, or, like a warning, as what went to stderr."""
+    errors = page.locator(".jp-OutputArea-output[data-mime-type*='jupyter.error']").all_inner_texts()
+    written = page.locator(".jp-OutputArea-output[data-mime-type*='jupyter.stderr']").all_inner_texts()
+    return "\n".join([*errors, *(text for text in written if RAISED.search(text))])
+
+
+def a_notebook(*sources: str) -> dict[str, Any]:
+    """Return a notebook of code cells with these sources, as JSON."""
+    cells = [
+        {"cell_type": "code", "id": f"c{k}", "metadata": {}, "outputs": [], "execution_count": None, "source": source}
+        for k, source in enumerate(sources)
+    ]
+    kernel = {"name": "python3", "display_name": "Python 3"}
+    return {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}

@@ -1,0 +1,28 @@
+"""Ports of 127.0.0.1 for servers that must be told one. A port that was closed a moment ago is taken by the next connection if the kernel
+gives it away; these lie below those that it gives, and beside those that the platform takes for itself (`cellwork_hub.preparation`)."""
+
+from __future__ import annotations
+
+import random
+import socket
+
+LOW, HIGH = 10_000, 20_000
+_chance, _given = random.SystemRandom(), set[int]()
+
+
+def free_port() -> int:
+    """Return a port on which nobody listens; in this process it is never returned again."""
+    while True:
+        port = _chance.randrange(LOW, HIGH)
+        if port not in _given and _is_free(port):
+            _given.add(port)
+            return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
