@@ -118,9 +118,9 @@ def test_what_a_worker_starts_does_not_hold_its_socket_and_so_no_caller_waits_at
     served = Served(tmp_path / "home", f"{world.MODEL}={models / '1'}", "--workers", "2")
     try:
         workers = [psutil.Process(worker) for worker in served.workers()]
+        wait_until(lambda: all(listens(worker) for worker in workers))
         wait_until(lambda: any(worker.children() for worker in workers))  # the log's keeper
         for worker in workers:
-            assert listens(worker)
             assert not any(listens(started) for started in worker.children(recursive=True))
     finally:
         served.end()

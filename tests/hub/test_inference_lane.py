@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
 from collections.abc import Iterator
@@ -16,14 +17,16 @@ import serving_world as world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cellwork import db
 from cellwork.client import Client
 from cellwork.serving import segments
+from cellwork.serving.log import PredictionLog
 from cellwork.serving.plan import Key
 from cellwork.serving.segments import Turn, Writer
 from cellwork.wire.endpoints import Answer, Deploy, Request, Row
 from cellwork.wire.evaluations import VersionRef
 from cellwork.wire.features import OnlineValue
-from cellwork_hub.inference.app import build
+from cellwork_hub.inference.app import MIGRATIONS, build
 from cellwork_hub.inference.door import FrontDoor
 
 NOW = datetime.now(UTC)
@@ -279,3 +282,32 @@ def test_whatever_is_left_of_a_torn_segment_its_whole_frames_are_read(
     whole = sum(end <= size for end in ends) - 1
     assert [offset for _, offset in segments.turns(path, 0)] == ends[1 : whole + 1]
     assert [t.ids[0] for t, _ in segments.turns(path, ends[min(1, whole)])] == [f"pred_{k}a" for k in range(1, whole)]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_segment_that_is_just_begun_is_not_taken_for_one_whose_writer_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The log's keeper looks just before or after the new segment is locked, when nothing stands in it yet."""
+    engine = db.open_database(f"sqlite:///{tmp_path / 'log.db'}", MIGRATIONS)
+    kept, writer = PredictionLog(engine, tmp_path / "segments"), Writer(tmp_path / "segments")
+    lock, looks = fcntl.flock, [moment]
+
+    def looked_at(file: int, how: int) -> None:
+        looking = looks.pop() if looks else ""
+        if looking == "before":
+            kept.take_over()
+        lock(file, how)
+        if looking == "after":
+            kept.take_over()
+
+    monkeypatch.setattr(fcntl, "flock", looked_at)
+    writer.append(turn("pred_a"))
+    writer.append(turn("pred_b"))
+    assert looks == []
+    assert [p.id for p in kept.after(0)] == ["pred_a", "pred_b"]
+    writer.close()
+    kept.take_over()
+    assert list((tmp_path / "segments").iterdir()) == []
+    assert [p.id for p in kept.after(0)] == ["pred_a", "pred_b"]
+    engine.dispose()

@@ -97,8 +97,10 @@ class Writer:
         self.close()
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{ids.new('req').removeprefix('req_')}.log"
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_EXCL, 0o600)
+        begun = path.with_suffix(".begun")
+        self._file = os.open(begun, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_EXCL, 0o600)
         fcntl.flock(self._file, fcntl.LOCK_EX)
+        begun.rename(path)  # listed only now: a free lock of what is listed says that its writer is gone
         self._size = 0
 
     def _failed(self, why: str) -> Unavailable:
