@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import msgspec
 import pytest
 import serving_world as world
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cellwork.client import Client
 from cellwork.serving.lane import MOST_BYTES
 from cellwork.wire.endpoints import Answer, Deploy
 from cellwork_hub.inference import door
 from cellwork_hub.inference.app import build
-from cellwork_hub.inference.direct import GENERAL
+from cellwork_hub.inference.direct import GENERAL, MOST_HEADS, Connection, Head
 from cellwork_hub.inference.door import FrontDoor
 
 PATH = f"/predict/{world.MODEL}"
@@ -232,3 +235,127 @@ def test_a_credential_that_was_looked_up_too_long_ago_is_looked_up_again(house: 
         connected.sendall(request())
         assert read(connected)[0] == 200
         assert house.door.came == [False]
+
+
+class Parsed:
+    """Which messages the connections' parsers were given."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.count, begins = 0, Connection.on_message_begin
+
+        def begun(connection: Connection) -> None:
+            self.count += 1
+            begins(connection)
+
+        patch.setattr(Connection, "on_message_begin", begun)
+
+
+def test_a_head_that_was_read_before_is_not_parsed_again_and_its_answer_is_the_same(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed, answers = Parsed(monkeypatch), []
+    with house.connection() as connected:
+        house.door.heads.clear()
+        parsed.count = 0
+        for body in (BODY, BODY, BODY.replace(b"3.0", b"4.0"), BODY + b" "):
+            connected.sendall(request(body))
+            answers.append(read(connected))
+        assert parsed.count == 2, "the first of all, and the one of another length"
+        for _ in range(2):
+            connected.sendall(request(BODY.replace(b"free", b"3333")[:-1] + b","))
+            assert read(connected)[0] == 400
+        assert parsed.count == 2, "what the lane hands back need not be parsed either"
+    assert [status for status, _, _ in answers] == [200] * 4
+    assert len({tuple(headers) for _, headers, _ in answers}) == 1
+    found = [msgspec.json.decode(body, type=Answer).outputs[0] for _, _, body in answers]
+    assert found[0].score == found[1].score == found[3].score
+    assert len({output.id for output in found}) == 4
+    assert house.door.came == [True, True]
+
+
+def test_a_known_head_is_no_credential(house: House) -> None:
+    with house.connection() as connected:
+        connected.sendall(request())
+        assert read(connected)[0] == 200
+        caller = house.door._callers.pop(b"Bearer deployer")
+        connected.sendall(request())
+        assert read(connected)[0] == 200
+        assert house.door.came == [False], "it was looked up again"
+        assert house.door._callers.pop(b"Bearer deployer") is not caller
+
+
+ODDITIES = ["usual", "usual", "usual", "odd", "spaced", "chunked", "other header", "get"]
+
+
+def message(oddity: str, rows: int) -> bytes:
+    """Return a request of so many rows; the same words give the same bytes."""
+    body = msgspec.json.encode({"rows": [ROW] * rows})
+    if oddity == "odd":
+        body = msgspec.json.encode({"rows": [{**ROW, "observation": ""}] * rows})
+    if oddity == "spaced":
+        body = body.replace(b":", b": ").replace(b",", b"\r\n\r\n,")
+    if oddity == "chunked":
+        return request(b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body), "Transfer-Encoding: chunked")
+    if oddity == "get":
+        return b"GET /health/ready HTTP/1.1\r\nHost: here\r\n\r\n"
+    return request(body, *(["X-Other: 1"] if oddity == "other header" else []))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.sampled_from(ODDITIES), st.integers(1, 3), st.integers(0, 40)), min_size=1, max_size=8),
+    st.booleans(),
+)
+def test_whatever_is_known_and_however_it_comes_each_request_has_its_own_answer(
+    house: House, asked: list[tuple[str, int, int]], waits: bool
+) -> None:
+    """Each is cut in two somewhere, or glued to the next; with `waits` the next comes when the last is answered."""
+    with house.connection() as connected:
+        answers = []
+        for oddity, rows, cut in asked:
+            whole = message(oddity, rows)
+            connected.sendall(whole[: len(whole) - cut])
+            if cut:
+                connected.sendall(whole[len(whole) - cut :])
+            if waits:
+                answers.append(read(connected))
+        answers += [read(connected) for _ in asked[len(answers) :]]
+    assert [status for status, _, _ in answers] == [200] * len(asked)
+    predicted = [
+        (body, rows) for (_, _, body), (oddity, rows, _) in zip(answers, asked, strict=True) if oddity != "get"
+    ]
+    assert [len(ids(body)) for body, _ in predicted] == [rows for _, rows in predicted]
+    named = [name for body, _ in predicted for name in ids(body)]
+    assert len(set(named)) == len(named)
+
+
+def test_no_more_heads_are_kept_than_it_says(house: House) -> None:
+    filler = {b"%d" % k: Head(world.MODEL, "predict", PATH.encode(), []) for k in range(MOST_HEADS)}
+    with house.connection() as connected:
+        house.door.heads.update(filler)
+        connected.sendall(request(BODY, "X-New: 1"))
+        assert read(connected)[0] == 200
+        assert len(house.door.heads) == 1
+        connected.sendall(request(BODY, "X-Long: " + "x" * 4000))
+        assert read(connected)[0] == 200
+        assert len(house.door.heads) == 1
+
+
+def test_a_connection_at_rest_is_closed_and_one_that_is_used_is_not(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Connection.__init__
+
+    def impatient(connection: Connection, *given: object, **named: object) -> None:
+        made(connection, *given, **named)
+        connection.timeout_keep_alive = 1
+
+    monkeypatch.setattr(Connection, "__init__", impatient)
+    with house.connection() as connected:
+        for _ in range(10):
+            time.sleep(0.2)
+            connected.sendall(request())
+            assert read(connected)[0] == 200
+        began = time.monotonic()
+        assert connected.recv(1) == b""
+        assert time.monotonic() - began > 0.5

@@ -1,10 +1,13 @@
 """A prediction's way from the socket to the quick lane and back without ASGI: uvicorn's connection, with a short cut.
 
-    read --known target, known caller, nothing unusual--> offered to the lane --> answered in one write
-      |                                                        |
-      +-- anything else --> ASGI, as uvicorn does it           +-- handed back --> ASGI, with the body that was read
+    read --known head, its whole body------------------> offered to the lane --> answered in one write
+      |                                                    ^        |
+      +-- parsed --known target, nothing unusual-----------+        +-- handed back --> ASGI, with the body that was read
+            |
+            +-- anything else --> ASGI, as uvicorn does it
 
-A target is known once the front door has seen it by the other way; so is a caller, for a second. One request of a connection is answered at a time:
+A target is known once the front door has seen it by the other way; so is a caller, for a second. A head is known when the parser has read
+it: the same bytes at the start of a message mean the same again, and need no parser. One request of a connection is answered at a time:
 one that is sent before the last was answered waits in uvicorn's own queue. While the service drains, and while a caller does not read its
 answers, all goes the other way, which knows how to close and to wait.
 """
@@ -34,16 +37,32 @@ GENERAL = "cellwork.general"
 HEADERS = [
     (b"content-type", b"application/json"), (b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"),
 ]  # fmt: skip
-OK = b"".join(name + b": " + value + b"\r\n" for name, value in HEADERS)
+OK = b"".join(name + b": " + value + b"\r\n" for name, value in HEADERS) + b"content-length: "
+END = b"\r\n\r\n"
+MOST_HEADS = 1000
+MOST_HEAD_BYTES = 2048
+
+
+class Head:
+    """What a request says before its body."""
+
+    __slots__ = ("caller", "headers", "kind", "length", "name", "project", "url")
+
+    def __init__(self, name: str, kind: Kind, url: bytes, headers: Headers) -> None:
+        self.name, self.kind, self.url, self.headers = name, kind, url, headers
+        self.project = name.partition("/")[0]
+        self.caller = next((value for name, value in headers if name == b"authorization"), b"")
+        self.length = 0
+        """Of the body, where the head is known by its bytes."""
 
 
 class Waiting:
     """A request that the lane has; it stands where uvicorn looks for the one that is being answered."""
 
-    __slots__ = ("began", "body", "disconnected", "headers", "keep_alive", "kind", "response_complete", "url")
+    __slots__ = ("began", "body", "disconnected", "head", "keep_alive", "response_complete")
 
-    def __init__(self, kind: Kind, url: bytes, headers: Headers, body: bytes) -> None:
-        self.kind, self.url, self.headers, self.body = kind, url, headers, body
+    def __init__(self, head: Head, body: bytes) -> None:
+        self.head, self.body = head, body
         self.began = time.perf_counter()
         self.response_complete = self.disconnected = False
         self.keep_alive = True
@@ -66,12 +85,30 @@ class Connection(HttpToolsProtocol):
         """Endpoint and door of the request that is being read for the lane."""
         self._read: list[bytes] = []
         self._size = 0
+        self._between = True
+        """The parser is between two messages."""
+        self._data = b""
+        """What is being parsed, if a message begins with it."""
+        self._rested = 0.0
+        """When the last answer was given, by the loop's clock."""
         self._defaults: Headers = []
         self._start = b""
+
+    def data_received(self, data: bytes) -> None:
+        if self._between and (self.cycle is None or self.cycle.response_complete):
+            end = data.find(END) + len(END)
+            head = self.door.heads.get(data[:end])
+            if head is not None and len(data) == end + head.length and not (self.draining.on or self.flow.write_paused):
+                self._offer(head, data[end:])
+                return
+            self._data = data
+        super().data_received(data)
+        self._data = b""
 
     # what the parser tells
 
     def on_message_begin(self) -> None:
+        self._between = False
         self.url, self.expect_100_continue, self.headers = b"", False, []
 
     def on_headers_complete(self) -> None:
@@ -95,19 +132,32 @@ class Connection(HttpToolsProtocol):
         return None
 
     def on_message_complete(self) -> None:
+        self._between = True
         if self._known is None:
             return super().on_message_complete()
         (name, kind), self._known = self._known, None
-        waiting = Waiting(kind, self.url, self.headers, self._read[0] if len(self._read) == 1 else b"".join(self._read))
-        self.cycle = waiting  # type: ignore[assignment]
-        lane, caller = self.door.endpoints.lane(name), self.door.known_caller(self.headers, name.partition("/")[0])
-        if lane is None or caller is None:
-            return self._go_general(waiting, tried=False)
-        offered = lane.offer(kind, waiting.body, caller.name)
-        if offered is None:
-            return self._go_general(waiting, tried=True)
-        offered.add_done_callback(partial(self._answer, waiting))
+        head, body = (
+            Head(name, kind, self.url, self.headers),
+            self._read[0] if len(self._read) == 1 else b"".join(self._read),
+        )
+        if self._offer(head, body):
+            self._remember(head, body)
         return None
+
+    def _remember(self, head: Head, body: bytes) -> None:
+        """Know the head again by its bytes, if nothing but it and `body` was read."""
+        said = self._data[: len(self._data) - len(body)]
+        if (
+            not body
+            or len(said) > MOST_HEAD_BYTES
+            or said.find(END) + len(END) != len(said)
+            or not self._data.endswith(body)
+        ):
+            return
+        if len(self.door.heads) >= MOST_HEADS:
+            self.door.heads.clear()
+        head.length = len(body)
+        self.door.heads[said] = head
 
     def _usual(self) -> bool:
         parser, cycle = self.parser, self.cycle
@@ -126,45 +176,86 @@ class Connection(HttpToolsProtocol):
         self.url, self.expect_100_continue = url, expect
         self.headers.extend(headers)
 
+    def _offer(self, head: Head, body: bytes) -> bool:
+        """Give the request to the lane, or else to the app; return whether the lane has it."""
+        waiting = Waiting(head, body)
+        self.cycle = waiting  # type: ignore[assignment]
+        door = self.door
+        lane, caller = door.endpoints.lane(head.name), door.known_caller(head.caller, head.project)
+        if lane is None or caller is None:
+            self._go_general(waiting, tried=False)
+        elif not lane.offer(head.kind, body, caller.name, partial(self._answer, waiting)):
+            self._go_general(waiting, tried=True)
+        else:
+            return True
+        return False
+
     # what the lane tells
 
-    def _answer(self, waiting: Waiting, offered: asyncio.Future[Reply | None]) -> None:
-        try:
-            reply = offered.result()
-        except CellworkError as error:
-            request = ids.new("req")
-            status, content, media, more = problem_response(error, request)
+    def _answer(self, waiting: Waiting, reply: Reply | CellworkError | None) -> None:
+        if type(reply) is tuple:
+            content, first = reply
+            self.door.count(waiting.head.kind, 200, time.perf_counter() - waiting.began)
+            if self._defaults is not self.server_state.default_headers:  # once a second: it names the date
+                self._defaults = self.server_state.default_headers
+                self._start = STATUS_LINE[200] + self._told() + OK
+            self._write(
+                waiting, b"%b%d\r\nx-request-id: req_%b\r\n" % (self._start, len(content), first.encode()), content
+            )
+        elif isinstance(reply, CellworkError):
+            status, content, media, more = problem_response(reply, request := ids.new("req"))
             named = {"content-type": media, "cache-control": "no-store", "x-content-type-options": "nosniff", **more}
+            named |= {"content-length": str(len(content)), "x-request-id": request}
+            self.door.count(waiting.head.kind, status, time.perf_counter() - waiting.began)
             told = "".join(f"{name}: {value}\r\n" for name, value in named.items()).encode("latin-1")
-            self.door.count(waiting.kind, status, time.perf_counter() - waiting.began)
-            return self._write(waiting, STATUS_LINE[status], told, request.encode(), content)
-        if reply is None:
-            return self._go_general(waiting, tried=True)
-        content, first = reply
-        self.door.count(waiting.kind, 200, time.perf_counter() - waiting.began)
-        return self._write(waiting, STATUS_LINE[200], OK, b"req_" + first.encode(), content)
+            self._write(waiting, STATUS_LINE[status] + self._told() + told, content)
+        else:
+            self._go_general(waiting, tried=True)
 
-    def _write(self, waiting: Waiting, line: bytes, told: bytes, request: bytes, content: bytes) -> None:
+    def _told(self) -> bytes:
+        return b"".join(name + b": " + value + b"\r\n" for name, value in self.server_state.default_headers)
+
+    def _write(self, waiting: Waiting, head: bytes, content: bytes) -> None:
         waiting.response_complete = True
         if waiting.disconnected or self.transport.is_closing():
             return
-        if self._defaults is not self.server_state.default_headers:  # once a second: it names the date
-            self._defaults = self.server_state.default_headers
-            self._start = b"".join(name + b": " + value + b"\r\n" for name, value in self._defaults)
-        close = b"" if waiting.keep_alive else b"connection: close\r\n"
-        length = b"content-length: %d\r\nx-request-id: " % len(content)
-        self.transport.write(b"".join((line, self._start, told, length, request, b"\r\n", close, b"\r\n", content)))
-        if not waiting.keep_alive:
+        if waiting.keep_alive:
+            self.transport.write(b"%b\r\n%b" % (head, content))
+        else:
+            self.transport.write(b"%bconnection: close\r\n\r\n%b" % (head, content))
             self.transport.close()
         self.on_response_complete()
 
+    # a connection at rest: uvicorn's timer, which runs on over the answers instead of being begun anew by each
+
+    def on_response_complete(self) -> None:
+        if self.pipeline or self.transport.is_closing():
+            return super().on_response_complete()
+        self.server_state.total_requests += 1
+        self.flow.resume_reading()
+        self._rested = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._rest(self.timeout_keep_alive)
+        return None
+
+    def _rest(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        self.timeout_keep_alive_task = None
+        left = self._rested + self.timeout_keep_alive - self.loop.time()
+        if not self.cycle.response_complete:
+            return None  # the end of its answer begins the rest
+        return self._rest(left) if left > 0 else super().timeout_keep_alive_handler()
+
     def _go_general(self, waiting: Waiting, *, tried: bool) -> None:
         """Give the request to the app, as one whose body has come."""
-        target = waiting.url.decode("ascii")
+        head = waiting.head
+        target = head.url.decode("ascii")
         scope: Any = {
             "type": "http", "asgi": {"version": self.asgi_version, "spec_version": "2.3"}, "http_version": "1.1", "method": "POST",
             "server": self.server, "client": self.client, "scheme": self.scheme, "root_path": self.root_path, "path": target,
-            "raw_path": waiting.url, "query_string": b"", "headers": waiting.headers, "state": self.app_state.copy(), GENERAL: tried,
+            "raw_path": head.url, "query_string": b"", "headers": head.headers, "state": self.app_state.copy(), GENERAL: tried,
         }  # fmt: skip
         cycle = RequestResponseCycle(
             scope=scope, transport=self.transport, flow=self.flow, logger=self.logger, access_logger=self.access_logger, access_log=self.access_log,

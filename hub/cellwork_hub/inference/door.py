@@ -10,7 +10,6 @@ import asyncio
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from starlette.types import Message, Receive, Scope, Send
@@ -54,6 +53,8 @@ class FrontDoor:
         self.counts: Counter[str] = Counter()
         self.targets: dict[bytes, tuple[str, Kind]] = {}
         """Endpoint and door by the exact target of a request, as it stands on the wire; those that were asked for."""
+        self.heads: dict[bytes, direct.Head] = {}
+        """What the connections' parsers made of the heads they read."""
         self._paths: dict[str, tuple[str, Kind]] = {}
         self._callers: dict[bytes, Caller] = {}
 
@@ -72,10 +73,9 @@ class FrontDoor:
         body = message.get("body", b"")
         try:
             caller = await self._caller(scope, name.partition("/")[0])
-            offered = None
+            reply = None
             if caller is not None and not message.get("more_body", False) and len(body) <= MOST_BYTES:
-                offered = lane.offer(kind, body, caller.name)
-            reply = await offered if offered is not None else None
+                reply = await lane.ask(kind, body, caller.name)
         except CellworkError as error:
             request = ids.new("req")
             status, content, media, headers = problem_response(error, request)
@@ -100,9 +100,9 @@ class FrontDoor:
         self.service.counts["POST", ROUTES[kind], status] += 1
         self.service.seconds["POST", ROUTES[kind]] += seconds
 
-    def known_caller(self, headers: Iterable[tuple[bytes, bytes]], project: str) -> Caller | None:
+    def known_caller(self, credential: bytes, project: str) -> Caller | None:
         """Return who calls an endpoint of `project`, if that was looked up within the second and need not be looked at closer."""
-        caller = self._callers.get(next((value for name, value in headers if name == b"authorization"), b""))
+        caller = self._callers.get(credential)
         if caller is None or caller.until < time.monotonic() or not caller.may_ask(project):
             return None
         if 0 < self.most_per_second <= caller.requests:

@@ -1,7 +1,7 @@
 """The quick lane of an endpoint: usual requests to a compiled live version, all that one turn of the event loop brought together.
 
     offered -> (decoded, checked) -> queue -> one turn: looked up, scored, logged -> answered
-            -> None: the general way                     -> None: the general way
+            -> False: the general way                    -> None: the general way
 
 A canary that is compiled and takes the same columns answers here too, chosen as `choose` says, and compiled shadows score when the answers
 are out. It never refuses and never falls back: whatever is unusual (a wrong value, an id, a score that is not finite, a version that is
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,8 @@ MOST_BYTES = 1 << 20
 MOST_TAILS = 256
 Reply = tuple[bytes, str]
 """The answer's body, and the id of its first prediction without its kind."""
+Answer = Callable[[Reply | CellworkError | None], None]
+"""Told the end of a request, once, from the event loop; None: the general way."""
 
 
 class Asked(msgspec.Struct):
@@ -51,7 +54,7 @@ class Asked(msgspec.Struct):
     door: Door
     caller: str
     began: float
-    future: asyncio.Future[Reply | None]
+    answer: Answer
     served: Served
     route: RouteKind = "live"
     reason: str = ""
@@ -69,26 +72,39 @@ class Lane:
         self._tails: dict[tuple[str, str], dict[Door, bytes]] = {}
         """By deployment and reason."""
 
-    def offer(self, door: Door, body: bytes, caller: str) -> asyncio.Future[Reply | None] | None:
-        """Return the future of the answer, or None if the request must go the general way; so may the future's result."""
+    async def ask(self, door: Door, body: bytes, caller: str) -> Reply | None:
+        """Return the answer, or None if the request must go the general way; raises what the lane says instead of an answer."""
+        future: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
+
+        def answer(reply: Reply | CellworkError | None) -> None:
+            if future.done():  # its caller has gone
+                return
+            if isinstance(reply, CellworkError):
+                future.set_exception(reply)
+            else:
+                future.set_result(reply)
+
+        return await future if self.offer(door, body, caller, answer) else None
+
+    def offer(self, door: Door, body: bytes, caller: str, answer: Answer) -> bool:
+        """Take a request whose end `answer` will be told, or return False if it must go the general way."""
         if self.endpoint.routes is not self._routes:
             self._look()
         routes = self._routes
         if self._shape is None or routes is None or len(body) > MOST_BYTES:
-            return None
+            return False
         rows = self._shape.rows(door, body)
         if rows is None or not 0 < len(rows.values) <= MOST_ROWS or (rows.entities and not self.looks_up):
-            return None
+            return False
         if routes.input is not None and not inputs.is_usual(routes.input, self._shape.names, rows.values):
-            return None
-        loop = asyncio.get_running_loop()
-        asked = Asked(rows, door, caller, time.perf_counter(), loop.create_future(), routes.live)
+            return False
+        asked = Asked(rows, door, caller, time.perf_counter(), answer, routes.live)
         if routes.canaries and not self._choose(asked, routes):
-            return None
+            return False
         if not self._queue:
-            loop.call_soon(self._turn)
+            asyncio.get_running_loop().call_soon(self._turn)
         self._queue.append(asked)
-        return asked.future
+        return True
 
     def _choose(self, asked: Asked, routes: Routes) -> bool:
         """Say by whom the request is answered, as `choose.choose` would; whether that one answers here."""
@@ -109,7 +125,7 @@ class Lane:
     def _look(self) -> None:
         """Take over new routes. What waits for the old ones goes the general way."""
         queue, self._queue = self._queue, []
-        self._give_back(queue)
+        self._tell(queue, None)
         self._routes = routes = self.endpoint.routes
         self._shape, self._tails = None, {}
         if routes is not None and all(_is_quick(each, routes.live.plan) for each in (routes.live, *routes.shadows)):
@@ -118,7 +134,7 @@ class Lane:
     def _turn(self) -> None:
         queue, routes = self._taken(), self._routes
         if not queue or routes is None or self.endpoint.routes is not routes:
-            return self._give_back(queue)
+            return self._tell(queue, None)
         if not routes.canaries:
             return self._answer(routes, queue)
         groups: dict[tuple[str, str], list[Asked]] = {}
@@ -133,16 +149,13 @@ class Lane:
         try:
             turn = self._scored(routes, queue)
             if turn is None:
-                return self._give_back(queue)
+                return self._tell(queue, None)
             self.writer.append(turn)
         except CellworkError as error:
-            for asked in queue:
-                if not asked.future.done():
-                    asked.future.set_exception(error)
-            return None
+            return self._tell(queue, error)
         except Exception:  # a fault of the lane must not leave its callers waiting: the general way answers them
             log.exception("the quick lane of %s failed", self.endpoint.name)
-            return self._give_back(queue)
+            return self._tell(queue, None)
         self._reply(queue, turn)
         for shadow in routes.shadows:
             asyncio.get_running_loop().call_soon(self._shadow, shadow, turn)
@@ -160,11 +173,15 @@ class Lane:
         queue, self._queue = self._queue, []
         return queue
 
-    @staticmethod
-    def _give_back(queue: list[Asked]) -> None:
+    def _tell(self, queue: list[Asked], end: CellworkError | None) -> None:
         for asked in queue:
-            if not asked.future.done():
-                asked.future.set_result(None)
+            self._say(asked, end)
+
+    def _say(self, asked: Asked, end: Reply | CellworkError | None) -> None:
+        try:
+            asked.answer(end)
+        except Exception:  # a fault of one caller's connection must not leave the others waiting
+            log.exception("an answer of %s could not be given", self.endpoint.name)
 
     def _scored(self, routes: Routes, queue: list[Asked]) -> Turn | None:
         """Return the turn, or None if one of its rows is unusual after all, or its version is taken out."""
@@ -202,8 +219,7 @@ class Lane:
         for asked in queue:
             end = start + len(asked.rows.values)
             body = replies.BODIES[asked.door](turn, start, end, tails[asked.door], done - asked.began)
-            if not asked.future.done():  # its caller may have gone
-                asked.future.set_result((body, turn.ids[start][5:]))
+            self._say(asked, (body, turn.ids[start][5:]))
             endpoint.latencies.append(done - asked.began)
             start = end
         endpoint.requests += len(queue)
