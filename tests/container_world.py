@@ -62,7 +62,11 @@ class Contained(Platform):
 
     def containers(self, all: bool = False) -> list[Any]:
         assert self.engine
-        return [c for c in self.engine.client.containers.list(all=all) if c.name.startswith(self.prefix)]
+        return [
+            c
+            for c in self.engine.client.containers.list(all=all, ignore_removed=True)
+            if c.name.startswith(self.prefix)
+        ]
 
     def ask(self, profile: str = "", name: str = "", user: str = "ada") -> httpx.Response:
         """Ask the hub for a server, as its page does."""

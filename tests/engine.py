@@ -57,7 +57,7 @@ class Engine:
 
     def left(self) -> list[str]:
         """Return the names of all containers there are."""
-        return [container.name for container in self.client.containers.list(all=True)]
+        return [container.name for container in self.client.containers.list(all=True, ignore_removed=True)]
 
 
 def cache_folder() -> Path:
@@ -166,7 +166,7 @@ def _wait(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
 
 def _sweep(client: Any) -> None:
     """Remove containers, networks and volumes of tests; images and the build cache stay."""
-    for container in client.containers.list(all=True):
+    for container in client.containers.list(all=True, ignore_removed=True):
         container.remove(force=True, v=True)
     for network in client.networks.list():
         if network.name not in ("none", "host", "bridge"):
