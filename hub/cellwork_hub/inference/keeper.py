@@ -34,6 +34,10 @@ log = logging.getLogger("cellwork")
 
 ROWS = 500
 IDLE_SECONDS = 1.0
+REST, REST_OF_OTHERS = 0.25, 4.0
+"""How long it rests after a part, beside the time the part took: where it had a processor for itself, and where others wanted it."""
+ALONE = 0.6
+"""The share of that time for which it had one."""
 AGAIN_SECONDS = 5.0
 """The rest before a keeper that ended is started again."""
 LOOK_SECONDS = 60.0
@@ -80,14 +84,15 @@ def main() -> None:
         return _compact(task, engine, home)
     predictions, compacting = PredictionLog(engine, home.segments()), Compacting(task, engine)
     while True:
-        began = time.monotonic()
+        began, used = time.monotonic(), time.thread_time()
         try:
             count = predictions.take_some(ROWS)
         except Exception:  # whatever it is, predictions go on and the segments keep what was answered
             log.exception("predictions were not taken over into the log's table; tried again soon")
             count = 0
         compacting.look()
-        time.sleep((time.monotonic() - began) / 4 if count else IDLE_SECONDS)
+        taken, used = time.monotonic() - began, time.thread_time() - used
+        time.sleep(taken * (REST if used > ALONE * taken else REST_OF_OTHERS) if count else IDLE_SECONDS)
 
 
 class Compacting:
