@@ -21,7 +21,8 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "hub"), str(ROOT / "tests")]
 
-from jobs_world import free_port, page, start_runner, start_service  # noqa: E402
+from jobs_world import page, start_runner, start_service  # noqa: E402
+from ports import free_port  # noqa: E402
 
 from cellwork.client import Client  # noqa: E402
 from cellwork.wire.jobs import JobRequest, RunRequest, Schedule  # noqa: E402

@@ -46,6 +46,7 @@ SET_PARENT_DEATH_SIGNAL, SET_DUMPABLE = 1, 4  # linux/prctl.h
 GRACE_SECONDS = 10.0
 PRELOADED = (
     "httpx",
+    "httpcore",
     "papermill",
     "jupyter_client.manager",
     "jupyter_client.asynchronous.client",
