@@ -192,3 +192,38 @@ def test_no_two_test_modules_have_one_name() -> None:
     """They stand in folders that are no packages, so pytest imports each by its name alone."""
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert sorted(name for name in set(names) if names.count(name) > 1) == []
+
+
+def test_what_the_benches_take_from_this_project_is_there() -> None:
+    """They run seldom: a name that moved would be missed when a figure is wanted."""
+    places = {**modules(), **{path.stem: path for path in (ROOT / "tests").rglob("*.py")}}
+    places |= {path.stem: path for path in (ROOT / "bench").glob("*.py")}
+    missing, seen = [], 0
+    for bench in sorted((ROOT / "bench").glob("*.py")):
+        for node in ast.walk(ast.parse(bench.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module in places:
+                known = _defined(places[node.module])
+                wanted = {alias.name for alias in node.names if f"{node.module}.{alias.name}" not in places}
+                seen += len(wanted)
+                missing += [
+                    f"{bench.name}: {node.module}.{name}" for name in wanted - known if "__getattr__" not in known
+                ]
+    assert missing == []
+    assert seen > 50
+
+
+@cache
+def _defined(path: Path) -> frozenset[str]:
+    """Return the names that a module has at its top, also under conditions."""
+    names: set[str] = set()
+    waiting: list[ast.AST] = list(ast.parse(path.read_text()).body)
+    for node in waiting:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        else:
+            waiting += ast.iter_child_nodes(node)
+    return frozenset(names)
