@@ -255,7 +255,7 @@ class Connection(HttpToolsProtocol):
         scope: Any = {
             "type": "http", "asgi": {"version": self.asgi_version, "spec_version": "2.3"}, "http_version": "1.1", "method": "POST",
             "server": self.server, "client": self.client, "scheme": self.scheme, "root_path": self.root_path, "path": target,
-            "raw_path": head.url, "query_string": b"", "headers": head.headers, "state": self.app_state.copy(), GENERAL: tried,
+            "raw_path": head.url, "query_string": b"", "headers": [*head.headers], "state": self.app_state.copy(), GENERAL: tried,
         }  # fmt: skip
         cycle = RequestResponseCycle(
             scope=scope, transport=self.transport, flow=self.flow, logger=self.logger, access_logger=self.access_logger, access_log=self.access_log,
