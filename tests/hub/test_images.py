@@ -244,3 +244,14 @@ def test_a_requirement_of_an_extra_is_listed_without_its_condition() -> None:
     found = context.requirements(("lab",))
     assert any(line.startswith("jupyterlab") for line in found)
     assert all("extra" not in line for line in context.requirements(("", "jupyter", "boost", "serve")))
+
+
+@pytest.mark.parametrize("with_uv", [True, False])
+def test_the_wheel_of_a_checkout_is_built_with_uv_or_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_uv: bool
+) -> None:
+    if not with_uv:
+        monkeypatch.setattr(context, "UV", tmp_path / "uv")
+    assert context.UV.is_file() == with_uv
+    with zipfile.ZipFile(context.wheel(tmp_path)) as wheel:
+        assert {"cellwork/__init__.py", "cellwork_hub/__init__.py"} <= set(wheel.namelist())

@@ -26,6 +26,8 @@ NEEDS = {
 }
 """What `<name>.txt` lists: extras of the distribution, "" is what it always needs."""
 BUILD_SECONDS = 300
+UV = Path(sys.executable).parent / "uv"
+"""Builds a wheel sooner than the `build` package does; used where it is installed."""
 
 
 def write(image: Path, target: Path, *, library: bool = True) -> str:
@@ -88,9 +90,8 @@ def wheel(target: Path) -> Path:
 
 
 def _built(checkout: Path, target: Path) -> Path:
-    uv = Path(sys.executable).parent / "uv"
-    tool = [str(uv), "build"] if uv.is_file() else [sys.executable, "-m", "build"]
-    words = [*tool, "--wheel", "--out-dir", str(target), str(checkout)]
+    tool = [str(UV), "build"] if UV.is_file() else [sys.executable, "-m", "build"]
+    words = [*tool, "--wheel", "-o", str(target), str(checkout)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
     found = next(target.glob("*.whl"), None)
     if done.returncode or found is None:
