@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from cellwork.monitoring import summary
 from cellwork.monitoring.ranking import auc
+from cellwork.ui.dashboard import leading
+from cellwork.wire.outcomes import QualityPoint
 
 DAY = date(2024, 5, 1)
 
@@ -94,3 +96,27 @@ def test_each_day_has_the_area_and_the_interval_of_its_own_rows() -> None:
 def test_quality_of_no_predictions_is_empty() -> None:
     quality = summary.quality("shop/churn", *frames([]))
     assert (quality.predictions, quality.auc, quality.points) == (0, None, [])
+
+
+def point(day: str, version: int, outcomes: int, area: float | None) -> QualityPoint:
+    return QualityPoint(
+        day=day, version=version, predictions=outcomes, outcomes=outcomes, mean_score=0.5, rate=0.5, auc=area
+    )
+
+
+def test_one_line_of_several_versions_shows_each_day_once_by_the_one_that_most_is_known_of() -> None:
+    points = [
+        point("2024-05-02", 1, 3, 0.4),
+        point("2024-05-02", 2, 90, 0.7),
+        point("2024-05-01", 1, 50, 0.6),
+        point("2024-05-03", 1, 40, None),
+        point("2024-05-03", 2, 9, 0.8),
+        point("2024-05-04", 2, 0, None),
+    ]
+    line = [(p.day, p.version, p.auc) for p in leading(points)]
+    assert line == [
+        ("2024-05-01", 1, 0.6),
+        ("2024-05-02", 2, 0.7),
+        ("2024-05-03", 2, 0.8),
+        ("2024-05-04", 2, None),
+    ]

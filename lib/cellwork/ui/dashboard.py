@@ -29,8 +29,8 @@ T = TypeVar("T")
 
 # %% auto #0
 __all__ = ['T', 'STYLE', 'DONE', 'MOST_WORDS', 'PAGES', 'Html', 'text', 'tag', 'link', 'address', 'table', 'tiles', 'when',
-           'plain', 'ago', 'day_point', 'daily', 'marks', 'alerts', 'monitors', 'Page', 'endpoints', 'projects',
-           'chosen']
+           'plain', 'ago', 'day_point', 'daily', 'leading', 'marks', 'alerts', 'monitors', 'Page', 'endpoints',
+           'projects', 'chosen']
 
 # %% ../../../nbs/ui/dashboard.ipynb #dashboard-04
 STYLE = """<style>
@@ -163,6 +163,14 @@ def daily(points: Sequence[QualityPoint]) -> list[tuple[str, float | None, float
         (day, _mean([(p.rate, p.outcomes) for p in own]), _mean([(p.mean_score, p.predictions) for p in own]))
         for day, own in sorted(days.items())
     ]
+
+
+def leading(points: Sequence[QualityPoint]) -> list[QualityPoint]:
+    """Return each day's version of which most outcomes are known, one that has an area before one that has none."""
+    days: dict[str, QualityPoint] = {}
+    for point in points:
+        days[point.day] = max(days.get(point.day, point), point, key=lambda p: (p.auc is not None, p.outcomes))
+    return [days[day] for day in sorted(days)]
 
 
 def _mean(weighted: Sequence[tuple[float | None, int]]) -> float | None:
