@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -15,8 +17,11 @@ import pytest
 from jobs_world import World, page, start_runner
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager
+from jupyter_client.session import Session
+from websockets.sync.server import ServerConnection
+from websockets.sync.server import serve as serve_websockets
 
-from cellwork.runs import attach
+from cellwork.runs import attach, frames
 from cellwork.wire.jobs import ResumeRequest, Run, RunRequest
 
 
@@ -109,6 +114,61 @@ def test_lab_looks_into_the_kernel_at_the_failing_cell_and_what_it_does_there_co
     finally:
         lab.close()
     assert process.returncode == 0, "it ends when it is asked to, also in the kernel's place"
+
+
+class Leaving:
+    """A kernel behind the service that says `last` of the first cell, with its output, and is gone."""
+
+    def __init__(self, *last: str) -> None:
+        self.last, self.session = last, Session()
+
+    def __call__(self, service: ServerConnection) -> None:
+        for frame in service:
+            assert isinstance(frame, bytes)
+            channel, parts = frames.unpack(frame)
+            asked = json.loads(parts[0])
+            said = self.last if asked["msg_type"] == "execute_request" else ("reply", "idle")
+            if "reply" in said:
+                content = {"status": "ok", "execution_count": 1, "protocol_version": "5.3"}
+                self._say(service, channel, asked["msg_type"].replace("_request", "_reply"), content, asked)
+            if "idle" in said:
+                self._say(service, "iopub", "status", {"execution_state": "idle"}, asked)
+            if asked["msg_type"] == "execute_request":
+                service.close(4410)
+                return
+
+    def _say(self, way: ServerConnection, channel: str, kind: str, content: dict[str, Any], asked: Any) -> None:
+        message = self.session.msg(kind, content, parent={"header": asked})
+        parts = [
+            json.dumps(message[part], default=str).encode()
+            for part in ("header", "parent_header", "metadata", "content")
+        ]
+        way.send(frames.pack(channel, parts))
+
+
+@pytest.mark.parametrize("last", [(), ("reply",), ("idle",)], ids=["nothing", "reply", "idle"])
+def test_a_cell_is_over_when_the_kernel_goes_whatever_it_said_of_it_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: tuple[str, ...]
+) -> None:
+    """Reply and idle come by two ways; a kernel that ended between them left the cell running for ever."""
+    with serve_websockets(Leaving(*last), "127.0.0.1", 0, subprotocols=[frames.PROTOCOL]) as service:  # type: ignore[list-item]
+        threading.Thread(target=service.serve_forever, daemon=True).start()
+        monkeypatch.setenv("CELLWORK_URL", f"http://127.0.0.1:{service.socket.getsockname()[1]}")
+        monkeypatch.setenv("CELLWORK_TOKEN", "ada-token")
+        lab = Lab(tmp_path, "run_leaving", 1)
+        try:
+            waiting = lab.client.execute("1 + 1")
+            said, states = "", set()
+            while not ("its kernel has ended" in said and states >= {"idle"}):
+                message = lab.client.get_iopub_msg(timeout=10)
+                if message["parent_header"].get("msg_id") == waiting:
+                    said += message["content"].get("evalue", "")
+                    states.add(message["content"].get("execution_state"))
+            while lab.client.get_shell_msg(timeout=10)["parent_header"].get("msg_id") != waiting:
+                pass
+            assert "its kernel has ended" in lab.run("1 + 1"), "nor does the next one wait"
+        finally:
+            lab.close()
 
 
 def test_an_interrupt_from_lab_reaches_the_kernel(platform: World, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import signal
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,27 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, WebSocketException
 
 from cellwork.client.base import address
+from cellwork.errors import CellworkError
 from cellwork.runs import frames
 from cellwork.wire import PREFIX
 
 GONE = 4410
 TRIES, TRY_SECONDS = 15, 1.0
 
-Asked = tuple[str, list[bytes], list[bytes]]
-"""A request that has no answer yet: its channel, who asked, and its parts with their signature."""
 MOST_FRAME = 256 * 1024 * 1024
+
+
+@dataclass
+class Asked:
+    """A request that is not over yet: its channel, who asked, its parts with their signature, and what is to come.
+
+    A client waits for both, the reply and the kernel's word that it is idle again, which come by different ways.
+    """
+
+    channel: str
+    identities: list[bytes]
+    parts: list[bytes]
+    left: set[str] = field(default_factory=lambda: {"reply", "idle"})
 
 
 class Attachment:
@@ -68,9 +81,9 @@ class Attachment:
         """Return why the kernel can't be reached any more; the service may be away for some seconds."""
         why = ""
         for _ in range(TRIES):
-            url, token = address()
-            where = f"{url.replace('http', 'ws', 1)}{PREFIX['jobs']}/api/v1/runs/{self.run}/kernel/channels"
             try:
+                url, token = address()
+                where = f"{url.replace('http', 'ws', 1)}{PREFIX['jobs']}/api/v1/runs/{self.run}/kernel/channels"
                 headers = {"Authorization": f"Bearer {token}"}
                 async with connect(
                     where, additional_headers=headers, subprotocols=[frames.PROTOCOL], proxy=None, max_size=MOST_FRAME  # type: ignore[list-item]
@@ -80,6 +93,8 @@ class Attachment:
             except ConnectionClosed as error:
                 if error.rcvd and error.rcvd.code == GONE:
                     return "its kernel has ended, or its runner went away"
+            except CellworkError as error:
+                return str(error)
             except InvalidHandshake as error:
                 why = f"its kernel is not kept (any more), or the run is not yours ({error})"
                 if "403" in str(error):
@@ -107,28 +122,39 @@ class Attachment:
 
     async def _inwards(self, channel: str, service: Any) -> None:
         while True:
-            identities, parts = self.session.feed_identities(await self.sockets[channel].recv_multipart())
+            await self.sockets[channel].poll()  # a receiving that is given up would take its message along
+            identities, parts = self.session.feed_identities(await self.sockets[channel].recv_multipart(zmq.NOBLOCK))
             if self.session.sign(parts[1:5]) != parts[0]:
                 continue
             header = json.loads(parts[1])
             if header["msg_type"] == "shutdown_request":
                 self._shut_down(channel, identities, self.session.deserialize(parts))
                 return
-            if channel != "stdin":
-                self.waiting[header["msg_id"]] = channel, identities, parts
+            if header["msg_type"].endswith("_request"):
+                self.waiting[header["msg_id"]] = Asked(channel, identities, parts)
             await service.send(frames.pack(channel, parts[1:]))
 
     async def _outwards(self, service: Any) -> None:
         async for frame in service:
             channel, parts = frames.unpack(frame)
             signed = [b"<IDS|MSG>", self.session.sign(parts[:4]), *parts]
+            kind, request = json.loads(parts[0])["msg_type"], json.loads(parts[1]).get("msg_id", "")
             if channel == "iopub":
-                await self.sockets["iopub"].send_multipart([json.loads(parts[0])["msg_type"].encode(), *signed])
-                continue
-            request = json.loads(parts[1]).get("msg_id", "")
-            asked = self.waiting.get(request) if channel == "stdin" else self.waiting.pop(request, None)
-            if asked:  # an answer to somebody else who is attached was not asked for here
-                await self.sockets[channel].send_multipart([*asked[1], *signed])
+                await self.sockets["iopub"].send_multipart([kind.encode(), *signed])
+                if kind == "status" and json.loads(parts[3])["execution_state"] == "idle":
+                    self._came(request, "idle")
+            elif asked := self.waiting.get(
+                request
+            ):  # an answer to somebody else who is attached was not asked for here
+                await self.sockets[channel].send_multipart([*asked.identities, *signed])
+                if channel != "stdin":
+                    self._came(request, "reply")
+
+    def _came(self, request: str, what: str) -> None:
+        if asked := self.waiting.get(request):
+            asked.left.discard(what)
+            if not asked.left:
+                del self.waiting[request]
 
     def _shut_down(self, channel: str, identities: list[bytes], request: dict[str, Any]) -> None:
         content = {"status": "ok", "restart": request["content"].get("restart", False)}
@@ -137,8 +163,8 @@ class Attachment:
 
     async def _stand_in(self, why: str) -> None:
         """Answer in the kernel's place: every cell shows that the run's kernel can't be reached, and why."""
-        for channel, identities, parts in self.waiting.values():
-            await self._answer(channel, identities, parts, why)
+        for asked in self.waiting.values():
+            self._answer(asked, why)
         poller = zmq.asyncio.Poller()
         for name in ("shell", "control"):
             poller.register(self.sockets[name], zmq.POLLIN)
@@ -147,13 +173,15 @@ class Attachment:
             for name in ("shell", "control"):
                 if self.sockets[name] in ready:
                     identities, parts = self.session.feed_identities(await self.sockets[name].recv_multipart())
-                    await self._answer(name, identities, parts, why)
+                    self._answer(Asked(name, identities, parts), why)
 
-    async def _answer(self, channel: str, identities: list[bytes], parts: list[bytes], why: str) -> None:
-        request = self.session.deserialize(parts)
+    def _answer(self, asked: Asked, why: str) -> None:
+        """Say what is still to come of a request; its cell shows why the kernel says no more."""
+        request = self.session.deserialize(asked.parts)
         kind = request["header"]["msg_type"]
         if kind == "shutdown_request":
-            self._shut_down(channel, identities, request)
+            self._shut_down(asked.channel, asked.identities, request)
+        if kind == "shutdown_request" or not kind.endswith("_request"):
             return
         text = f"run {self.run}: {why}; choose another kernel, or start the run again: cellwork run resume --new-kernel"
         content: dict[str, Any] = {"status": "error", "ename": "KernelGone", "evalue": text, "traceback": [text]}
@@ -162,9 +190,9 @@ class Attachment:
         elif kind == "execute_request":
             content["execution_count"] = 0
             self._publish(request, "error", {key: content[key] for key in ("ename", "evalue", "traceback")})
-        self.session.send(
-            self._plain(channel), kind.replace("_request", "_reply"), content, parent=request, ident=identities
-        )
+        if "reply" in asked.left:
+            way, reply = self._plain(asked.channel), kind.replace("_request", "_reply")
+            self.session.send(way, reply, content, parent=request, ident=asked.identities)
         self._publish(request, "status", {"execution_state": "idle"})
 
     def _publish(self, request: dict[str, Any], kind: str, content: dict[str, Any]) -> None:
