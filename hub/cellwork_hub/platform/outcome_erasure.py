@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from cellwork import files
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -16,18 +17,10 @@ def quoted(path: Path) -> str:
 
 def replace(made: Path, path: Path) -> None:
     """Let a closed file take the place of another closed one, so that it survives a power loss."""
-    _sync(made)
+    files.sync(made)
     path.with_name(f"{path.name}.wal").unlink(missing_ok=True)  # empty since the checkpoint, and of the old file
     made.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    files.sync(path.parent)
 
 
 def empty(db: DuckDBPyConnection, project: str, key: str) -> int:
