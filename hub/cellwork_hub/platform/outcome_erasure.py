@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from cellwork import files
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -17,10 +16,18 @@ def quoted(path: Path) -> str:
 
 def replace(made: Path, path: Path) -> None:
     """Let a closed file take the place of another closed one, so that it survives a power loss."""
-    files.sync(made)
+    _sync(made)
     path.with_name(f"{path.name}.wal").unlink(missing_ok=True)  # empty since the checkpoint, and of the old file
     made.replace(path)
-    files.sync(path.parent)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def empty(db: DuckDBPyConnection, project: str, key: str) -> int:
