@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -33,13 +32,7 @@ def parsed(statement: str) -> TextClause:
     return text(statement)
 
 
-def micros(at: datetime) -> int:
-    """Return microseconds since 1970, the one form in which databases keep times."""
-    return round(at.timestamp() * 1_000_000)
-
-
-def moment(value: int) -> datetime:
-    return datetime.fromtimestamp(value / 1_000_000, UTC)
+micros, moment = clock.micros, clock.moment
 
 
 def event(db: Connection, name: str, project: str, subject: str, **data: Any) -> None:

@@ -9,6 +9,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cellwork.errors import BadInput
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICRO = timedelta(microseconds=1)
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
@@ -17,7 +19,7 @@ def now() -> datetime:
 
 
 def utc(at: datetime | str) -> datetime:
-    """Return `at` in UTC; text is read as ISO 8601. Raises BadInput for a time without a zone."""
+    """Return `at` in UTC; text is read as ISO 8601. Raises BadInput for a time without a zone, or one that UTC has no year for."""
     if isinstance(at, str):
         try:
             at = datetime.fromisoformat(at)
@@ -25,7 +27,20 @@ def utc(at: datetime | str) -> datetime:
             raise BadInput("time", at, "is not ISO 8601", "write it as 2013-11-01T00:00:00Z") from None
     if at.tzinfo is None:
         raise BadInput("time", at.isoformat(), "has no time zone", "append 'Z' for UTC or an offset such as '-05:00'")
-    return at.astimezone(UTC)
+    try:
+        return at.astimezone(UTC)
+    except OverflowError:
+        raise BadInput("time", at.isoformat(), "is outside the years 1 to 9999 in UTC", "send one of those") from None
+
+
+def micros(at: datetime) -> int:
+    """Return microseconds since 1970, the one form in which databases keep times; exact, whatever the year."""
+    return (utc(at) - EPOCH) // MICRO
+
+
+def moment(value: int) -> datetime:
+    """Return the time that `micros` made `value` of."""
+    return EPOCH + value * MICRO
 
 
 def duration(text: str) -> timedelta:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import time
 from collections.abc import Iterator
@@ -207,6 +208,34 @@ def test_a_caller_who_leaves_before_the_answer_harms_nobody(house: House) -> Non
     with house.connection() as connected:
         connected.sendall(request())
         assert read(connected)[0] == 200
+
+
+@pytest.mark.parametrize("credential", [b"", b"Authorization: Bearer nobody\r\n", b"Authorization: Bearer viewer\r\n"])
+def test_nothing_is_kept_of_a_body_before_its_caller_is_known(house: House, credential: bytes) -> None:
+    """Who may not predict is told so while the body is still coming; it was collected whole first, for anybody."""
+    head = request(b"x" * 900_000).partition(b"x")[0].replace(b"Authorization: Bearer deployer\r\n", credential)
+    with house.connection() as connected:
+        connected.sendall(head + b"x" * 10)
+        assert read(connected)[0] == (403 if b"viewer" in credential else 401)
+
+
+def test_what_has_begun_when_the_service_ends_is_answered_and_its_connection_closed(house: House) -> None:
+    """As the server does it for every connection when it ends; the others are closed at once."""
+    sent = request()
+    with house.connection() as connected, house.connection() as resting:
+        connected.sendall(sent[:-5])
+        reading = [each for each in connections() if each._head is not None]
+        for each in [*reading, *(each for each in connections() if each.client == resting.getsockname())]:
+            each.loop.call_soon_threadsafe(each.shutdown)
+        assert resting.recv(1) == b""
+        connected.sendall(sent[-5:])
+        status, headers, body = read(connected)
+        assert (status, headers["connection"], len(ids(body))) == (200, "close", 1)
+        assert connected.recv(1) == b""
+
+
+def connections() -> list[Connection]:
+    return [each for each in gc.get_objects() if isinstance(each, Connection) and not each.transport.is_closing()]
 
 
 def test_a_log_that_cannot_be_written_is_said_and_the_connection_goes_on(

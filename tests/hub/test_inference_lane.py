@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import struct
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,11 @@ import serving_world as world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellwork import db
 from cellwork.client import Client
-from cellwork.serving import segments
-from cellwork.serving.log import PredictionLog
 from cellwork.serving.plan import Key
-from cellwork.serving.segments import Turn, Writer
 from cellwork.wire.endpoints import Answer, Deploy, Request, Row
-from cellwork.wire.evaluations import VersionRef
 from cellwork.wire.features import OnlineValue
-from cellwork_hub.inference.app import MIGRATIONS, build
+from cellwork_hub.inference.app import build
 from cellwork_hub.inference.door import FrontDoor
 
 NOW = datetime.now(UTC)
@@ -41,6 +36,11 @@ class Lookup:
     quick = True
 
     def __call__(self, project: str, needed: dict[str, list[Key]]) -> dict[str, dict[Key, OnlineValue]]:
+        asked = {key[0] for keys in needed.values() for key in keys}
+        if "slow" in asked:
+            time.sleep(0.5)
+        if "broken" in asked:
+            raise ArithmeticError("no such key can be looked up")
         return {view: {key: ONLINE[key[0]] for key in keys if key[0] in ONLINE} for view, keys in needed.items()}
 
 
@@ -215,12 +215,43 @@ def test_a_wrong_tensor_is_refused_with_its_fault(client: Client, tensors: list[
         (b'{"rows": [{"features": {"visits": 1e400}}]}', 422, "range"),
         (b'{"rows": [{"features": {"visits": NaN}}]}', 400, "is not JSON"),
         (b'{"rows": [{"entities": {"customer": 1}}]}', 422, "did you mean 'customer_id'"),
+        (b'{"rows": [{"entities": {"customer_id": 1000000000000000000000000000000}}]}', 422, "send it as text"),
+        (b'{"rows": [{"at": "2024-01-01T00:00:00"}]}', 422, "has no time zone"),
+        (b'{"rows": [{"at": "9999-12-31T23:59:59-23:00"}]}', 422, "outside the years"),
+        (b'{"rows": [{"feature_events": {"customer": "2024-01-01T00:00:00"}}]}', 422, "has no time zone"),
+        (b'{"rows": [{}], "unit": "a\\u0000b"}', 422, "holds a NUL"),
+        (b'{"rows": [{"observation": "\\u0000"}]}', 422, "holds a NUL"),
+        (b'{"rows": [{}], "unit": "' + b"u" * 601 + b'"}', 422, "send at most 600"),
     ],
 )
 def test_a_wrong_request_gets_its_own_answer(client: Client, content: bytes, status: int, said: str) -> None:
     answer = post(client, f"/predict/{world.MODEL}", content)
     assert answer.status_code == status, answer.text
     assert said in answer.text
+
+
+def test_a_request_that_raises_where_nobody_thought_of_it_fails_alone(client: Client) -> None:
+    """Those that wait are looked up and scored together: the fault of one was everybody's answer."""
+    names = ["slow"] * 2 + [f"n{k}" for k in range(4)] + ["broken"] + [f"n{k}" for k in range(4, 8)]
+
+    def ask(name: str) -> int:
+        row = {"entities": {"customer_id": name}, "observation": f"o-{name}"}  # not for the lane
+        return post(client, f"/predict/{world.MODEL}", {"rows": [row]}).status_code
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        asked = []
+        for name in names:
+            asked.append((name, pool.submit(ask, name)))
+            time.sleep(0.02)
+        assert {name: future.result() for name, future in asked} == {
+            name: 500 if name == "broken" else 200 for name in names
+        }
+
+
+def test_the_log_gives_back_the_last_moment_there_is(client: Client) -> None:
+    last = datetime.max.replace(tzinfo=UTC)
+    answer = client.endpoints.predict(world.MODEL, Request(rows=[Row(features=FEATURES, at=last)]))
+    assert client.endpoints.prediction(answer.outputs[0].id).at == last
 
 
 def test_without_a_right_to_predict_there_is_no_answer(client: Client) -> None:
@@ -252,62 +283,3 @@ def test_a_caller_over_its_rate_is_told_so_and_the_next_second_is_a_new_one(hous
         house.door.most_per_second = 0
     assert {200, 429} >= set(statuses) >= {200}
     assert statuses.count(200) >= 20
-
-
-def turn(*names: str) -> Turn:
-    many = len(names)
-    return Turn(
-        "shop/churn", 1, VersionRef(name="shop/churn", version=1, digest="d"), "dep_1", "live", ["visits"], 1_700_000_000_000_000,
-        list(names), [(1.0,)] * many, [0.5] * many, ["ada"] * many, [10] * many,
-    )  # fmt: skip
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 10_000))
-def test_whatever_is_left_of_a_torn_segment_its_whole_frames_are_read(
-    tmp_path_factory: pytest.TempPathFactory, left: int
-) -> None:
-    folder = tmp_path_factory.mktemp("segments")
-    writer = Writer(folder)
-    ends = [0]
-    for number in range(5):
-        writer.append(turn(f"pred_{number}a", f"pred_{number}b"))
-        ends.append(segments.listing(folder)[0].stat().st_size)
-    path = segments.listing(folder)[0]
-    assert not segments.is_finished(path)
-    writer.close()
-    assert segments.is_finished(path)
-    size = min(left, ends[-1])
-    os.truncate(path, size)
-    whole = sum(end <= size for end in ends) - 1
-    assert [offset for _, offset in segments.turns(path, 0)] == ends[1 : whole + 1]
-    assert [t.ids[0] for t, _ in segments.turns(path, ends[min(1, whole)])] == [f"pred_{k}a" for k in range(1, whole)]
-
-
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_segment_that_is_just_begun_is_not_taken_for_one_whose_writer_is_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
-    """The log's keeper looks just before or after the new segment is locked, when nothing stands in it yet."""
-    engine = db.open_database(f"sqlite:///{tmp_path / 'log.db'}", MIGRATIONS)
-    kept, writer = PredictionLog(engine, tmp_path / "segments"), Writer(tmp_path / "segments")
-    lock, looks = fcntl.flock, [moment]
-
-    def looked_at(file: int, how: int) -> None:
-        looking = looks.pop() if looks else ""
-        if looking == "before":
-            kept.take_over()
-        lock(file, how)
-        if looking == "after":
-            kept.take_over()
-
-    monkeypatch.setattr(fcntl, "flock", looked_at)
-    writer.append(turn("pred_a"))
-    writer.append(turn("pred_b"))
-    assert looks == []
-    assert [p.id for p in kept.after(0)] == ["pred_a", "pred_b"]
-    writer.close()
-    kept.take_over()
-    assert list((tmp_path / "segments").iterdir()) == []
-    assert [p.id for p in kept.after(0)] == ["pred_a", "pred_b"]
-    engine.dispose()

@@ -16,7 +16,7 @@ def test_a_time_without_a_zone_is_refused_and_never_guessed() -> None:
         clock.utc("2013-11-01T00:00:00")
 
 
-@given(st.datetimes(timezones=st.timezones()))
+@given(st.datetimes(datetime(2, 1, 1), datetime(9998, 12, 31), timezones=st.timezones()))
 def test_utc_keeps_the_instant(at: datetime) -> None:
     assert clock.utc(at).timestamp() == at.timestamp()
     assert clock.utc(at).tzinfo is UTC
@@ -50,3 +50,14 @@ def test_a_weekday_range_means_monday_to_friday() -> None:
 def test_cron_nonsense_is_refused(cron: str) -> None:
     with pytest.raises(BadInput, match="five fields"):
         next(clock.fires(cron, datetime(2026, 1, 1, tzinfo=UTC)))
+
+
+@given(st.datetimes(timezones=st.just(UTC)))
+def test_a_time_comes_back_from_its_microseconds_whatever_its_year(at: datetime) -> None:
+    assert clock.moment(clock.micros(at)) == at
+
+
+@pytest.mark.parametrize("text", ["9999-12-31T23:59:59-23:00", "0001-01-01T00:00:00+01:00"])
+def test_a_time_that_utc_has_no_year_for_is_refused(text: str) -> None:
+    with pytest.raises(BadInput, match="outside the years 1 to 9999"):
+        clock.utc(text)

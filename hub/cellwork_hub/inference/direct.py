@@ -61,11 +61,10 @@ class Waiting:
 
     __slots__ = ("began", "body", "disconnected", "head", "keep_alive", "response_complete")
 
-    def __init__(self, head: Head, body: bytes) -> None:
-        self.head, self.body = head, body
+    def __init__(self, head: Head, body: bytes, *, keep_alive: bool) -> None:
+        self.head, self.body, self.keep_alive = head, body, keep_alive
         self.began = time.perf_counter()
         self.response_complete = self.disconnected = False
-        self.keep_alive = True
 
     @property
     def message_event(self) -> Waiting:
@@ -81,10 +80,11 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
-        self._known: tuple[str, Kind] | None = None
-        """Endpoint and door of the request that is being read for the lane."""
-        self._read: list[bytes] = []
-        self._size = 0
+        self._head: Head | None = None
+        """Of the request whose body is being read for the lane."""
+        self._body = bytearray()
+        self._leaving = False
+        """The service ends with the answer to what is being read."""
         self._between = True
         """The parser is between two messages."""
         self._data = b""
@@ -114,35 +114,37 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         known = self.door.targets.get(self.url)
         if known is not None and self._usual():
-            self._known, self._read, self._size = known, [], 0
-            return
+            head = Head(*known, self.url, self.headers)
+            if self.door.knows(head.caller, head.project):  # nobody else's body is kept before it is known whose it is
+                self._head = head
+                return
         self._scope()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        if self._known is None:
+        if self._head is None:
             return super().on_body(body)
-        self._read.append(body)
-        self._size += len(body)
-        if self._size > MOST_BYTES:  # the rest is for the other way, which stops reading where it should
-            self._known = None
+        self._body += body
+        if len(self._body) > MOST_BYTES:  # the rest is for the other way, which stops reading where it should
+            self._head = None
             self._scope()
             super().on_headers_complete()
-            super().on_body(b"".join(self._read))
+            super().on_body(self._taken())
+            self.cycle.keep_alive &= not self._leaving
         return None
 
     def on_message_complete(self) -> None:
         self._between = True
-        if self._known is None:
+        if self._head is None:
             return super().on_message_complete()
-        (name, kind), self._known = self._known, None
-        head, body = (
-            Head(name, kind, self.url, self.headers),
-            self._read[0] if len(self._read) == 1 else b"".join(self._read),
-        )
+        head, body, self._head = self._head, self._taken(), None
         if self._offer(head, body):
             self._remember(head, body)
         return None
+
+    def _taken(self) -> bytes:
+        body, self._body = bytes(self._body), bytearray()
+        return body
 
     def _remember(self, head: Head, body: bytes) -> None:
         """Know the head again by its bytes, if nothing but it and `body` was read."""
@@ -178,7 +180,7 @@ class Connection(HttpToolsProtocol):
 
     def _offer(self, head: Head, body: bytes) -> bool:
         """Give the request to the lane, or else to the app; return whether the lane has it."""
-        waiting = Waiting(head, body)
+        waiting = Waiting(head, body, keep_alive=not (self._leaving or self.draining.on))
         self.cycle = waiting  # type: ignore[assignment]
         door = self.door
         lane, caller = door.endpoints.lane(head.name), door.known_caller(head.caller, head.project)
@@ -211,6 +213,12 @@ class Connection(HttpToolsProtocol):
             self._write(waiting, STATUS_LINE[status] + self._told() + told, content)
         else:
             self._go_general(waiting, tried=True)
+
+    def shutdown(self) -> None:
+        if self._head is None:
+            return super().shutdown()
+        self._leaving = True  # what has begun is answered
+        return None
 
     def _told(self) -> bytes:
         return b"".join(name + b": " + value + b"\r\n" for name, value in self.server_state.default_headers)

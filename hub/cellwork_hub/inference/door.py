@@ -100,12 +100,15 @@ class FrontDoor:
         self.service.counts["POST", ROUTES[kind], status] += 1
         self.service.seconds["POST", ROUTES[kind]] += seconds
 
-    def known_caller(self, credential: bytes, project: str) -> Caller | None:
-        """Return who calls an endpoint of `project`, if that was looked up within the second and need not be looked at closer."""
+    def knows(self, credential: bytes, project: str) -> Caller | None:
+        """Return who asks an endpoint of `project`, if that was looked up within the second."""
         caller = self._callers.get(credential)
-        if caller is None or caller.until < time.monotonic() or not caller.may_ask(project):
-            return None
-        if 0 < self.most_per_second <= caller.requests:
+        return None if caller is None or caller.until < time.monotonic() or not caller.may_ask(project) else caller
+
+    def known_caller(self, credential: bytes, project: str) -> Caller | None:
+        """Count a request of one whom the door `knows`; None: it must be looked at closer."""
+        caller = self.knows(credential, project)
+        if caller is None or 0 < self.most_per_second <= caller.requests:
             return None
         caller.requests += 1
         return caller

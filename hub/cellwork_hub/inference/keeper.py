@@ -27,7 +27,7 @@ from sqlalchemy import Engine
 from cellwork import clock, db
 from cellwork.errors import CellworkError
 from cellwork.home import Home
-from cellwork.serving import compaction
+from cellwork.serving import compaction, segments
 from cellwork.serving.log import PredictionLog
 
 log = logging.getLogger("cellwork")
@@ -82,6 +82,7 @@ def main() -> None:
     engine, home = db.attach(task.url), Home(Path(task.home))
     if compacts:
         return _compact(task, engine, home)
+    segments.tidy(home.segments())
     predictions, compacting = PredictionLog(engine, home.segments()), Compacting(task, engine)
     while True:
         began, used = time.monotonic(), time.thread_time()

@@ -1,7 +1,7 @@
 """API keys: who calls an endpoint without a login at the hub. A key belongs to one project, whatever the trust, and changes nothing.
 
 A token is ``cwk_<id>_<43 characters>``: 256 random bits, of which the database has a SHA-256 (so many bits need no slow hash). A
-revoked or expired key is refused within `CACHE_SECONDS` by every process. Keys are made and revoked by people with `endpoints:write`;
+revoked or expired key is refused within twice `CACHE_SECONDS` by every process (the front door has a cache of its own before this one). Keys are made and revoked by people with `endpoints:write`;
 who made one, who revoked it and when stands in the audit. Neither hub nor platform is asked.
 """
 

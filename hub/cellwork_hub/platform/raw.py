@@ -46,7 +46,7 @@ def _newest_at(state: State, project: str, as_of: str) -> int:
         "SELECT max(batches.seq) FROM events JOIN batches ON batches.id = events.subject "
         "WHERE events.name = 'batch.ready' AND events.project = :p AND events.at <= :t"
     )
-    at = round(clock.utc(as_of).timestamp() * 1_000_000)
+    at = clock.micros(clock.utc(as_of))
     with state.engine.connect() as db:
         return db.execute(text(query), {"p": project, "t": at}).scalar() or 0
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from cellwork import clock
 from cellwork.errors import BadInput, near_miss
 from cellwork.features import packed
 from cellwork.features.row import BATCH, CREATED, EVENT
@@ -94,7 +95,7 @@ class OnlineStore(ABC):
     def _value(self, record: bytes, told: list[Any]) -> OnlineValue:
         event, created = packed.times(record)
         values = dict(zip(self.fields(told[0]), told[2:], strict=True))
-        return OnlineValue(values=values, event=packed.moment(event), created=packed.moment(created), batch=told[1])
+        return OnlineValue(values=values, event=clock.moment(event), created=clock.moment(created), batch=told[1])
 
     def fields(self, number: int) -> list[str]:
         """Return the feature names that `number` stands for."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -20,8 +19,6 @@ from cellwork.features.row import BATCH, CREATED, EVENT, value_hash
 if TYPE_CHECKING:
     import polars as pl
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MICRO = timedelta(microseconds=1)
 PLACE = 24
 """Bytes of the place in the order."""
 _SIGN = 1 << 63
@@ -64,10 +61,6 @@ def unpack(records: Sequence[bytes]) -> list[list[Any]]:
     """Return ``[fields, batch, *values]`` of each record; all are decoded in one go."""
     whole = b"\xdd" + len(records).to_bytes(4, "big") + b"".join([record[PLACE:] for record in records])
     return _decode(whole)
-
-
-def moment(micros: int) -> datetime:
-    return EPOCH + micros * MICRO
 
 
 def records(fields: Sequence[str], keys: Sequence[str], rows: pl.DataFrame) -> Iterable[tuple[bytes, bytes]]:

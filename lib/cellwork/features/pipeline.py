@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from cellwork import clock
@@ -28,7 +28,6 @@ from cellwork.wire.features import Rolling, Select, View
 if TYPE_CHECKING:
     import polars as pl
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SCALE = 2**40
 LARGEST = 2.0**80
 NEVER = 2**62
@@ -154,9 +153,9 @@ def corrected_rolling_rows(
     totals = _totals(view, keys, rows, steps)
     there = written.select(*keys, pl.col(EVENT).to_physical().alias("g"))
     grid = pl.concat([totals.select(*keys, "g"), there]).unique()
-    grid = grid.filter(pl.col("g") <= (_micros(max(ends)) if ends else -NEVER))
+    grid = grid.filter(pl.col("g") <= (clock.micros(max(ends)) if ends else -NEVER))
     if corrected.after is not None:
-        grid = grid.filter(pl.col("g") > _micros(corrected.after))
+        grid = grid.filter(pl.col("g") > clock.micros(corrected.after))
     now = _finish(view, keys, _at(grid, totals, keys).with_columns(pl.lit(corrected.batch).alias(BATCH)))
     before = written.sort(EVENT, CREATED).select(
         *(pl.col(key).cast(now.schema[key]) for key in keys),
@@ -187,10 +186,6 @@ def reach(view: View) -> timedelta:
 def _every(view: View) -> int:
     assert isinstance(view.pipeline, Rolling)
     return round(clock.duration(view.pipeline.every).total_seconds() * 1_000_000)
-
-
-def _micros(at: datetime) -> int:
-    return (at - EPOCH) // timedelta(microseconds=1)
 
 
 def _check_times(view: View, rows: pl.DataFrame) -> None:
@@ -225,7 +220,7 @@ def _spans(view: View, keys: Sequence[str], rows: pl.DataFrame, steps: Sequence[
     window = round(clock.duration(pipeline.window).total_seconds() * 1_000_000)
     closed: dict[str, int] = {}
     for step in steps:
-        closed.setdefault(step.batch, _micros(step.after) // every * every + every if step.after else -NEVER)
+        closed.setdefault(step.batch, clock.micros(step.after) // every * every + every if step.after else -NEVER)
     event, known = (pl.col(name).dt.cast_time_unit("us").to_physical() for name in (pipeline.event, pipeline.known))
     return (
         rows.drop_nulls([*keys, pipeline.event, pipeline.known])
@@ -274,8 +269,8 @@ def _intervals(steps: Sequence[Step], every: int) -> pl.DataFrame:
     spans = []
     for step in steps:
         if step.until is not None:
-            after = _micros(step.after) if step.after else -NEVER
-            first, last = (after // every + 1) * every, _micros(step.until) // every * every
+            after = clock.micros(step.after) if step.after else -NEVER
+            first, last = (after // every + 1) * every, clock.micros(step.until) // every * every
             if first <= last:
                 spans.append((step.batch, after, first, last))
     types = {BATCH: pl.String, "after": pl.Int64, "first": pl.Int64, "last": pl.Int64}

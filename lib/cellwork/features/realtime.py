@@ -12,12 +12,12 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from cellwork import clock
 from cellwork.errors import BadInput
-from cellwork.features.pipeline import EPOCH, LARGEST, NEVER, SCALE
+from cellwork.features.pipeline import LARGEST, NEVER, SCALE
 from cellwork.wire.features import Rolling, View
 
 Key = tuple[Any, ...]
@@ -54,7 +54,7 @@ class Twin:
         BadInput
             A value has no sum, or is beyond what sums are exact for.
         """
-        closed = self._now if after is None else _since(after) // self._every * self._every
+        closed = self._now if after is None else clock.micros(after) // self._every * self._every
         earliest = -NEVER if closed == -NEVER else closed + self._every
         counted = 0
         for row in rows:
@@ -62,8 +62,8 @@ class Twin:
             event, known = row[self.pipeline.event], row[self.pipeline.known]
             if event is None or known is None or None in key:
                 continue
-            at = _since(event)
-            enter = max(_up(max(at, _since(known)), self._every), earliest)
+            at = clock.micros(event)
+            enter = max(_up(max(at, clock.micros(known)), self._every), earliest)
             leave = _up(at + self._window, self._every)
             if enter < leave:
                 added = self._added(row)
@@ -84,7 +84,7 @@ class Twin:
         BadInput
             That is before the time it stands at.
         """
-        to = _since(at) // self._every * self._every
+        to = clock.micros(at) // self._every * self._every
         if to < self._now:
             raise BadInput("time", at.isoformat(), "lies before the time that was closed", "advance only forward")
         found: dict[Key, int] = {}
@@ -94,7 +94,7 @@ class Twin:
             found.update((key, first) for key, totals in self._totals.items() if totals[0])
         self._count(to, found)
         self._now = to
-        return {key: EPOCH + timedelta(microseconds=time) for key, time in found.items()}
+        return {key: clock.moment(time) for key, time in found.items()}
 
     def _count(self, to: int, found: dict[Key, int]) -> None:
         """Let rows enter and leave until `to`; puts into `found` where the values of a key changed last."""
@@ -161,10 +161,6 @@ def _typed(kind: str, value: Any) -> Any:
     import numpy as np
 
     return float(np.float32(value))
-
-
-def _since(at: datetime) -> int:
-    return (at - EPOCH) // timedelta(microseconds=1)
 
 
 def _micros(seconds: float) -> int:

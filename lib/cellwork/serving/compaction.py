@@ -21,7 +21,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cellwork import files, ids
+from cellwork import clock, files, ids
 from cellwork.serving import archive
 from cellwork.serving.archive import Archive
 from cellwork.serving.log import COLUMNS
@@ -55,7 +55,7 @@ def is_due(engine: Engine, until: datetime) -> bool:
         first = db.exec_driver_sql(
             f"SELECT logged_at FROM predictions WHERE seq > {mark} ORDER BY seq LIMIT 1"
         ).scalar()
-    return first is not None and int(first) < _micros(until)
+    return first is not None and int(first) < clock.micros(until)
 
 
 def compact(engine: Engine, folder: Path, until: datetime, *, most: int = MOST_ROWS) -> int:
@@ -72,7 +72,7 @@ def compact(engine: Engine, folder: Path, until: datetime, *, most: int = MOST_R
     with files.locked(lock(folder), "compaction of the prediction log"), files.room(folder):
         sweep(engine, folder)
         clear(engine)
-        while count := _archive(engine, folder, _micros(until), most):
+        while count := _archive(engine, folder, clock.micros(until), most):
             total += count
             clear(engine)
     return total
@@ -210,7 +210,3 @@ def schema() -> pa.Schema:
     kinds = {"seq": pa.int64(), "score": pa.float64(), **dict.fromkeys(WHOLE, pa.int64())}
     kinds |= dict.fromkeys(archive.TIMES, pa.timestamp("us", "UTC"))
     return pa.schema([(name, kinds.get(name, pa.string())) for name in ("seq", *COLUMNS)])
-
-
-def _micros(moment: datetime) -> int:
-    return round(moment.timestamp() * 1_000_000)

@@ -27,6 +27,7 @@ from cellwork.serving.line import MOST_ROWS, Line, Pending
 from cellwork.serving.log import PredictionLog
 from cellwork.serving.plan import Lookup
 from cellwork.serving.segments import Writer
+from cellwork.serving.shape import MOST_TEXT
 from cellwork.wire.endpoints import Answer, Explanation, Output, Prediction, Request, RouteKind, Row
 
 DEADLINE_SECONDS = 2.0
@@ -124,6 +125,8 @@ class Endpoint:
             raise TooLarge("rows", size, f"are over the limit of {MOST_ROWS} a request", "send them in parts")
         if waiting + size > QUEUE_ROWS:
             raise TooBusy("endpoint", self.name, f"has {waiting} rows waiting", "ask again in a second")
+        _check_texts(request)
+        _check_times(request)
         if request.deadline_ms is not None and request.deadline_ms < LEAST_DEADLINE_MS:
             raise BadInput("deadline_ms", request.deadline_ms, "leaves no time", "send at least 1, or leave it out")
 
@@ -258,6 +261,25 @@ class Endpoint:
         ]  # fmt: skip
         if entries:
             await asyncio.get_running_loop().run_in_executor(self.writer, self.log.write, entries)
+
+
+def _check_texts(request: Request) -> None:
+    """Raise BadInput for a text that the log could not keep."""
+    texts = [("id", request.id), ("unit", request.unit), ("batch_run", request.batch_run)]
+    texts += [(f"observation of row {k}", row.observation) for k, row in enumerate(request.rows) if row.observation]
+    for name, text in texts:
+        if len(text) > MOST_TEXT:
+            raise BadInput(name, f"{text[:40]}…", f"has {len(text)} characters", f"send at most {MOST_TEXT}")
+        if "\0" in text:
+            raise BadInput(name, repr(text), "holds a NUL", "send it without")
+
+
+def _check_times(request: Request) -> None:
+    """Raise BadInput for a time without a zone, or one that the log could not give back."""
+    for row in request.rows:
+        for at in (row.at, *row.feature_events.values()):
+            if at is not None:
+                clock.utc(at)
 
 
 def _refuse_erased(pending: Pending) -> None:

@@ -33,11 +33,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from cellwork import files
+from cellwork import clock, files
 from cellwork.errors import Conflict, Unavailable
 from cellwork.serving import archive, compaction, segments
 from cellwork.serving.choose import text
-from cellwork.serving.log import PredictionLog, moment
+from cellwork.serving.log import PredictionLog
 from cellwork.wire.endpoints import Emptied, Forget, Forgotten
 
 if TYPE_CHECKING:
@@ -315,4 +315,4 @@ def _found(log: PredictionLog, erasure: str, left: Sequence[str]) -> Forgotten:
 
 
 def _told(row: dict[str, Any]) -> Emptied:
-    return Emptied(id=row["id"], endpoint=row["endpoint"], model=row["name"], version=row["version"], at=moment(row["at"]), route=row["route"])  # fmt: skip
+    return Emptied(id=row["id"], endpoint=row["endpoint"], model=row["name"], version=row["version"], at=clock.moment(row["at"]), route=row["route"])  # fmt: skip

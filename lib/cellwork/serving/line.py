@@ -76,9 +76,26 @@ class Line:
         while self._queue and rows + len(self._queue[0].request.rows) <= MOST_ROWS:
             taken.append(self._queue.popleft())
             rows += len(taken[-1].request.rows)
-        turn = asyncio.create_task(self.work(taken, self.seconds))
+        turn = asyncio.create_task(self._work(taken))
         self._turns.add(turn)
         turn.add_done_callback(lambda done: self._end_turn(done, taken))
+
+    async def _work(self, taken: list[Pending]) -> None:
+        """Work on all at once; a fault that one of them may have brought along is given to that one alone."""
+        try:
+            return await self.work(taken, self.seconds)
+        except Unavailable:  # whoever asks
+            raise
+        except Exception:
+            if len(taken) == 1:
+                raise
+        for pending in taken:
+            if not pending.future.done():
+                try:
+                    await self.work([pending], self.seconds)
+                except Exception as error:
+                    pending.fail(error)
+        return None
 
     def _end_turn(self, turn: asyncio.Task[None], taken: list[Pending]) -> None:
         """Whatever ended the turn reaches everyone who still waits for it."""

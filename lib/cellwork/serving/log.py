@@ -14,13 +14,15 @@ erased subject is emptied by `forgetting`: such a prediction stays in its place,
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from cellwork import clock
 from cellwork.errors import NotFound, Unavailable
 from cellwork.serving import segments
 from cellwork.serving.archive import Archive
@@ -31,6 +33,8 @@ from cellwork.wire.evaluations import VersionRef
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
+
+log = logging.getLogger("cellwork.serving")
 
 MIGRATION = (
     "CREATE TABLE predictions (seq {serial}, endpoint TEXT NOT NULL, id TEXT NOT NULL, at BIGINT NOT NULL, logged_at BIGINT NOT NULL, "
@@ -96,11 +100,20 @@ class PredictionLog:
             return 0
         count = self._take_part(path, most)
         if finished and not count:  # it was before the last part was read
+            self._look_at_rest(path)
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
             with self.engine.begin() as db:
                 db.exec_driver_sql(f"DELETE FROM segments WHERE name = '{path.stem}'")
         return count
+
+    def _look_at_rest(self, path: Path) -> None:
+        """Say what of a segment is no whole turn: a torn one was never acknowledged, and what a failing disk spoilt is lost."""
+        with self.engine.connect() as db, contextlib.suppress(FileNotFoundError):
+            found = db.exec_driver_sql(f"SELECT position FROM segments WHERE name = '{path.stem}'").scalar()
+            if left := path.stat().st_size - int(found or 0):
+                said = "the last %d bytes of segment %s of the prediction log are no whole prediction and are left out"
+                log.warning(said, left, path.stem)
 
     def _take_part(self, path: Path, most: int) -> int:
         """Take over some rows in one transaction that holds the write lock from its start."""
@@ -189,7 +202,7 @@ class PredictionLog:
         from sqlalchemy import text
 
         self.take_over()
-        start = round(since.timestamp() * 1_000_000)
+        start = clock.micros(since)
         where = "FROM predictions WHERE deployment = :of AND route = :route AND logged_at >= :since AND seq > :mark"
         failing = "SELECT count(*) FROM predictions WHERE tried = :of AND logged_at >= :since AND seq > :mark"
         score = "CASE WHEN erased = '' THEN score END"
@@ -267,7 +280,7 @@ def _rows_of(turn: Turn) -> list[tuple[Any, ...]]:
     before = (turn.revision, ref.name, ref.version, ref.digest, turn.deployment, turn.route)
     for k, (name, values) in enumerate(zip(turn.ids, turn.values, strict=True)):
         found = turn.looked_up.get(k)
-        events = {view: moment(at) for view, at in found.events.items()} if found else {}
+        events = {view: clock.moment(at) for view, at in found.events.items()} if found else {}
         said = [
             found.entities if found else {}, dict(zip(turn.columns, values, strict=True)), events,
             found.batches if found else {}, turn.defaults.get(k, []),
@@ -285,22 +298,18 @@ _encode = msgspec.json.Encoder().encode
 EMPTY: dict[type, str] = {dict: "{}", list: "[]"}
 
 
-def moment(micros: int) -> datetime:
-    return datetime.fromtimestamp(micros / 1_000_000, UTC)
-
-
 def _row(prediction: Prediction) -> dict[str, Any]:
     row = {name: getattr(prediction, name) for name in COLUMNS if name not in ("name", "version", "digest")}
     ref = prediction.version
     row |= {"name": ref.name, "version": ref.version, "digest": ref.digest}
     row |= {name: msgspec.json.encode(row[name]).decode() for name in JSON}
-    return row | {name: round(row[name].timestamp() * 1_000_000) for name in ("at", "logged_at")}
+    return row | {name: clock.micros(row[name]) for name in ("at", "logged_at")}
 
 
 def _prediction(row: dict[str, Any]) -> Prediction:
     ref = VersionRef(name=row.pop("name"), version=row.pop("version"), digest=row.pop("digest"))
     for name in ("at", "logged_at"):
-        row[name] = moment(row[name])
+        row[name] = clock.moment(row[name])
     for name in JSON:
         row[name] = msgspec.json.decode(row.get(name) or ("[]" if name == "defaults" else "{}"))
     if row.setdefault("erased", "") is None:  # in a file of before there were erasures

@@ -23,6 +23,7 @@ Key = tuple[Any, ...]
 Found = Mapping[str, Mapping[Key, OnlineValue]]
 Usable = dict[str, OnlineValue]
 """View -> the value of one row's entity."""
+LEAST_ID, MOST_ID = -(1 << 63), (1 << 63) - 1
 Lookup = Callable[[str, dict[str, list[Key]]], dict[str, dict[Key, OnlineValue]]]
 """(project, view -> keys) -> view -> key -> its newest values; reads, never writes, and may block."""
 
@@ -88,6 +89,8 @@ def check(plan: Plan, rows: Iterable[Row], *, also: Plan | None = None) -> None:
                 raise BadInput(f"entity of row {number}", key, "is not a join key here", near_miss(key, join_keys))
             if not isinstance(value, str | int):
                 raise BadInput(f"entity {key!r} of row {number}", value, "is not an id", "send text or a whole number")
+            if isinstance(value, int) and not LEAST_ID <= value <= MOST_ID:
+                raise BadInput(f"entity {key!r} of row {number}", value, "has more than 64 bits", "send it as text")
         if row.entities:
             _check_complete(plan, row, number)
 

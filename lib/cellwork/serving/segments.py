@@ -7,9 +7,11 @@ read, and what lies before may be zeros: `blank`); a file whose writer is gone, 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +25,8 @@ from cellwork.wire.evaluations import VersionRef
 
 FRAME = struct.Struct("<II")
 BLANK_BYTES = 1024**2
+BEGUN_SECONDS = 60.0
+"""A file that was begun is locked and listed by then, if its writer lives."""
 MOST_BYTES = 64 * 1024**2
 """A file is closed and the next begun when it has this size."""
 
@@ -84,7 +88,10 @@ class Writer:
         except OSError as error:
             raise self._failed(error.strerror or str(error)) from None
         if written != len(frame):
-            os.ftruncate(self._file, self._size)
+            try:
+                os.ftruncate(self._file, self._size)
+            except OSError:  # nothing may follow a torn frame
+                self.close()
             raise self._failed("the disk is full")
         self._size += written
 
@@ -98,13 +105,26 @@ class Writer:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{ids.new('req').removeprefix('req_')}.log"
         begun = path.with_suffix(".begun")
-        self._file = os.open(begun, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_EXCL, 0o600)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        begun.rename(path)  # listed only now: a free lock of what is listed says that its writer is gone
-        self._size = 0
+        file = os.open(begun, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_EXCL, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            begun.rename(path)  # listed only now: a free lock of what is listed says that its writer is gone
+        except BaseException:
+            os.close(file)
+            begun.unlink(missing_ok=True)
+            raise
+        self._file, self._size = file, 0
 
     def _failed(self, why: str) -> Unavailable:
         return Unavailable("prediction log", "", f"can't be written ({why})", "nothing was answered; look at the disk")
+
+
+def tidy(folder: Path) -> None:
+    """Remove what writers that are gone had begun and never listed; there is nothing in it."""
+    for path in folder.glob("*.begun"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > BEGUN_SECONDS and is_finished(path):
+                path.unlink()
 
 
 def listing(folder: Path) -> list[Path]:
@@ -119,7 +139,7 @@ def turns(path: Path, offset: int) -> Iterator[tuple[Turn, int]]:
         while len(head := file.read(FRAME.size)) == FRAME.size:
             length, sum_ = FRAME.unpack(head)
             body = file.read(length)
-            if len(body) != length or zlib.crc32(body) != sum_:
+            if not length or len(body) != length or zlib.crc32(body) != sum_:
                 return
             offset += FRAME.size + length
             yield _decode(body), offset

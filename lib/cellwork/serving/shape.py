@@ -11,10 +11,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from cellwork.serving.plan import Column, Plan
+from cellwork.serving.plan import LEAST_ID, MOST_ID, Column, Plan
 
 Door = Literal["predict", "invocations"]
 MOST_NUMBER = 1e308
+MOST_TEXT = 600
+"""Characters of a text that a caller chooses and the log keeps: PostgreSQL's index takes no more, nor does it take NUL."""
+Id = str | Annotated[int, Meta(ge=LEAST_ID, le=MOST_ID)]
+Unit = Annotated[str, Meta(max_length=MOST_TEXT, pattern=r"^[^\x00]*$")]
 KINDS: dict[str, Any] = {
     "number": Annotated[float, Meta(ge=-MOST_NUMBER, le=MOST_NUMBER)] | None,
     "text": str | None,
@@ -37,10 +41,10 @@ class Shape:
         none: Any = msgspec.field(default_factory=dict)
         fields = [
             ("features", features, msgspec.field(default_factory=features)),
-            ("entities", dict[str, str | int], none),
+            ("entities", dict[str, Id], none),
         ]
         row = msgspec.defstruct("Row", fields, forbid_unknown_fields=True)
-        request = msgspec.defstruct("Request", [("rows", list[row]), ("unit", str, "")], forbid_unknown_fields=True)  # type: ignore[valid-type]
+        request = msgspec.defstruct("Request", [("rows", list[row]), ("unit", Unit, "")], forbid_unknown_fields=True)  # type: ignore[valid-type]
         self._request: msgspec.json.Decoder[Any] = msgspec.json.Decoder(request)
         self._invocations = msgspec.json.Decoder(_invocations(plan, features))
         self.names = plan.names

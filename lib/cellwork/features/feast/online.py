@@ -23,6 +23,7 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
 
+from cellwork import clock
 from cellwork.features import packed
 from cellwork.features.feast import values
 from cellwork.features.online import OnlineStore as Store
@@ -139,7 +140,7 @@ def _of_platform(config: RepoConfig) -> bool:
 
 
 def _micros(at: datetime) -> int:
-    return ((at if at.tzinfo else at.replace(tzinfo=UTC)) - packed.EPOCH) // packed.MICRO
+    return clock.micros(at if at.tzinfo else at.replace(tzinfo=UTC))
 
 
 def _records(fields: Sequence[str], data: Sequence[Row]) -> Iterator[tuple[bytes, bytes]]:
@@ -155,7 +156,7 @@ def _records(fields: Sequence[str], data: Sequence[Row]) -> Iterator[tuple[bytes
 
 def _answer(store: Store, record: bytes, told: list[Any], makers: list[tuple[str, Callable[[Any], Value]]]) -> Found:
     there = dict(zip(store.fields(told[0]), told[2:], strict=True))
-    return packed.moment(packed.times(record)[0]), {name: made(there.get(name)) for name, made in makers}
+    return clock.moment(packed.times(record)[0]), {name: made(there.get(name)) for name, made in makers}
 
 
 def _push(project: str, view: str, data: Sequence[Row]) -> None:
