@@ -7,8 +7,10 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
+import httpx
 import pytest
 import requests
 import serving_world as world
@@ -16,7 +18,10 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from cellwork.client import Client
+from cellwork.features.packed import entity_key
+from cellwork.serving.plan import Key
 from cellwork.wire.endpoints import ArmWish, Deploy, Request, Row
+from cellwork.wire.features import OnlineValue
 from cellwork_hub.inference.app import build
 from cellwork_hub.inference.door import FrontDoor
 
@@ -47,6 +52,22 @@ INFER = st.fixed_dictionaries(
     {"inputs": st.lists(TENSOR, max_size=3) | JSON}, optional={"id": st.text(max_size=9) | JSON}
 )
 
+ODD = [
+    1 << 63, -(1 << 63) - 1, 10**30, 1e308, -0.0, True, None, [], {}, "", "\0", "x" * 601, "é" * 600, "2024-01-01T00:00:00Z", "2024-01-01T00:00:00",
+    "9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59-23:00", "0001-01-01T00:00:00Z", "0001-01-01T00:00:00+23:00",
+]  # fmt: skip
+IN_ROW = [
+    ("entities", "customer_id"), ("features", "visits"), ("features", "plan"), ("feature_events", "customer"), ("feature_batches", "customer"),
+    ("observation",), ("key",), ("at",),
+]  # fmt: skip
+IN_REQUEST = ["id", "unit", "batch_run", "version", "deadline_ms", "explain"]
+
+
+def look_up(_: str, needed: dict[str, list[Key]]) -> dict[str, dict[Key, OnlineValue]]:
+    """Find the same for all, by the keys that the online store has."""
+    found = OnlineValue(values={"age": 3.0}, event=datetime(2020, 1, 1, tzinfo=UTC), batch="bat_1")
+    return {view: {key: found for key in keys if entity_key(key)} for view, keys in needed.items()}
+
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
@@ -56,7 +77,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     context = world.context(tmp_path_factory.mktemp("home"))
 
     def service() -> FrontDoor:
-        return build(context, authorise=world.authorise, registry=folders, lookup=lambda *_: {}, deadline=1.0)
+        return build(context, authorise=world.authorise, registry=folders, lookup=look_up, deadline=1.0)
 
     with world.running(service, context.ports["inference"]) as address, world.caller(address) as client:
         client.endpoints.deploy(world.MODEL, Deploy(version=1))
@@ -115,3 +136,32 @@ def test_no_request_is_answered_with_a_fault_of_the_service_and_none_hangs(clien
     assert faults == []
     assert statuses.total() >= count // 2
     assert client.endpoints.predict(world.MODEL, Request(rows=[row])).outputs
+
+
+def test_an_odd_value_in_any_one_place_is_answered_and_the_log_is_read_to_its_end(client: Client) -> None:
+    statuses: Counter[int] = Counter()
+    with httpx.Client(
+        base_url=client.connection.url, headers={"authorization": "Bearer admin"}, trust_env=False
+    ) as http:
+        for body in odd_bodies():
+            answer = http.post(f"/predict/{world.MODEL}", content=json.dumps(body).encode())
+            statuses[answer.status_code] += 1
+            assert answer.status_code < 500, f"{body}: {answer.text}"
+    assert statuses[200] > 10
+    seq, read = 0, 0
+    while page := client.endpoints.predictions(after=seq):
+        seq, read = page[-1].seq, read + len(page)
+    assert read > statuses[200] // 2, "those with a key are there once"
+
+
+def odd_bodies() -> Iterator[dict[str, Any]]:
+    """Yield right requests with one odd value each, some for the lane and some not."""
+    for odd in ODD:
+        for path in IN_ROW:
+            row: dict[str, Any] = {"entities": {"customer_id": "c1"}, "features": {"visits": 3.0}}
+            place = row if len(path) == 1 else row.setdefault(path[0], {})
+            place[path[-1]] = odd
+            yield {"rows": [row]}
+            yield {"rows": [{"observation": "o1", **row}]}
+        for name in IN_REQUEST:
+            yield {"rows": [{"entities": {"customer_id": "c1"}}], name: odd}
