@@ -14,6 +14,7 @@ from cellwork import clock, ids
 from cellwork.errors import Refused
 from cellwork.wire.records import AuditRow, Edge, Event
 from cellwork_hub.edge import Call, Route
+from cellwork_hub.route import seen
 
 MIGRATION = (
     "CREATE TABLE events (seq {serial}, id TEXT UNIQUE NOT NULL, name TEXT NOT NULL, project TEXT NOT NULL, subject TEXT NOT NULL, at BIGINT NOT NULL, data {json} NOT NULL)",
@@ -103,8 +104,12 @@ def routes(engine: Engine, more_edges: Callable[[str], list[Edge]] | None = None
     """Return the routes that read these tables; every service has them. `more_edges` are a subject's that stand elsewhere."""
 
     def read_events(call: Call) -> list[Event]:
-        found = events(engine, call.number("after", 0), call.query.get("name", ""), call.limit(1000))
-        return [event for event in found if call.may_enter(event.project)]
+        name = call.query.get("name", "")
+        call.may_enter("")
+        return seen(
+            lambda after, limit: events(engine, after, name, limit),
+            lambda event: call.may_enter(event.project), call.number("after", 0), call.limit(1000),
+        )  # fmt: skip
 
     def read_audit(call: Call) -> list[AuditRow]:
         if call.bounded and "admin" not in call.principal.scopes:

@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 from cellwork import errors, scopes
 from cellwork.wire.origin import Origin
@@ -72,6 +72,27 @@ class Call:
     def next_page(self, cursor: str | int) -> None:
         """Tell the caller where the list goes on."""
         self.answer_headers["x-next-cursor"] = str(cursor)
+
+
+class Numbered(Protocol):
+    seq: int
+
+
+Entry = TypeVar("Entry", bound=Numbered)
+
+
+def seen(read: Callable[[int, int], list[Entry]], may: Callable[[Entry], bool], after: int, limit: int) -> list[Entry]:
+    """Return the first `limit` entries after `after` that the caller `may` see; `read` gives a page of all, after a number.
+
+    Who sees few of them gets those few, not the end of the list where a page holds only others'.
+    """
+    found: list[Entry] = []
+    while True:
+        page = read(after, limit)
+        found += [entry for entry in page if may(entry)]
+        if len(page) < limit or len(found) >= limit:
+            return found[:limit]
+        after = page[-1].seq
 
 
 Handler = Callable[[Call], Any] | Callable[[Call], Awaitable[Any]]

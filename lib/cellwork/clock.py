@@ -9,6 +9,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cellwork.errors import BadInput
 
+LEAST, MOST = datetime(1678, 1, 1, tzinfo=UTC), datetime(2262, 1, 1, tzinfo=UTC)
+"""Between them lies what 64 bits of nanoseconds hold; pandas and others can't say a time outside."""
+MOST_SECONDS = 1000 * 366 * 86_400
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICRO = timedelta(microseconds=1)
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -33,6 +36,13 @@ def utc(at: datetime | str) -> datetime:
         raise BadInput("time", at.isoformat(), "is outside the years 1 to 9999 in UTC", "send one of those") from None
 
 
+def kept(at: datetime | str) -> datetime:
+    """Return `at` in UTC, for a time that comes from outside and is kept; raises BadInput for one that not every library can read."""
+    if not LEAST <= (found := utc(at)) < MOST:
+        raise BadInput("time", found.isoformat(), "is outside the years 1678 to 2261", "send the time that is meant")
+    return found
+
+
 def micros(at: datetime) -> int:
     """Return microseconds since 1970, the one form in which databases keep times; exact, whatever the year."""
     return (utc(at) - EPOCH) // MICRO
@@ -44,11 +54,14 @@ def moment(value: int) -> datetime:
 
 
 def duration(text: str) -> timedelta:
-    """Return the duration of ``90s``, ``15m``, ``36h``, ``7d`` or ``2w``; it must be positive."""
+    """Return the duration of ``90s``, ``15m``, ``36h``, ``7d`` or ``2w``; it must be positive, and at most a thousand years."""
     match = re.fullmatch(r"(\d+)([smhdw])", text)
     if match is None or int(match[1]) == 0:
         raise BadInput("duration", text, "is not a positive number with a unit", "write 90s, 15m, 36h, 7d or 2w")
-    return timedelta(seconds=int(match[1]) * UNITS[match[2]])
+    seconds = int(match[1][:20]) * UNITS[match[2]]
+    if seconds > MOST_SECONDS:
+        raise BadInput("duration", text[:40], "is over a thousand years", "write a shorter one")
+    return timedelta(seconds=seconds)
 
 
 def zone(name: str) -> ZoneInfo:
@@ -67,7 +80,8 @@ def fires(cron: str, after: datetime, timezone: str = "UTC") -> Iterator[datetim
     except CronSimError as error:
         raise BadInput("cron", cron, str(error), "write five fields: minute hour day month weekday") from None
     for due in simulation:
-        yield due.astimezone(UTC)
+        if (found := due.astimezone(UTC)) > after:  # in the hour that comes twice cronsim looks back
+            yield found
 
 
 def next_due(schedule: str, after: datetime) -> datetime:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 import smtplib
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from cellwork import files
-from cellwork.errors import Unavailable
+from cellwork.errors import BadInput, Unavailable
 
 if TYPE_CHECKING:
     from cellwork.home import Home
@@ -25,6 +26,29 @@ SECONDS = 10
 FIRST_WAIT, MOST_WAIT = 2_000_000, 3600 * 1_000_000
 """Microseconds between tries, doubled each time."""
 MOST_TRIES = 12
+
+
+def check_address(url: str) -> None:
+    """Raise BadInput unless a webhook can be sent to `url`: HTTP with a host, a port that is one, and no password in it."""
+    import httpx
+
+    try:
+        read = httpx.URL(url)
+        good = bool(
+            re.fullmatch(r"https?://[^\s/@]+(/\S*)?", url)
+            and read.host
+            and urlsplit(url).hostname
+            and (read.port is None or 0 < read.port < 65_536)
+        )
+    except (httpx.InvalidURL, ValueError):
+        good = False
+    if not good:
+        raise BadInput("webhook", ascii(url)[1:-1][:200], "is not an address of HTTP", "write https://host/path, without a password in it")  # fmt: skip
+
+
+def host(url: str) -> str:
+    """Return the host and port that `url` names, however odd it is: what may be said of it, for its path may hold a secret."""
+    return re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)[0]
 
 
 def post(home: Home, url: str, body: dict[str, Any]) -> None:
@@ -45,10 +69,10 @@ def post(home: Home, url: str, body: dict[str, Any]) -> None:
         answer = httpx.post(
             url, content=data, headers=headers, timeout=SECONDS, trust_env=False, follow_redirects=False
         )
-    except httpx.HTTPError as error:
-        raise Unavailable("webhook", urlsplit(url).netloc, f"did not answer: {error}", "look at its log") from None
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise Unavailable("webhook", host(url), f"did not answer: {error}", "look at its log") from None
     if not answer.is_success:
-        raise Unavailable("webhook", urlsplit(url).netloc, f"answered {answer.status_code}", "look at its log")
+        raise Unavailable("webhook", host(url), f"answered {answer.status_code}", "look at its log")
 
 
 def signing_key(home: Home) -> str:
@@ -74,11 +98,11 @@ def mail(server: str, sender: str, people: Sequence[str], *, id: str, subject: s
     message["From"], message["To"] = sender, ", ".join(people)
     message["Message-ID"] = f"<{id}@cellwork>"
     message.set_content(text)
-    host, _, port = server.partition(":")
+    machine, _, port = server.partition(":")
     try:
-        with smtplib.SMTP(host, int(port or 25), timeout=SECONDS) as opened:
+        with smtplib.SMTP(machine, int(port or 25), timeout=SECONDS) as opened:
             opened.send_message(message)
-    except (OSError, smtplib.SMTPException) as error:
+    except (OSError, ValueError, smtplib.SMTPException) as error:
         raise Unavailable("mail server", server, f"did not take the mail: {error}", "look at its log") from None
 
 

@@ -17,6 +17,7 @@ import serving_world as world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cellwork import clock
 from cellwork.client import Client
 from cellwork.serving.plan import Key
 from cellwork.wire.endpoints import Answer, Deploy, Request, Row
@@ -248,8 +249,8 @@ def test_a_request_that_raises_where_nobody_thought_of_it_fails_alone(client: Cl
         }
 
 
-def test_the_log_gives_back_the_last_moment_there_is(client: Client) -> None:
-    last = datetime.max.replace(tzinfo=UTC)
+def test_the_log_gives_back_the_last_moment_that_it_takes(client: Client) -> None:
+    last = clock.MOST - timedelta(microseconds=1)
     answer = client.endpoints.predict(world.MODEL, Request(rows=[Row(features=FEATURES, at=last)]))
     assert client.endpoints.prediction(answer.outputs[0].id).at == last
 

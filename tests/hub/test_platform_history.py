@@ -95,7 +95,7 @@ def test_what_can_not_be_joined_is_refused_before_it_starts(client):
         start(client, asked(), "lates")
     with pytest.raises(BadInput, match="'origin'"):
         start(client, asked().drop("origin"), "late")
-    with pytest.raises(BadInput, match="are no parquet"):
+    with pytest.raises(BadInput, match="not a readable parquet file"):
         client.features.start_join("air", b"rows", features=["late"], at="at", arrival=True, late=False, memory_mb=None)
     with pytest.raises(BadInput, match="names none"):
         start(client, asked())

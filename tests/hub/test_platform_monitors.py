@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ import pytest
 import serving_world as world
 from log_world import ENDPOINT, World
 from monitor_world import HOUR, due, predict, rows, told, trained, truths, watch
+from ports import free_port
 from sqlalchemy import text
 
 from cellwork import clock, errors
 from cellwork.client import Client
 from cellwork.wire.monitors import Monitor
-from cellwork_hub.platform import monitors
+from cellwork_hub.platform import alert_deeds, monitors
 
 
 @pytest.fixture
@@ -146,6 +147,58 @@ def test_taking_a_monitor_down_resolves_its_alerts_and_an_unchanged_one_keeps_wh
     assert client.monitors.list("shop") == []
 
 
+def test_a_monitor_that_meets_a_fault_keeps_no_other_from_looking(shop: World, client: Client) -> None:
+    """A prediction of the calendar's last hour, as the log took it once: its window ends where no time is."""
+    shop.log.write([shop.prediction("odd", at=datetime(9999, 12, 31, 23, 30, tzinfo=UTC), features={"amount": 1.0})])
+    wanted = [{"name": "a", "kind": "drift", "endpoint": "churn"}, {"name": "b", "kind": "disk"}]
+    client.monitors.apply("shop", [msgspec.convert(each, Monitor) for each in wanted])
+    watcher = monitors.Watch(shop.state)
+    watcher.start()
+    try:
+        until = time.monotonic() + 60
+        while "new" in {m.state for m in client.monitors.list("shop")} and time.monotonic() < until:
+            time.sleep(0.1)
+    finally:
+        watcher.stop()
+    odd, disk = client.monitors.list("shop")
+    assert (odd.state, "could not look" in odd.words) == ("unknown", True)
+    assert disk.state in ("fine", "alert")
+    assert due(shop) == []
+
+
+def test_a_feature_with_a_name_of_the_statistics_stops_nobodys(shop: World, client: Client) -> None:
+    predict(shop, [{**row, "_score": 1.0, "_route": "x"} for row in rows(600, seed=8)])
+    watch(client, kind="drift", window="1d")
+    assert client.monitors.check("shop/m").state == "fine"
+
+
+@pytest.mark.parametrize("kind", ["drift", "quality"])
+def test_a_prediction_for_a_time_to_come_does_not_silence_a_monitor(shop: World, client: Client, kind: str) -> None:
+    shop.log.write(
+        [shop.prediction(f"o{k}", k / 400, features=row) for k, row in enumerate(rows(400, seed=8, shift=1.0))]
+    )
+    shop.log.write([shop.prediction("future", at=datetime(2099, 1, 1, tzinfo=UTC), features={"amount": 1.0})])
+    truths(client, {"future": 0.1, **{f"o{k}": k / 400 for k in range(400)}}, right=0.6)
+    watch(client, kind=kind, window="3650d", **({"drop": 0.1} if kind == "quality" else {}))
+    assert client.monitors.check("shop/m").state == "alert"
+
+
+def test_a_deed_that_can_not_be_done_counts_its_try_and_keeps_no_other_from_being_done(
+    shop: World, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An address that was taken before it was looked at closely."""
+    monkeypatch.setattr("cellwork.notify.check_address", lambda url: None)
+    tell = [{"webhook": "http://[x"}, {"webhook": f"http://127.0.0.1:{free_port()}/"}]
+    watch(client, kind="disk", most=1e-9, tell=tell)
+    client.monitors.check("shop/m")
+    alert_deeds.do_waiting(shop.state)
+    [alert] = client.monitors.alerts("shop")
+    assert [(deed.to, deed.tries) for deed in alert_deeds.of(shop.state, alert.id)] == [
+        ("[x", 1),
+        (tell[1]["webhook"][7:-1], 1),
+    ]
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
@@ -154,10 +207,17 @@ def test_taking_a_monitor_down_resolves_its_alerts_and_an_unchanged_one_keeps_wh
         ({"kind": "quality"}, "needs a bound"),
         ({"kind": "drift", "every": "1s"}, "too often"),
         ({"kind": "predictions", "then": "rollback"}, "does not go with predictions"),
-        ({"kind": "drift", "tell": [{"webhook": "file:///etc/passwd"}]}, "is not one address"),
+        ({"kind": "drift", "tell": [{"webhook": "file:///etc/passwd"}]}, "is not an address"),
+        ({"kind": "drift", "tell": [{"webhook": "http://[x"}]}, "is not an address"),
+        ({"kind": "drift", "tell": [{"webhook": "http://host:port/x"}]}, "is not an address"),
+        ({"kind": "drift", "tell": [{"webhook": "http://host", "mail": ["a@b"]}]}, "is not one address"),
+        ({"kind": "drift", "tell": [{"mail": ["a\nBcc: b@c"]}]}, "is no mail address"),
+        ({"kind": "drift", "every": "999999999d"}, "over a thousand years"),
+        ({"kind": "drift", "window": "99999999999999999999d"}, "over a thousand years"),
+        ({"kind": "drift", "rules": {"least_rows": 0}}, "least_rows"),
         ({"kind": "drift", "window": "week"}, "not a positive number with a unit"),
     ],
 )
 def test_a_monitor_that_could_not_work_is_refused(client: Client, fields: dict[str, Any], says: str) -> None:
-    with pytest.raises(errors.BadInput, match=says):
+    with pytest.raises((errors.BadInput, msgspec.ValidationError), match=says):
         watch(client, **fields)

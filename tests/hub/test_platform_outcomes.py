@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import polars as pl
@@ -20,6 +21,7 @@ from cellwork import errors
 from cellwork.client import Client
 from cellwork.monitoring.ranking import auc
 from cellwork.wire.outcomes import Outcome
+from cellwork_hub import records
 from cellwork_hub.context import Context
 from cellwork_hub.platform import outcomes
 from cellwork_hub.platform.state import State
@@ -133,11 +135,70 @@ def test_a_frame_of_outcomes_joins_like_single_ones_and_repeats_change_nothing(s
         (frame(observation=["a"], observed_at=[DAY.replace(tzinfo=None)]), "no time with a time zone"),
         (frame(observation=["a", ""]), "are missing"),
         (frame(observation=["a"], valeu=[1]), "did you mean 'value'"),
+        (frame(observation=["a", "b"], value=[1.0, float("nan")]), "are no finite numbers"),
+        (frame(observation=["a"], value=[float("inf")]), "are no finite numbers"),
+        (frame(observation=["a"], value=["1"]), "is no number"),
+        (frame(observation=[["a"]]), "is no text"),
+        (frame(observation=["a"], arrived_at=[datetime(9999, 1, 1, tzinfo=UTC)]), "outside the years"),
+        (
+            frame(observation=["a"]).with_columns(pl.lit(2**61).cast(pl.Datetime("ms", "UTC")).alias("observed_at")),
+            "outside the years",
+        ),
     ],
 )
 def test_a_frame_that_is_no_outcomes_is_refused(client: Client, sent: pl.DataFrame, says: str) -> None:
     with pytest.raises(errors.BadInput, match=says):
         client.outcomes.load(ENDPOINT, sent)
+
+
+def test_a_small_file_that_unpacks_to_more_than_a_delivery_is_refused(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outcomes, "ROWS", 100)
+    with pytest.raises(errors.TooLarge, match="send them in parts"):
+        client.outcomes.load(ENDPOINT, frame(observation=["o"] * 101))
+
+
+def test_a_delivery_that_can_not_be_told_keeps_no_other_and_no_start_from_going_on(
+    shop: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event = records.event
+
+    def picky(db: Any, name: str, project: str, *more: Any, **data: Any) -> None:
+        assert project != "odd"
+        event(db, name, project, *more, **data)
+
+    monkeypatch.setattr(records, "event", picky)
+    for project in ("odd", "shop"):
+        sent = {**outcomes._row("shop", 0, truth(f"of-{project}", 1), DAY), "project": project}
+        shop.state.outcomes.take(pl.DataFrame([sent], schema=outcomes.SENT), "user:ada", "req_1")
+    outcomes.take_over(shop.state)
+    assert [done.project for done in shop.state.outcomes.untold()] == ["odd"]
+
+
+def test_a_file_that_could_not_be_renewed_is_renewed_the_next_time(
+    shop: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk was full: the half copy stayed attached, and each later try met it."""
+    sent = pl.DataFrame([outcomes._row("shop", 0, truth("a", 1), DAY)], schema=outcomes.SENT)
+    shop.state.outcomes.take(sent, "user:ada", "req_1")
+    store = shop.state.outcomes
+
+    class Full:
+        def __init__(self, database: Any) -> None:
+            self.database = database
+
+        def execute(self, query: str) -> Any:
+            if query.startswith("COPY"):
+                raise OSError("No space left on device")
+            return self.database.execute(query)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_database", Full(store._database))
+        with pytest.raises(OSError, match="No space"):
+            store._renew()
+    store._renew()
+    assert store.rows("SELECT count(*) FROM outcomes").item() == 1
 
 
 def test_a_delivery_that_was_taken_and_not_told_is_told_at_the_next_start(shop: World) -> None:

@@ -142,3 +142,9 @@ def test_what_came_true_is_compared_with_what_the_version_learned(
     assert next(c.verdict for c in day.columns if c.column == drift.LABEL) == verdict
     watch(client, kind="drift", columns=[drift.LABEL])
     assert client.monitors.check("shop/m").state == ("alert" if verdict == "drift" else "fine")
+
+
+@pytest.mark.parametrize("day", ["20240503", "2024-W18-5", "2024-5-3", "yesterday"])
+def test_a_day_is_written_in_one_way_because_days_are_compared_as_texts(client: Client, day: str) -> None:
+    with pytest.raises(errors.BadInput, match="is no day"):
+        client.outcomes.keep_metric(ENDPOINT, "saved", MetricRequest(points=[MetricPoint(day=day, value=1.0)]))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import postgres_server
@@ -44,6 +45,22 @@ def test_a_consumer_with_a_cursor_sees_each_event_once(engine: Engine) -> None:
     rest = records.events(engine, first[-1].seq)
     assert [e.subject for e in first + rest] == list("01234")
     assert [e.subject for e in records.events(engine, 0, "odd")] == ["1", "3"]
+
+
+def test_who_sees_few_events_gets_those_and_not_the_end_of_the_list(engine: Engine) -> None:
+    """A page that held only others' events was empty, and a consumer never got past it."""
+    with engine.begin() as connection:
+        for k in range(25):
+            records.event(connection, "batch.ready", "mine" if k % 10 == 9 else "theirs", str(k))
+    asked = replace(
+        call(),
+        principal=Principal(kind="user", name="ada", groups=frozenset({"project:mine"})),
+        bounded=True,
+        query={"limit": "5"},
+    )
+    [read] = [route.handler for route in records.routes(engine) if route.path == "/api/v1/events"]
+    assert [event.subject for event in read(asked)] == ["9", "19"]
+    assert [event.subject for event in read(replace(asked, query={"limit": "1", "after": "10"}))] == ["19"]
 
 
 def test_an_edge_said_twice_is_one(engine: Engine) -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from itertools import islice
+from itertools import islice, takewhile
 
 import pytest
 from hypothesis import given
@@ -61,3 +61,25 @@ def test_a_time_comes_back_from_its_microseconds_whatever_its_year(at: datetime)
 def test_a_time_that_utc_has_no_year_for_is_refused(text: str) -> None:
     with pytest.raises(BadInput, match="outside the years 1 to 9999"):
         clock.utc(text)
+
+
+ZONES = ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "UTC"]
+
+
+@pytest.mark.parametrize("zone", ZONES)
+@pytest.mark.parametrize(
+    "cron", ["30 2 * * *", "0 * * * *", "*/30 * * * *", "15 1 * * *", "45 1,2 * * *", "*/7 * * * *"]
+)
+@pytest.mark.parametrize(
+    "day", [(2024, 3, 9), (2024, 3, 30), (2024, 4, 6), (2024, 10, 5), (2024, 10, 26), (2024, 11, 2)]
+)
+def test_what_is_due_comes_after_the_time_that_was_asked_for_also_when_an_hour_comes_twice(
+    zone: str, cron: str, day: tuple[int, int, int]
+) -> None:
+    """From wherever in a change of clocks one counts on, the times are the same, in order, and none comes again."""
+    start = datetime(*day, tzinfo=UTC)
+    whole = list(takewhile(lambda due: due < start + timedelta(days=4), clock.fires(cron, start, zone)))
+    assert whole == sorted(set(whole))
+    for minutes in range(0, 36 * 60, 17):
+        at = start + timedelta(minutes=minutes)
+        assert next(clock.fires(cron, at, zone)) == next(due for due in whole if due > at)

@@ -105,3 +105,9 @@ def test_a_row_that_can_not_be_meant_is_refused(row: Row, message: str) -> None:
 
 def test_entities_of_a_view_whose_values_all_come_with_the_request_may_be_left_out() -> None:
     plans.check(PLAN, [Row(entities={"day": 1}, features={"traffic__cars": 3})])
+
+
+@pytest.mark.parametrize("name", plans.OWN)
+def test_a_column_with_a_name_of_the_statistics_is_refused_with_the_way_out(name: str) -> None:
+    with pytest.raises(errors.Refused, match="rename it, and train again"):
+        signature.plan("shop", [*COLUMNS, Column(name=name, kind="number")])

@@ -52,7 +52,7 @@ from cellwork_hub.inference.grpc_door import GrpcDoor
 from cellwork_hub.inference.registry import PlatformRegistry, Registry
 from cellwork_hub.inference.table import Entry
 from cellwork_hub.inference.tally import Tally
-from cellwork_hub.route import Call, Route
+from cellwork_hub.route import Call, Route, seen
 
 MIGRATIONS = [
     records.MIGRATION,
@@ -252,9 +252,15 @@ def _predictions(endpoints: Endpoints) -> list[Route]:
     def after(call: Call) -> list[Prediction]:
         asked = {name: call.query.get(name, "") for name in ("endpoint", "deployment")}
         brief = call.query.get("brief", "") == "true"
-        found = endpoints.log.after(call.number("after", 0), **asked, limit=call.limit(1000), brief=brief)
+        start, most = call.number("after", 0), call.limit(1000)
         call.may_enter("")
-        return [prediction for prediction in found if call.may_enter(prediction.endpoint.partition("/")[0])]
+
+        def mine(prediction: Prediction) -> bool:
+            return call.may_enter(prediction.endpoint.partition("/")[0])
+
+        if start < 0:
+            return [each for each in endpoints.log.after(start, **asked, limit=most, brief=brief) if mine(each)]
+        return seen(lambda seq, limit: endpoints.log.after(seq, **asked, limit=limit, brief=brief), mine, start, most)
 
     return [
         Route("POST", "/predict/{project}/{name}", predict, "endpoints:predict", Request, Answer, "Score rows; logged before it is answered."),

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import logging
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import msgspec
 from sqlalchemy import Connection, text
 
 from cellwork import clock, notify
-from cellwork.errors import CellworkError
 from cellwork.wire.monitors import Alert, Deed, Monitor
 from cellwork_hub.loop import Loop
 from cellwork_hub.platform.state import State
@@ -82,7 +81,7 @@ def of(state: State, alert: str) -> list[Deed]:
 
 def _named(what: str, target: Any) -> str:
     """Return a target as others may see it: an address of a webhook may hold a secret behind its host."""
-    return urlsplit(target).netloc if what == "webhook" else ", ".join(target) if what == "mail" else target
+    return notify.host(target) if what == "webhook" else ", ".join(target) if what == "mail" else target
 
 
 def do_waiting(state: State) -> int:
@@ -99,7 +98,7 @@ def _try(state: State, row: dict[str, Any]) -> bool:
     said["id"], said["url"] = f"{row['alert']}-{row['seq']}", link(state, said["subject"])
     try:
         words, succeeded = _do(state, row["what"], target, said), True
-    except (OSError, CellworkError) as error:
+    except Exception as error:  # whatever one deed meets is its own try; those behind it are done
         words, succeeded = f"{type(error).__name__}: {error}", False
         log.warning("%s of alert %s did not succeed: %s", row["what"], row["alert"], error)
     wait = None if succeeded else notify.wait(row["tries"] + 1)

@@ -90,9 +90,11 @@ def _check(request: MetricRequest, name: str) -> None:
         )
     for point in request.points:
         try:
-            date.fromisoformat(point.day)
+            day = date.fromisoformat(point.day).isoformat()
         except ValueError:
-            raise BadInput(f"day of metric {name!r}", point.day, "is no day", "write 2026-12-24") from None
+            day = ""
+        if day != point.day:  # they are compared as texts
+            raise BadInput(f"day of metric {name!r}", point.day, "is no day", "write 2026-12-24")
         if not math.isfinite(point.value):
             raise BadInput(
                 f"value of metric {name!r}", point.value, f"on {point.day} is no number", "leave the day out"

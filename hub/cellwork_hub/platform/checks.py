@@ -23,7 +23,7 @@ from cellwork_hub import gauges
 from cellwork_hub.platform import batches, business, drift, outcomes, serving_hours
 from cellwork_hub.platform.alerts import Finding
 from cellwork_hub.platform.state import State
-from cellwork_hub.records import moment
+from cellwork_hub.records import micros, moment
 
 MACHINE = ("disk", "memory")
 MOST_IN_USE = 0.9
@@ -94,12 +94,16 @@ def _quality(state: State, project: str, monitor: Monitor) -> tuple[list[Finding
 def _measured(state: State, endpoint: str, monitor: Monitor) -> tuple[str, int, datetime, datetime, Metric, int]:
     """Return model, version, start, end, ROC AUC and number of outcomes of the version whose outcomes are the newest."""
     joined = "FROM joined WHERE endpoint = ? AND counts"
-    last = state.outcomes.rows(f"SELECT version, ts {joined} ORDER BY ts DESC, version DESC LIMIT 1", endpoint)
+    now = micros(clock.now())  # what is dated after now has no outcome yet, whatever was sent
+    last = state.outcomes.rows(
+        f"SELECT version, ts {joined} AND ts <= ? ORDER BY ts DESC, version DESC LIMIT 1", endpoint, now
+    )
     if not last.height:
         raise NotFound("endpoint", endpoint, "has no outcome yet", "send them: cellwork.monitoring.outcomes.send")
     version, newest = last.row(0)
     start = newest - _micros(monitor)
-    known = state.outcomes.rows(f"SELECT score, outcome {joined} AND version = ? AND ts > ?", endpoint, version, start)
+    asked = f"SELECT score, outcome {joined} AND version = ? AND ts > ? AND ts <= ?"
+    known = state.outcomes.rows(asked, endpoint, version, start, newest)
     with state.engine.connect() as db:
         query = text("SELECT model FROM serving_hours WHERE endpoint = :e AND version = :v LIMIT 1")
         model = db.execute(query, {"e": endpoint, "v": version}).scalar()

@@ -8,7 +8,7 @@ what came true with the labels that the version learned (column `_label`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -80,7 +80,7 @@ def of(
     """Return the drift of `version` between `start` and `end`, `beside` what the version learned from or answered before.
 
     Version 0 is the one that answered last, or, while that has too few predictions for a verdict, the one before it. Without
-    `end`: up to the newest hour with a prediction of it. Without `start`: `window` before the end.
+    `end`: up to the newest hour with a prediction of it, or up to now where few are for a time to come. Without `start`: `window` before the end.
 
     Raises
     ------
@@ -89,8 +89,7 @@ def of(
     """
     rules = rules or DriftRules()
     windows = []
-    for model, number, _, last in reversed(_answered(state, endpoint, version)):
-        until = end or moment(last + serving_hours.HOUR)
+    for model, number, until in _ends(_answered(state, endpoint, version), end):
         since = start or until - window
         hours = serving_hours.between(state, endpoint, model, number, since, until)
         windows.append((model, number, since, until, hours))
@@ -105,6 +104,16 @@ def of(
         return _compared(found, _before(state, endpoint, model, number, found), rules)
     trained = training(state, model, number)
     return _compared(found, _learned(state, trained, found, rules, whole=beside == "training"), rules)
+
+
+def _ends(answered: list[tuple[str, int, int, int]], end: datetime | None) -> Iterator[tuple[str, int, datetime]]:
+    """Yield model, version and end of the windows in the order in which they are tried."""
+    now = clock.now()
+    for model, number, _, last in reversed(answered):
+        newest = moment(last + serving_hours.HOUR)
+        yield model, number, end or newest
+        if end is None and newest - timedelta(hours=1) > now:
+            yield model, number, now
 
 
 def days(state: State, endpoint: str, version: int = 0, kept: Once[Drift] | None = None) -> list[Drift]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from cellwork import ids
+from cellwork.data import delivery
 from cellwork.errors import BadInput, NotFound
 from cellwork.features import estimate, history, references
 from cellwork.features.history import JoinView
@@ -44,13 +45,10 @@ def _asked(state: State, call: Call) -> _Asked:
     BadInput
         The rows are no parquet, or a name is wrong.
     TooLarge
-        It can't be done in the memory allowed.
+        They are too many, or it can't be done in the memory allowed.
     """
     at, memory = call.query.get("at") or "event_timestamp", call.number("memory_mb", 0) * 1_000_000 or None
-    try:
-        rows = pl.read_parquet(io.BytesIO(call.body))
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise BadInput("rows", "", f"are no parquet: {error}", "send the frame as parquet") from None
+    rows = delivery.unpack(call.body, "rows")
     project, wanted = call.path["project"], [name for name in call.query.get("features", "").split(",") if name]
     views = _views(state, project, wanted, lazy=True)
     history.check(rows, at=at, views=views)

@@ -7,12 +7,14 @@ before it is repeated as soon as the service is back: the same findings make no 
 
 from __future__ import annotations
 
+import logging
+import re
 from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, text
 
-from cellwork import clock, ids
+from cellwork import clock, ids, notify
 from cellwork.errors import BadInput, CellworkError, NotFound, near_miss
 from cellwork.wire.monitors import Monitor, MonitorsRequest, MonitorStatus, SilenceRequest
 from cellwork_hub import records
@@ -22,6 +24,10 @@ from cellwork_hub.platform.alerts import Finding
 from cellwork_hub.platform.state import State
 from cellwork_hub.records import micros, moment
 from cellwork_hub.route import Call, Route
+
+log = logging.getLogger("cellwork.monitors")
+MAIL = re.compile(r"[^@\s]+@[^@\s]+")
+MOST_WORDS = 500
 
 MIGRATION = (
     "CREATE TABLE monitors (project TEXT NOT NULL, name TEXT NOT NULL, definition {json} NOT NULL, owner TEXT NOT NULL, state TEXT NOT NULL, "
@@ -115,15 +121,14 @@ def _refuse_wrong(monitor: Monitor) -> None:
             "it is about a version: of drift or quality",
         )
     for told in monitor.tell:
-        if bool(told.webhook) == bool(told.mail) or (
-            told.webhook and not told.webhook.startswith(("http://", "https://"))
-        ):
-            raise BadInput(
-                f"tell of {subject}",
-                told.webhook,
-                "is not one address",
-                "write webhook: https://… or mail: [ada@example.org]",
-            )
+        if bool(told.webhook) == bool(told.mail):
+            way_out = "write webhook: https://… or mail: [ada@example.org]"
+            raise BadInput(f"tell of {subject}", told.webhook, "is not one address", way_out)
+        if told.webhook:
+            notify.check_address(told.webhook)
+        for address in told.mail:
+            if not MAIL.fullmatch(address):
+                raise BadInput(f"tell of {subject}", address[:80], "is no mail address", "write ada@example.org")
 
 
 def _write(db: Any, project: str, monitor: Monitor, owner: str) -> None:
@@ -152,6 +157,9 @@ def look(state: State, project: str, monitor: Monitor) -> list[Finding]:
         now = "alert" if found else "fine"
     except CellworkError as error:
         now, words = "unknown", str(error)
+    except Exception as error:  # whatever one monitor meets, the others look
+        log.exception("monitor %s of %s could not look", monitor.name, project)
+        now, words = "unknown", f"could not look: {type(error).__name__}: {error}"[:MOST_WORDS]
     with state.engine.begin() as db:
         row = db.execute(
             text("SELECT silenced, definition FROM monitors WHERE project = :p AND name = :n"),
@@ -220,7 +228,10 @@ class Watch(Loop):
         for due in _select(self.state, "next <= :now", now=micros(clock.now())):
             if self.stopping.is_set():
                 break
-            look(self.state, due.project, due.monitor)
+            try:
+                look(self.state, due.project, due.monitor)
+            except Exception:  # it is due again at the next turn, and so are those behind it now
+                log.exception("what monitor %s of %s found could not be kept", due.monitor.name, due.project)
         return False
 
 

@@ -194,8 +194,10 @@ class OutcomeStore:
                 raise Unavailable("outcomes", self.path, "are read all the time", "it is tried again")
             name = self._database.execute("SELECT current_database()").fetchall()[0][0]
             self._database.execute(f"ATTACH '{outcome_erasure.quoted(beside)}' AS beside")
-            self._database.execute(f'COPY FROM DATABASE "{name}" TO beside')
-            self._database.execute("DETACH beside")
+            try:
+                self._database.execute(f'COPY FROM DATABASE "{name}" TO beside')
+            finally:
+                self._database.execute("DETACH beside")
             self._database.execute("CHECKPOINT")
             self._database.close()
             try:

@@ -7,7 +7,7 @@ at an earlier time can still be asked. A delivery that was taken is told as an e
 
 from __future__ import annotations
 
-import io
+import logging
 import threading
 from datetime import datetime
 from typing import Any
@@ -16,8 +16,10 @@ import polars as pl
 from sqlalchemy import text
 
 from cellwork import clock, ids
-from cellwork.errors import BadInput, Unavailable, near_miss
+from cellwork.data import delivery
+from cellwork.errors import BadInput, TooLarge, Unavailable, near_miss
 from cellwork.monitoring import estimate, summary
+from cellwork.monitoring.outcomes import ROWS
 from cellwork.wire.endpoints import Prediction
 from cellwork.wire.outcomes import Outcome, OutcomesAnswer, OutcomesRequest, Quality
 from cellwork.wire.records import Edge
@@ -26,6 +28,8 @@ from cellwork_hub.once import Once
 from cellwork_hub.platform.outcome_store import NEWEST, Delivery, OutcomeStore
 from cellwork_hub.platform.state import State
 from cellwork_hub.route import Call, Route
+
+log = logging.getLogger("cellwork.outcomes")
 
 MIGRATION = (
     "CREATE TABLE outcomes (seq {serial}, project TEXT NOT NULL, endpoint TEXT NOT NULL, observation TEXT NOT NULL, prediction TEXT NOT NULL, "
@@ -114,7 +118,7 @@ def scored(page: list[Prediction]) -> pl.DataFrame:
 
 def take(state: State, call: Call, request: OutcomesRequest) -> OutcomesAnswer:
     """Append what is new, join it, and say how much of it met a prediction."""
-    call.enter(request.project)
+    call.enter(ids.name(request.project, "project"))
     now = clock.now()
     rows = [_row(request.project, number, outcome, now) for number, outcome in enumerate(request.outcomes)]
     return _take(state, call, pl.DataFrame(rows, schema=SENT))
@@ -136,13 +140,21 @@ def tell(state: State) -> None:
     """Write the events and the audit of deliveries that were taken and not told yet."""
     with _telling:
         for done in state.outcomes.untold():
-            with state.engine.begin() as db:
-                for subject in done.subject.split(" "):
-                    records.event(db, "outcomes.arrived", done.project, subject, taken=done.taken, matched=done.matched)
-                said = records.as_text(_answer(done))
-                principal = (done.principal, done.request)
-                records.audit_of(db, *principal, "outcomes.send", done.project, before="", after=said, reason="")
-            state.outcomes.told(done)
+            try:
+                _tell(state, done)
+            except Exception:  # it stays untold; the others' are told, and the service starts
+                log.exception("delivery %s of outcomes of %r could not be told", done.id, done.project)
+
+
+def _tell(state: State, done: Delivery) -> None:
+    with state.engine.begin() as db:
+        for subject in done.subject.split(" "):
+            records.event(db, "outcomes.arrived", done.project, subject, taken=done.taken, matched=done.matched)
+        said = records.as_text(_answer(done))
+        records.audit_of(
+            db, done.principal, done.request, "outcomes.send", done.project, before="", after=said, reason=""
+        )
+    state.outcomes.told(done)
 
 
 def take_over(state: State) -> None:
@@ -171,19 +183,16 @@ def _row(project: str, number: int, outcome: Outcome, now: datetime) -> dict[str
     return {
         "n": number, "project": project, "endpoint": outcome.endpoint if by_observation else "",
         "observation": outcome.observation if by_observation else "", "prediction": outcome.prediction,
-        "value": outcome.value, "observed_at": records.micros(clock.utc(outcome.observed_at)),
-        "arrived_at": records.micros(clock.utc(outcome.arrived_at or now)), "dated": outcome.arrived_at is not None,
+        "value": outcome.value, "observed_at": records.micros(clock.kept(outcome.observed_at)),
+        "arrived_at": records.micros(clock.kept(outcome.arrived_at or now)), "dated": outcome.arrived_at is not None,
         "source": outcome.source or "",
     }  # fmt: skip
 
 
 def _load(state: State, call: Call, project: str, name: str) -> OutcomesAnswer:
-    try:
-        frame = pl.read_parquet(io.BytesIO(call.body))
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise BadInput(
-            "outcomes", f"{len(call.body)} bytes", f"are no parquet: {error}", "send a parquet file"
-        ) from None
+    frame = delivery.unpack(call.body, "outcomes")
+    if frame.height > ROWS:
+        raise TooLarge("outcomes", f"{frame.height:,} rows", f"are more than {ROWS:,}", "send them in parts")
     return _take(state, call, of_frame(frame, project, f"{project}/{name}"))
 
 
@@ -195,14 +204,28 @@ def of_frame(frame: pl.DataFrame, project: str, endpoint: str) -> pl.DataFrame:
     by = next((column for column in ("observation", "prediction") if column in frame.columns), "")
     if missing := [column for column in ("value", "observed_at", by or "observation") if column not in frame.columns]:
         raise BadInput("outcomes", ", ".join(frame.columns), f"lack the column {missing[0]!r}", "add it")
+    _refuse_odd_kinds(frame)
     frame = frame.filter(pl.col("value").is_not_null())
+    if odd_values := int((~frame["value"].cast(pl.Float64).is_finite()).sum()):
+        raise BadInput(
+            "value of the outcomes", odd_values, "are no finite numbers", "leave such rows out, or mend them"
+        )
     for column in (by, "observed_at"):
-        if empty := int((frame[column].is_null() | (frame[column].cast(pl.String) == "")).sum()):
+        none = (
+            pl.col(column).is_null() if column == "observed_at" else pl.col(column).cast(pl.String).fill_null("") == ""
+        )
+        if empty := frame.select(none.sum()).item():
             raise BadInput(f"{column} of the outcomes", empty, "are missing", "leave such rows out, or mend them")
     for column in ("observed_at", "arrived_at"):
         dtype = frame.schema.get(column, pl.Datetime("us", "UTC"))
         if not isinstance(dtype, pl.Datetime) or dtype.time_zone is None:
             raise BadInput(f"{column} of the outcomes", str(dtype), "is no time with a time zone", "send UTC times")
+        if column in frame.columns and (
+            far := frame.filter(~pl.col(column).is_between(clock.LEAST, clock.MOST, closed="left")).height
+        ):
+            raise BadInput(
+                f"{column} of the outcomes", far, "are outside the years 1678 to 2261", "send the times that are meant"
+            )
     now = records.micros(clock.now())
     arrived = pl.col("arrived_at").dt.epoch("us") if "arrived_at" in frame.columns else pl.lit(None, pl.Int64)
     named = pl.col("observation") if by == "observation" else pl.lit("")
@@ -214,6 +237,15 @@ def of_frame(frame: pl.DataFrame, project: str, endpoint: str) -> pl.DataFrame:
         arrived_at=arrived.fill_null(now), dated=arrived.is_not_null(),
         source=pl.col("source").cast(pl.String).fill_null("") if "source" in frame.columns else pl.lit(""),
     )  # fmt: skip
+
+
+def _refuse_odd_kinds(frame: pl.DataFrame) -> None:
+    kinds = frame.schema
+    if not (kinds["value"].is_numeric() or kinds["value"] in (pl.Boolean, pl.Null)):
+        raise BadInput("value of the outcomes", str(kinds["value"]), "is no number", "send numbers")
+    for column in {"observation", "prediction", "source"} & set(kinds):
+        if kinds[column].is_nested() or kinds[column] in (pl.Binary, pl.Object):
+            raise BadInput(f"{column} of the outcomes", str(kinds[column]), "is no text", "send texts or whole numbers")
 
 
 def _list(state: State, call: Call) -> list[Outcome]:

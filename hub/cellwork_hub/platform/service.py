@@ -10,12 +10,15 @@ from datetime import timedelta
 
 from cellwork.data.sketches import Sketch
 from cellwork.errors import NotFound
+from cellwork.wire.records import Event
 from cellwork.wire.service import EndpointService, Mark, ServiceHour
 from cellwork_hub.platform import serving_hours
 from cellwork_hub.platform.serving_hours import HOUR, LATENCY, ROUTE
 from cellwork_hub.platform.state import State
 from cellwork_hub.records import moment
 from cellwork_hub.route import Call, Route
+
+PAGE = 1000
 
 MIGRATION: tuple[str, ...] = ()
 DAYS = 7
@@ -72,8 +75,14 @@ def _hour(hour: int, version: int, sketch: Sketch) -> ServiceHour:
 
 
 def _marks(state: State, endpoint: str) -> list[Mark]:
+    changes: list[Event] = []
     with state.context.client("cellwork") as client:
-        changes = client.records.events(service="inference", name="endpoint.changed")
+        while len(changes) % PAGE == 0:
+            after = changes[-1].seq if changes else 0
+            page = client.records.events(service="inference", name="endpoint.changed", after=after, limit=PAGE)
+            changes += page
+            if not page:
+                break
     return [
         Mark(at=e.at, revision=e.data["revision"], version=e.data["version"], text=e.data["action"])
         for e in changes

@@ -19,6 +19,7 @@ from cellwork.client import Client
 from cellwork.data import sketches
 from cellwork.data.sketches import Column, Sketch
 from cellwork.errors import Unavailable
+from cellwork.serving.plan import OWN
 from cellwork.wire.endpoints import Emptied, Prediction
 from cellwork_hub.platform.state import State
 from cellwork_hub.records import micros
@@ -29,9 +30,7 @@ MIGRATION = (
 )
 HOUR = 3_600_000_000
 DAY = 24 * HOUR
-SCORE = "_score"
-"""The column of the scores in a sketch; a feature's name does not begin with an underscore."""
-LATENCY, ROUTE = "_latency_us", "_route"
+SCORE, LATENCY, ROUTE = OWN
 OF_SERVICE = (LATENCY, ROUTE)
 """What a sketch says of the service; none of it is what a model predicts from."""
 PAGE = 2000
@@ -130,7 +129,7 @@ def _replace(state: State, key: Key, sketch: Sketch) -> None:
 
 
 def _frame(page: Sequence[Prediction]) -> pl.DataFrame:
-    names = dict.fromkeys(name for p in page for name in p.features)
+    names = dict.fromkeys(name for p in page for name in p.features if name not in OWN)
     columns = {name: _series(name, [p.features.get(name) for p in page]) for name in names}
     own = {
         SCORE: pl.Series([p.score for p in page], dtype=pl.Float64), LATENCY: pl.Series([p.latency_us for p in page], dtype=pl.Float64),

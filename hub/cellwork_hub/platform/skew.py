@@ -65,28 +65,26 @@ def _looked_up(state: State, endpoint: str, most: int) -> list[Prediction]:
 
 
 def of(state: State, endpoint: str, predictions: Sequence[Prediction]) -> Skew:
-    """Return the skew of `predictions` whose features were looked up by entity.
+    """Return the skew of `predictions` whose features were looked up by entity; an id of another kind than the view's, such as a
+    number sent as text, found nothing there, and its prediction is left out.
 
     Raises
     ------
     NotFound
         There are none.
     """
-    chosen = list(predictions)
-    if not chosen:
-        asked = f"{PAGES * PAGE:,} newest"
-        raise NotFound(
-            f"predictions of {endpoint} by entity",
-            asked,
-            "are none",
-            "skew is about values from the online store",
-        )
     known, _ = definitions(state, endpoint.partition("/")[0])
-    features = list(dict.fromkeys(name for p in chosen for name in p.features if _view_of(known, name)))
+    features = list(dict.fromkeys(name for p in predictions for name in p.features if _view_of(known, name)))
     views = {name: _view_of(known, name) for name in features}
     wanted = {view.name: view for view in views.values() if view}
+    joins = [_join(state, known, view, features) for view in wanted.values()]
+    kinds = {key: join.rows.collect_schema()[key] for join in joins for key in join.keys}
+    chosen = [p for p in predictions if all(_fits(p.entities.get(key), kind) for key, kind in kinds.items())]
+    if not chosen:
+        way_out = "skew is about values from the online store"
+        raise NotFound(f"predictions of {endpoint} by entity", f"{PAGES * PAGE:,} newest", "are none", way_out)
     rows = pl.DataFrame([{"id": p.id, "at": p.at, **p.entities} for p in chosen], infer_schema_length=None)
-    joined, _ = history.join(rows, at="at", views=[_join(state, known, view, features) for view in wanted.values()])
+    joined, _ = history.join(rows, at="at", views=joins)
     events = [{f"{v}__event_timestamp": p.feature_events.get(v) for v in wanted} for p in chosen]
     values = [
         {"id": p.id, **{name: p.features.get(name) for name in features}, **times}
@@ -101,6 +99,10 @@ def of(state: State, endpoint: str, predictions: Sequence[Prediction]) -> Skew:
         end=max(times),
         features=skew.compare(served, joined, features),
     )
+
+
+def _fits(value: Any, kind: pl.DataType) -> bool:
+    return value is None or isinstance(value, str) == (kind == pl.String)
 
 
 def _view_of(known: Definitions, column: str) -> View | None:

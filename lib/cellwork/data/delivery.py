@@ -60,8 +60,8 @@ def partition_key(text: str) -> str:
     return text
 
 
-def unpack(body: bytes) -> pl.DataFrame:
-    """Return the rows of a parquet file.
+def unpack(body: bytes, subject: str = "delivery") -> pl.DataFrame:
+    """Return the rows of a parquet file; errors are about `subject`.
 
     Raises
     ------
@@ -75,18 +75,18 @@ def unpack(body: bytes) -> pl.DataFrame:
     import pyarrow.parquet as pq
 
     if not body:
-        raise BadInput("delivery", "", "is empty", "send a parquet file with at least one row")
+        raise BadInput(subject, "", "is empty", "send a parquet file with at least one row")
     try:
         file = pq.ParquetFile(io.BytesIO(body))
         cells = file.metadata.num_rows * max(1, file.metadata.num_columns)
         if cells > MOST_CELLS:
-            raise TooLarge("delivery", f"{cells} values", f"is over the limit of {MOST_CELLS}", "send it in parts")
+            raise TooLarge(subject, f"{cells} values", f"is over the limit of {MOST_CELLS}", "send it in parts")
         table = file.read().replace_schema_metadata(None)
         table.validate(full=True)  # polars takes text on trust
         return pl.DataFrame(pl.from_arrow(table))
     except (pa.ArrowException, OSError, ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         reason = str(error).splitlines()[0][:200]
-        raise BadInput("delivery", "", f"is not a readable parquet file: {reason}", "write it again, whole") from None
+        raise BadInput(subject, "", f"is not a readable parquet file: {reason}", "write it again, whole") from None
 
 
 def receive(

@@ -275,11 +275,11 @@ def _check_texts(request: Request) -> None:
 
 
 def _check_times(request: Request) -> None:
-    """Raise BadInput for a time without a zone, or one that the log could not give back."""
+    """Raise BadInput for a time without a zone, or one that who reads the log could not say."""
     for row in request.rows:
         for at in (row.at, *row.feature_events.values()):
             if at is not None:
-                clock.utc(at)
+                clock.kept(at)
 
 
 def _refuse_erased(pending: Pending) -> None:

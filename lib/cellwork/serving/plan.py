@@ -23,6 +23,8 @@ Key = tuple[Any, ...]
 Found = Mapping[str, Mapping[Key, OnlineValue]]
 Usable = dict[str, OnlineValue]
 """View -> the value of one row's entity."""
+OWN = ("_score", "_latency_us", "_route")
+"""Columns that the statistics of predictions have beside the model's."""
 LEAST_ID, MOST_ID = -(1 << 63), (1 << 63) - 1
 Lookup = Callable[[str, dict[str, list[Key]]], dict[str, dict[Key, OnlineValue]]]
 """(project, view -> keys) -> view -> key -> its newest values; reads, never writes, and may block."""

@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cellwork import clock
+from cellwork.errors import Refused
 from cellwork.features import references
 from cellwork.models import columns as models
-from cellwork.serving.plan import Column, Plan, Source
+from cellwork.serving.plan import OWN, Column, Plan, Source
 from cellwork.wire.features import Definitions, Field, View
 
 
 def plan(project: str, columns: Sequence[models.Column], definitions: Definitions | None = None) -> Plan:
-    """Return the plan of a model with `columns`, in the model's order; without definitions nothing is looked up."""
+    """Return the plan of a model with `columns`, in the model's order; without definitions nothing is looked up.
+
+    Raises
+    ------
+    Refused
+        A column has a name that the statistics of predictions use.
+    """
+    if taken := next((column.name for column in columns if column.name in OWN), ""):
+        raise Refused("column of the model", taken, "has a name of the platform's own", "rename it, and train again")
     views = {view.name: view for view in definitions.views} if definitions else {}
     made = [_column(column, views) for column in columns]
     used = [view for view in views.values() if any(column.view == view.name for column in made)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -63,7 +63,7 @@ class DriftRules(Struct):
 
     alpha: float = 0.001
     """The chance that any column of a window without drift is called drifted."""
-    least_rows: int = 100
+    least_rows: Annotated[int, msgspec.Meta(ge=1)] = 100
     psi: float = 0.1
     missing: float = 0.05
     """A change of the share of missing values that matters."""
