@@ -6,21 +6,35 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs_world import World
+from jobs_world import USERS, RunTokens, World, page
+from jobs_world import state as make_state
 from running import wait_for
 from sqlalchemy import text
 
 from cellwork.client import Client
 from cellwork.client.jobs import Jobs
-from cellwork.errors import BadInput, Conflict, NotFound, Refused
-from cellwork.wire.jobs import Claim, JobRequest, Policy, Progress, Run, RunRequest, Schedule
+from cellwork.errors import BadInput, Conflict, NotFound, Refused, Unavailable
+from cellwork.wire.jobs import (
+    Claim,
+    JobRequest,
+    KeepRequest,
+    Policy,
+    Progress,
+    ResumeRequest,
+    Run,
+    RunRequest,
+    Schedule,
+)
+from cellwork.wire.origin import Origin
 from cellwork.wire.secrets import Mask
-from cellwork_hub.jobs import claims, store
+from cellwork_hub.jobs import attempts, claims, reopen, runs, store
 from cellwork_hub.jobs.claims import take
+from cellwork_hub.route import Call
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 WORKS = (NOTEBOOKS / "works.ipynb").read_text()
@@ -343,3 +357,42 @@ def test_a_secrets_value_as_a_parameter_fails_the_run_before_it_starts_and_is_sh
         assert (of.run.id, of.masks[0].name) == (other.id, "db")
     finally:
         world.close()
+
+
+class HubAway(RunTokens):
+    """Mints nothing while the hub is away."""
+
+    away = False
+
+    def mint(self, *given: Any) -> tuple[str, str]:
+        if self.away:
+            raise Unavailable("hub", "", "does not answer", "wait")
+        return super().mint(*given)
+
+
+def test_a_kernel_that_was_kept_outlives_a_hub_that_is_away_when_it_is_to_go_on(tmp_path: Path) -> None:
+    tokens, told = HubAway(), page("a = 1", "b = 2")
+    state = make_state(tmp_path, tokens, keep=timedelta(seconds=100))
+
+    def call(who: str, body: Any, run: str = "") -> Call:
+        return Call(USERS[f"{who}-token"], "req_1", Origin(), {"run": run}, {}, body, {})
+
+    run = runs.start(state, call("ada", RunRequest(project="p", notebook="n.ipynb", content=told))).id
+    of = take(state, call("runner", None), "r")
+    assert of is not None
+    last = Progress(fence=of.fence, state="failed", cell=2, cells=2, keepable=True, notebook=told)
+    claims.report(state, call("runner", last, run))
+    reopen.resume(state, call("ada", ResumeRequest(), run))
+    kept = call("runner", KeepRequest(fence=of.fence), run)
+    tokens.away = True
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            reopen.hear(state, kept)
+        assert attempts.expire(state) == 0
+    tokens.away = False
+    assert take(state, call("runner", None), "another") is None, "it is held for its own runner"
+    again = reopen.hear(state, kept).claim
+    assert again is not None
+    assert (again.first_cell, again.attempt, bool(again.executed)) == (2, 2, True)
+    with pytest.raises(Conflict):
+        reopen.hear(state, kept)

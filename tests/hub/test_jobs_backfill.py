@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import postgres_server
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,11 +16,13 @@ from jobs_world import state as make_state
 from test_jobs_fires import add, runs
 from test_jobs_policies import by_hand, end, take
 
+from cellwork import db
 from cellwork.cli.backfill import moment
-from cellwork.errors import BadInput
+from cellwork.errors import BadInput, Conflict, TooLarge
 from cellwork.wire.jobs import Backfill, BackfillRequest, Schedule
 from cellwork.wire.origin import Origin
-from cellwork_hub.jobs import backfill
+from cellwork_hub.jobs import app, attempts, backfill, claims, fires, store
+from cellwork_hub.jobs import runs as queue
 from cellwork_hub.jobs.store import State
 from cellwork_hub.route import Call
 
@@ -25,9 +30,12 @@ DAILY = Schedule(cron="0 6 * * *", timezone="America/New_York")
 FIRST, LAST = datetime(2013, 11, 1, tzinfo=UTC), datetime(2013, 11, 6, tzinfo=UTC)
 
 
-@pytest.fixture
-def state(tmp_path: Path) -> State:
-    return make_state(tmp_path, RunTokens())
+@pytest.fixture(params=["sqlite", "postgresql"])
+def state(tmp_path: Path, request: pytest.FixtureRequest) -> State:
+    made = make_state(tmp_path, RunTokens())
+    if request.param == "sqlite":
+        return made
+    return replace(made, engine=db.open_database(postgres_server.database(), app.MIGRATIONS))
 
 
 def ask(state: State, **fields: object) -> Backfill:
@@ -108,6 +116,105 @@ def test_what_makes_no_sense_is_refused(state: State) -> None:
     assert runs(state) == []
     with pytest.raises(BadInput, match="no day and no time"):
         moment("yesterday!", "UTC")
+
+
+def test_what_is_still_to_come_is_left_to_the_clock(state: State) -> None:
+    """A time that was backfilled before it came would be run again when it comes."""
+    due = add(state, schedule=Schedule(every_seconds=3600)).next_due
+    assert due is not None
+    with pytest.raises(BadInput, match="has not come yet"):
+        ask(state, first=due - timedelta(hours=2), last=due)
+    assert runs(state) == []
+    assert len(ask(state, first=due - timedelta(hours=2), last=due - timedelta(microseconds=1)).queued) == 2
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Europe/Berlin"])
+@pytest.mark.parametrize("first", [datetime(1, 1, 1, tzinfo=UTC), datetime(1, 1, 2, tzinfo=UTC)])
+def test_the_first_year_of_the_calendar_is_answered_too(zone: str, first: datetime) -> None:
+    for plan in (Schedule(timezone=zone), Schedule(every_seconds=60), Schedule(cron="0 6 * * *", timezone=zone)):
+        with pytest.raises(BadInput):
+            backfill.times(plan, first, LAST)
+
+
+def test_many_times_are_queued_in_parts_and_what_was_queued_is_not_again(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others write between two parts. Killed after two of them, the same request once more queues the rest."""
+    monkeypatch.setattr(backfill, "PART", 2)
+    add(state, schedule=DAILY)
+    right, parts = backfill._queue_part, []
+
+    def until_killed(*given: Any) -> list[str]:
+        parts.append(given)
+        if len(parts) == 3:
+            raise KeyboardInterrupt
+        return right(*given)
+
+    monkeypatch.setattr(backfill, "_queue_part", until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        ask(state)
+    assert len(runs(state)) == 4
+    assert (len(ask(state).queued), len(ask(state).queued), len(runs(state))) == (1, 0, 5)
+
+
+def test_a_job_that_is_changed_meanwhile_is_not_run_as_it_was(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backfill, "PART", 2)
+    add(state, schedule=DAILY)
+    right = backfill._queue_part
+
+    def and_change(*given: Any) -> list[str]:
+        queued = right(*given)
+        add(state, schedule=DAILY, timeout_seconds=7)
+        return queued
+
+    monkeypatch.setattr(backfill, "_queue_part", and_change)
+    with pytest.raises(Conflict, match="was changed"):
+        ask(state)
+    assert (len(runs(state)), len(ask(state).queued)) == (2, 3)
+
+
+def test_the_notebook_is_read_once_and_the_last_success_only_for_those_who_ask(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, asked = backfill.parameters.read, queue.last_success
+    calls: list[str] = []
+    monkeypatch.setattr(backfill.parameters, "read", lambda *given: (calls.append("read"), read(*given))[1])
+    monkeypatch.setattr(queue, "last_success", lambda *given, **more: (calls.append("asked"), asked(*given, **more))[1])
+    add(state, schedule=DAILY, parameters={"name": "${date}"})
+    calls.clear()
+    ask(state)
+    assert calls == ["read"]
+    add(state, schedule=DAILY, parameters={"name": "${last_success}"})
+    calls.clear()
+    ask(state, again=True, first=FIRST - timedelta(days=2), last=FIRST)
+    assert calls == ["read", "asked", "asked"]
+
+
+def test_more_than_a_backfill_may_hold_is_refused_before_anything_is_queued(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backfill, "MOST_BYTES", 7_000)
+    add(state, schedule=DAILY, parameters={"name": "${date}" + "x" * 2_000})
+    with pytest.raises(TooLarge, match="in parts"):
+        ask(state)
+    assert runs(state) == []
+    assert len(ask(state, last=FIRST + timedelta(days=2)).queued) == 2
+
+
+def test_what_is_asked_under_the_write_lock_reads_no_history(tmp_path: Path) -> None:
+    """Each of these is asked every second or more often, while nobody else may write."""
+    asked = {
+        claims.OLDEST: {"runs_waiting", "runs_leased"}, attempts.LOST: {"runs_leased"}, attempts.LATE: {"runs_late"},
+        queue.LAST_SUCCESS: {"runs_succeeded"}, fires.UNDER_WAY: {"runs_open"},
+    }  # fmt: skip
+    with make_state(tmp_path, RunTokens()).engine.connect() as connection:
+        for query, indexes in asked.items():
+            known = {name: 1 for name in ("now", "job", "before") if f":{name}" in query}
+            plan = [row["detail"] for row in store.select(connection, f"EXPLAIN QUERY PLAN {query}", **known)]
+            read = [step for step in plan if "runs" in step]
+            assert {name for name in indexes for step in read if f"INDEX {name}" in step} == indexes, plan
+            assert all(step.startswith("SEARCH") for step in read), plan
+            assert not any("ORDER BY" in step for step in plan), "it would sort all that waits"
 
 
 def test_a_day_is_meant_on_the_jobs_own_clocks() -> None:

@@ -7,6 +7,7 @@ import hmac
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -24,9 +25,9 @@ from test_jobs_fires import add, due_since, event, runs
 from cellwork import clock, notify
 from cellwork.errors import BadInput
 from cellwork.jobs import schedule
-from cellwork.wire.jobs import Claim, Notify, Policy, Progress, RunRequest, Schedule
+from cellwork.wire.jobs import Claim, Notify, Policy, Progress, ResumeRequest, RunRequest, Schedule
 from cellwork.wire.origin import Origin
-from cellwork_hub.jobs import attempts, claims, fires, notices, retention, store
+from cellwork_hub.jobs import attempts, claims, fires, leases, notices, reopen, retention, store
 from cellwork_hub.jobs import runs as queue
 from cellwork_hub.jobs.store import State
 from cellwork_hub.records import micros
@@ -315,6 +316,70 @@ def test_old_runs_are_forgotten_but_never_fired_again(state: State) -> None:
     assert [folder.exists() for _, folder in kept] == [False, False, True, True]
     due_since(state, clock.now().replace(second=0, microsecond=0) - timedelta(minutes=3))
     assert fires.tick(state) == 0
+
+
+def test_a_run_that_goes_on_between_the_choice_and_the_removal_is_not_forgotten(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(state, policy=Policy(keep_runs=1))
+    for _ in range(2):
+        by_hand(state, "score")
+        of = take(state)
+        assert of is not None
+        end(state, of, "failed")
+    going: list[Claim] = []
+    remove = retention.remove
+
+    def resume_before(state: State, run: str) -> bool:
+        state.home.attempt(run, 1).mkdir(parents=True)
+        reopen.resume(state, call(body=ResumeRequest(new_kernel=True), run=run))
+        found = take(state)
+        assert found is not None
+        going.append(found)
+        return remove(state, run)
+
+    monkeypatch.setattr(retention, "remove", resume_before)
+    assert retention.forget(state) == 0
+    end(state, going[0])
+    assert state.home.attempt(going[0].run.id, 1).exists()
+    monkeypatch.undo()
+    assert (retention.forget(state), retention.forget(state)) == (1, 0)
+
+
+def test_whoever_asked_to_be_told_of_a_stopped_run_is_told_once(state: State) -> None:
+    add(state, policy=Policy(notify=[Notify(on=("stopped",), webhook="http://127.0.0.1:1/told")]))
+    waits, runs_on = by_hand(state, "score"), by_hand(state, "score")
+    for run in (runs_on, waits):
+        of = take(state) if run == waits else None
+        for _ in range(2):
+            queue.stop(state, call(run=run))
+        if of:
+            end(state, of, "stopped")
+    with state.engine.connect() as db:
+        told = store.select(db, "SELECT run, state FROM notices ORDER BY run")
+    assert told == [{"run": run, "state": "stopped"} for run in sorted((waits, runs_on))]
+
+
+@pytest.mark.parametrize("jump", [timedelta(minutes=30), timedelta(minutes=-30)])
+def test_a_host_that_slept_or_a_clock_that_was_set_ends_no_run_and_no_kernel(
+    state: State, monkeypatch: pytest.MonkeyPatch, jump: timedelta
+) -> None:
+    """What was truly lost is taken back a lease later, as ever."""
+    state = replace(state, keep=timedelta(seconds=60))
+    for name in ("runs", "kept"):
+        add(state, name)
+        by_hand(state, name)
+    running, failed = take(state), take(state)
+    assert running is not None
+    assert failed is not None
+    last = Progress(fence=failed.fence, state="failed", cell=1, cells=1, keepable=True)
+    assert claims.report(state, call("runner-token", last, run=failed.run.id)).kept is not None
+    assert (attempts.expire(state), leases.expire(state)) == (0, 0)
+    now = clock.now
+    for lost, on in ((0, timedelta()), (1, state.lease * 2)):
+        monkeypatch.setattr(clock, "now", lambda on=on: now() + jump + on)
+        monkeypatch.setattr(store.time, "monotonic", lambda on=on, at=time.monotonic: at() + on.total_seconds())
+        assert (attempts.expire(state), leases.expire(state)) == (lost, lost)
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,21 @@ from typing import Any
 
 import psutil
 import pytest
-from jobs_world import World, start_runner
+from jobs_world import USERS, RunTokens, World, start_runner
+from jobs_world import state as make_state
+from test_jobs_fires import WORKS, add, due_since, runs
 from test_jobs_runner import gone, printed, until
 
+from cellwork import clock
 from cellwork.client.jobs import Jobs
 from cellwork.errors import BadInput, Conflict, Refused
-from cellwork.wire.jobs import Policy, ResumeRequest, Run, RunRequest
+from cellwork.wire.jobs import KeepRequest, Policy, Progress, ResumeRequest, Run, RunRequest, Schedule
+from cellwork.wire.origin import Origin
+from cellwork_hub.jobs import attempts, claims, fires, leases, reopen, store
+from cellwork_hub.jobs import runs as queue
+from cellwork_hub.jobs.runners import slot
+from cellwork_hub.jobs.store import State
+from cellwork_hub.route import Call
 
 CELLS, BROKEN = 36, 28
 
@@ -255,3 +264,81 @@ def test_a_runner_that_leaves_takes_no_resumed_run_with_it(tmp_path: Path) -> No
         assert jobs.run(new).state == "queued"
     finally:
         world.close()
+
+
+@contextlib.contextmanager
+def taking(world: World, most: int) -> Iterator[None]:
+    """As if the service took no request of more than `most` bytes."""
+    service = world.server.config.app
+    before, service.most_bytes = service.most_bytes, most  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        service.most_bytes = before  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("last", "state"), [("2", "succeeded"), ("1 / 0", "failed")])
+def test_a_run_whose_notebook_is_too_large_to_be_kept_is_executed_once_and_says_so(
+    jobs: Jobs, world: World, tmp_path: Path, last: str, state: str
+) -> None:
+    log = tmp_path / "log"
+    content = notebook(f"open({str(log)!r}, 'a').write('ran ')", "print('x' * 3_000_000)", last)
+    with taking(world, 1_000_000):
+        run = jobs.wait(jobs.start(RunRequest(project="p", notebook="n.ipynb", content=content)).id, timeout=60)
+    assert (run.state, len(run.attempts), log.read_text()) == (state, 1, "ran "), run.attempts
+    assert "its executed notebook could not be kept" in run.attempts[0].error
+    assert ("ZeroDivisionError" in run.attempts[0].error) == (state == "failed")
+    assert run.kept is None, "without its notebook nobody can go on in its kernel"
+
+
+def test_an_error_that_no_database_keeps_as_it_is_arrives_without_its_odd_characters(jobs: Jobs) -> None:
+    run = fail(jobs, notebook(r"raise ValueError('one\0two')"))
+    assert "one\ufffdtwo" in run.attempts[0].error
+    assert "\0" not in run.attempts[0].error
+    jobs.release(run.id)
+    assert len(slot.plain("\ud800" * 100_000).encode()) <= slot.MOST_ERROR
+
+
+def call(who: str, body: Any = None, **path: str) -> Call:
+    return Call(USERS[f"{who}-token"], "req_1", Origin(), path, {}, body, {})
+
+
+def kept(folder: Path, **policy: Any) -> tuple[State, str, int]:
+    """Return a service whose scheduled job has a failed run, with its kernel kept under the fence, by a runner that isn't there."""
+    state = make_state(folder, RunTokens(), keep=timedelta(seconds=100))
+    add(state, policy=Policy(while_running="skip", **policy), schedule=Schedule(every_seconds=60))
+    run = queue.start(state, call("ada", RunRequest(job="flights/score"))).id
+    claim = claims.take(state, call("runner"), "r")
+    assert claim is not None
+    said = Progress(fence=claim.fence, state="failed", cell=1, cells=1, keepable=True, notebook=WORKS)
+    claims.report(state, call("runner", said, run=run))
+    return state, run, claim.fence
+
+
+@pytest.mark.parametrize("new_kernel", [True, False])
+def test_a_resumed_run_is_under_way_again_and_its_old_deadline_is_over(tmp_path: Path, new_kernel: bool) -> None:
+    state, run, fence = kept(tmp_path, deadline_seconds=1)
+    with state.engine.begin() as db:
+        store.write(db, "UPDATE runs SET deadline = 1")
+    reopen.resume(state, call("ada", ResumeRequest(new_kernel=new_kernel), run=run))
+    assert attempts.miss(state) == 0
+    due_since(state, clock.now() - timedelta(seconds=1))
+    assert (fires.tick(state), len(runs(state))) == (0, 1), "what is due meanwhile is left out"
+    if new_kernel:
+        again = claims.take(state, call("runner"), "r")
+    else:
+        again = reopen.hear(state, call("runner", KeepRequest(fence=fence), run=run)).claim
+    assert again is not None
+    assert again.timeout_seconds == 3600
+
+
+def test_a_job_goes_on_after_a_resumed_run_whose_runner_was_lost(tmp_path: Path) -> None:
+    state, run, _ = kept(tmp_path)
+    reopen.resume(state, call("ada", ResumeRequest(), run=run))
+    with state.engine.begin() as db:
+        store.write(db, "UPDATE kept SET heard = 1")
+    assert leases.expire(state) == 1
+    with state.engine.connect() as db:
+        assert store.run_row(db, run)["state"] == "failed"
+    due_since(state, clock.now() - timedelta(seconds=1))
+    assert fires.tick(state) == 1

@@ -164,3 +164,51 @@ def test_yaml_keeps_words_and_dates_as_they_are_written() -> None:
     for text, verdict in (("a: [", "line 1"), ("- a", "is not a mapping")):
         with pytest.raises(BadInput, match=verdict):
             parameters.from_yaml(text)
+
+
+def text(*cells: Any, **fields: Any) -> str:
+    return json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": list(cells), **fields})
+
+
+def tagged(source: Any) -> dict[str, Any]:
+    return {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": source}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [text(3), text(None), text({"metadata": 3}), text({"metadata": ["tags"]}), text(metadata=[1]), text(metadata={"kernelspec": "python3"}), text(metadata={"language_info": {"name": 3}}), text({"source": {"a": 1}}), text({"source": ["a", 1]}), "[" * 100_000],
+    ids=lambda content: content[:80],
+)  # fmt: skip
+def test_what_is_not_built_like_a_notebook_is_refused_when_it_is_read(content: str) -> None:
+    with pytest.raises(BadInput, match="notebook"):
+        parameters.read(content)
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"tags": None}, {"tags": 3}, {"tags": "parameters"}, {"tags": [None]}])
+def test_a_cell_whose_tags_are_none_is_not_tagged(metadata: Any) -> None:
+    odd = {"cell_type": "code", "metadata": metadata, "source": "y = 1"}
+    assert list(parameters.declared(parameters.read(text(odd, tagged("x = 1"))))) == ["x"]
+
+
+@pytest.mark.parametrize("source", ["x = (", "x = '\0'", "(" * 5000 + ")" * 5000, "-" * 100_000 + "1", "x = 0x" + "f" * 9000, "x = 1\\", "x = 1 #\0"])  # fmt: skip
+def test_a_parameters_cell_that_python_can_not_read_is_said_to_be_one(source: str) -> None:
+    with pytest.raises(BadInput, match="parameters cell"):
+        parameters.declared(parameters.read(text(tagged(source))))
+
+
+@pytest.mark.parametrize("source", ["x = {[]}", "x: Optional[()] = 1", "x: list[()] = []", "x: '((' = 1", "x = 1  # type: ((", "x: Literal[()] = 1", "x: dict[()] = {}", "x: " + "int | " * 3000 + "int = 1"])  # fmt: skip
+def test_a_type_that_means_nothing_takes_every_value_or_refuses_it(source: str) -> None:
+    notebook = parameters.read(text(tagged(source)))
+    for value in (1, "text", [1], {"a": 1}, None):
+        try:
+            assert parameters.check(notebook, {"x": value}) == {"x": value}
+        except BadInput:
+            continue
+
+
+def test_the_names_of_values_that_come_later_are_checked_now() -> None:
+    assert parameters.check(load("works"), {}, later=["name"]) == {}
+    with pytest.raises(BadInput, match="did you mean 'name'"):
+        parameters.check(load("works"), {}, later=["nmae"])
+    with pytest.raises(BadInput, match="no cell tagged 'parameters'"):
+        parameters.check(load("untagged"), {}, later=["x"])

@@ -31,6 +31,7 @@ MIGRATIONS = [
     store.LANES,
     store.IMAGES,
     store.LABELS,
+    store.NO_HISTORY,
 ]
 """Append only: a number, once used, keeps its meaning."""
 
@@ -87,7 +88,7 @@ def service(
         [*records.routes(state.engine), *routes(state)],
         authorise=authorise,
         lifespan=lifespan,
-        ready=ticker.alive,
+        ready=lambda: ticker.alive() and sender.alive(),
         most_bytes=most_bytes,
         bounded=bounded,
     )

@@ -5,6 +5,7 @@ Three lost runners are forgiven, because a run that takes its runner down would 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -14,13 +15,17 @@ from sqlalchemy import Connection
 
 from cellwork.wire.jobs import Policy
 from cellwork_hub import records
-from cellwork_hub.jobs import notices, store
+from cellwork_hub.jobs import leases, notices, store
 from cellwork_hub.jobs.store import State
+
+log = logging.getLogger("cellwork.jobs")
 
 Row = Mapping[str, Any]
 
 MOST_LOST = 3
 MOST_BACKOFF = timedelta(hours=1)
+LOST = "SELECT * FROM runs WHERE lease_until < :now"
+LATE = "SELECT * FROM runs WHERE deadline < :now AND state = 'queued' AND held = 0"
 
 
 def micros(span: timedelta) -> int:
@@ -43,13 +48,18 @@ def renew(db: Connection, state: State, run: str) -> None:
     store.write(db, "UPDATE runs SET lease_until = :until WHERE id = :run", until=until, run=run)
 
 
-def undo(db: Connection, attempt: Row, wait: timedelta) -> None:
-    """Make as if `attempt` had not begun; the run waits on."""
+def undo(db: Connection, run: Row, attempt: Row, kept: Row | None, wait: timedelta) -> None:
+    """Make as if `attempt` at `run` had not begun: the run waits on as it did, for the kernel that was `kept` if there is one."""
     store.write(
         db, "DELETE FROM attempts WHERE run = :run AND fence = :fence", run=attempt["run"], fence=attempt["fence"]
     )
-    change = "UPDATE runs SET state = 'queued', lease_until = NULL, not_before = :at WHERE id = :run AND fence = :fence AND state = 'running'"
-    store.write(db, change, at=store.now() + micros(wait), run=attempt["run"], fence=attempt["fence"])
+    change = (
+        "UPDATE runs SET state = 'queued', lease_until = NULL, not_before = :at, held = :held, first_cell = :first "
+        "WHERE id = :run AND fence = :fence AND state = 'running'"
+    )
+    before = {"held": run["held"], "first": run["first_cell"], "at": store.now() + micros(wait)}
+    if store.write(db, change, **before, run=attempt["run"], fence=attempt["fence"]) and kept:
+        store.insert(db, "kept", {**kept, "heard": store.now()})
 
 
 def end(db: Connection, state: State, run: Row, attempt: Row, word: str, error: str = "") -> None:
@@ -91,9 +101,18 @@ def after(state: State, run: Row, *, kept: bool = False) -> None:
 
 
 def expire(state: State) -> int:
-    """Take back the runs whose runner was not heard of within its lease; returns how many."""
+    """Take back the runs whose runner was not heard of within its lease; returns how many.
+
+    A lease is a time of day: if that jumped, every runner gets a fresh one, and its kept kernels with it.
+    """
+    jumped = state.watch.jumped()
+    if jumped:
+        log.warning("the time of day jumped by %s: every lease is renewed", jumped)
+        extend(state)
+        leases.extend(state, jumped)
+        state.watch.settled(jumped)
     with state.engine.begin() as db:
-        lost = store.select(db, "SELECT * FROM runs WHERE lease_until < :now", now=store.now())
+        lost = store.select(db, LOST, now=store.now())
         for run in lost:
             close(
                 db, {"run": run["id"], "fence": run["fence"]}, "failed", "its runner was lost: no word within the lease"
@@ -107,9 +126,7 @@ def expire(state: State) -> int:
 def miss(state: State) -> int:
     """Fail the runs that wait beyond their deadline; returns how many."""
     with state.engine.begin() as db:
-        late = store.select(
-            db, "SELECT * FROM runs WHERE deadline < :now AND state = 'queued' AND held = 0", now=store.now()
-        )
+        late = store.select(db, LATE, now=store.now())
         for run in late:
             refuse(db, run, "its deadline passed before it was started")
     return len(late)
@@ -128,7 +145,7 @@ def refuse(db: Connection, run: Row, error: str) -> None:
 
 
 def extend(state: State) -> None:
-    """Give every running attempt a fresh lease: this service was away, not its runners."""
+    """Give every running attempt a fresh lease, and none a longer one: this service was away, not its runners."""
     with state.engine.begin() as db:
         until = store.now() + micros(state.lease)
-        store.write(db, "UPDATE runs SET lease_until = :until WHERE lease_until < :until", until=until)
+        store.write(db, "UPDATE runs SET lease_until = :until WHERE lease_until > 0", until=until)

@@ -1,12 +1,13 @@
 """Backfill: runs of a job for times that have passed, as if it had been there, some at once, after everything that is due now.
 
-All runs of one request are queued in one transaction, in the order of their times. They wait behind the job's own fires and
-do not count against its concurrency, but against the request's own. A time whose newest run succeeded or is under way is left
-alone.
+The runs of one request are checked together, then queued in the order of their times, in parts, so that nobody waits long to
+write; a request that broke off queues the rest when it is sent again. They wait behind the job's own fires and do not count
+against its concurrency, but against the request's own. A time whose newest run succeeded or is under way is left alone.
 """
 
 from __future__ import annotations
 
+import time
 from datetime import datetime
 from itertools import takewhile
 from typing import Any
@@ -15,7 +16,7 @@ import msgspec
 from sqlalchemy import Connection
 
 from cellwork import clock, ids
-from cellwork.errors import BadInput
+from cellwork.errors import BadInput, Conflict, TooLarge
 from cellwork.jobs import schedule
 from cellwork.runs import parameters
 from cellwork.wire.jobs import Backfill, BackfillRequest, Policy, Run, Schedule
@@ -26,21 +27,29 @@ from cellwork_hub.records import micros, moment
 from cellwork_hub.route import Call, Route
 
 MOST_TIMES, MOST_PARALLEL = 5000, 100
+MOST_BYTES = 100_000_000
+PART = 200
+"""Runs that are queued in one transaction."""
+REST_SECONDS = 0.12
+"""Between two of them: whoever waits to write SQLite looks again after 0.1 s at the latest, and must find it free."""
 BEHIND = 1000
 """By so much the priority of a backfill is below that of the job's fires."""
 NEWEST = (
-    "SELECT * FROM runs r WHERE job_id = :job AND due >= :first AND due <= :last AND seq = "
+    "FROM runs r WHERE job_id = :job AND due >= :first AND due <= :last AND seq = "
     "(SELECT max(seq) FROM runs x WHERE x.job_id = r.job_id AND x.due = r.due) ORDER BY due"
 )
 
 
 def times(plan: Schedule, first: datetime, last: datetime) -> list[datetime]:
     """Return when a job is due from `first` up to `last`; one that goes by no clock, at each midnight of its zone."""
-    just_before = moment(micros(first) - 1)
+    just_before = moment(micros(clock.kept(first)) - 1)
+    now = clock.now()
     if not (plan.cron or plan.every_seconds):
         plan = Schedule(cron="0 0 * * *", timezone=plan.timezone)
-    found = []
+    found: list[datetime] = []
     for due in takewhile(lambda due: due <= last, schedule.due(plan, just_before)):
+        if due > now:
+            raise BadInput("backfill", f"{first.isoformat()} to {last.isoformat()}", f"has a time that has not come yet ({due.isoformat()})", f"end before it, at {now.isoformat(timespec='seconds')}; then the job runs by itself")  # fmt: skip
         found.append(due)
         if len(found) > MOST_TIMES:
             raise BadInput(
@@ -59,52 +68,68 @@ def start(state: State, call: Call) -> Backfill:
     if last < first or not 1 <= asked.parallel <= MOST_PARALLEL:
         raise BadInput("backfill", f"{first.isoformat()} to {last.isoformat()}, {asked.parallel} at once", "is out of range", f"end after the start, with 1 to {MOST_PARALLEL} at once")  # fmt: skip
     who, granted = store.owner(state, call.principal)
-    with state.engine.begin() as db:
+    with state.engine.connect() as db:
         job = store.job_row(db, call.path["project"], call.path["name"])
-        plan = msgspec.json.decode(job["schedule"], type=Schedule)
-        wanted = times(plan, first, last)
-        query = NEWEST if wanted else f"{NEWEST} LIMIT 0"
-        there = {
-            row["due"]: row["state"]
-            for row in store.select(db, query, job=job["id"], first=micros(first), last=micros(last))
-        }
-        kept = {"queued", "running"} if asked.again else {"queued", "running", "succeeded"}
-        missing = [due for due in wanted if there.get(micros(due)) not in kept]
-        lane = {
-            "lane": ids.new("fire"),
-            "lane_most": asked.parallel,
-            "principal": who,
-            "scopes": store.json(sorted(granted)),
-        }
-        queued = [_queue(state, db, job, plan, due, lane) for due in missing]
-        name = f"{job['project']}/{job['name']}"
-        records.audit(
-            db,
-            call,
-            "job.backfill",
-            name,
-            after={"first": first.isoformat(), "last": last.isoformat(), "runs": len(queued)},
-        )
-    state.bell.ring()
+        wanted = _wanted(db, job, first, last, again=asked.again)
+        rows = _rows(state, db, job, [due for due, waits in wanted.items() if waits])
+    lane = {"lane": ids.new("fire"), "lane_most": asked.parallel, "principal": who, "scopes": store.json(sorted(granted))}  # fmt: skip
+    queued: list[str] = []
+    for k in range(0, len(rows), PART):
+        time.sleep(REST_SECONDS if k else 0)
+        part = [{**row, **lane} for row in rows[k : k + PART]]
+        queued += _queue_part(state, call, job, part, asked.again)
+        state.bell.ring()
     return Backfill(queued=queued, left_alone=len(wanted) - len(queued))
 
 
-def _queue(
-    state: State, db: Connection, job: dict[str, Any], plan: Schedule, due: datetime, lane: dict[str, Any]
-) -> str:
-    last = runs.last_success(db, f"{job['project']}/{job['name']}", before=micros(due))
-    values = schedule.expand(
-        msgspec.json.decode(job["parameters"]), schedule.variables(due, plan.timezone, last_success=last)
-    )
+def _wanted(db: Connection, job: dict[str, Any], first: datetime, last: datetime, *, again: bool) -> dict[datetime, bool]:  # fmt: skip
+    """Return the times of `job` from `first` to `last`, and of each whether its run is still to be queued."""
+    found = times(msgspec.json.decode(job["schedule"], type=Schedule), first, last)
+    alone = _left_alone(db, job["id"], micros(first), micros(last), again=again) if found else set()
+    return {due: micros(due) not in alone for due in found}
+
+
+def _left_alone(db: Connection, job: str, first: int, last: int, *, again: bool) -> set[int]:
+    """Return the times whose newest run is under way, or has succeeded and shall not run `again`."""
+    kept = {"queued", "running"} if again else {"queued", "running", "succeeded"}
+    found = store.select(db, f"SELECT due, state {NEWEST}", job=job, first=first, last=last)
+    return {row["due"] for row in found if row["state"] in kept}
+
+
+def _rows(state: State, db: Connection, job: dict[str, Any], dues: list[datetime]) -> list[dict[str, Any]]:
+    """Return what is to be queued for each of `dues`, checked; no more than one backfill may hold."""
     notebook = parameters.read(state.home.source(job["notebook_sha256"]).read_bytes(), job["notebook"])
+    zone = msgspec.json.decode(job["schedule"], type=Schedule).timezone
+    given = msgspec.json.decode(job["parameters"])
+    asked = "last_success" in schedule.used(given)
     policy = msgspec.json.decode(job["policy"], type=Policy)
     behind = msgspec.structs.replace(policy, priority=policy.priority - BEHIND, deadline_seconds=0)
-    row = {
-        **runs.of_job(job),
-        "parameters": store.json(parameters.check(notebook, values, job["notebook"])),
-        "policy": store.json(behind),
-    }
-    return runs.queue(db, {**row, **lane, "due": micros(due), "cause": "backfill"})
+    same = {**runs.of_job(job), "policy": store.json(behind), "cause": "backfill"}
+    size, rows = 0, list[dict[str, Any]]()
+    for due in dues:
+        last = runs.last_success(db, same["job"], before=micros(due)) if asked else None
+        values = schedule.expand(given, schedule.variables(due, zone, last_success=last))
+        row = {**same, "due": micros(due), "parameters": store.json(parameters.check(notebook, values, job["notebook"]))}  # fmt: skip
+        size += sum(len(value) for value in row.values() if isinstance(value, str))
+        if size > MOST_BYTES:
+            raise TooLarge("backfill", f"of {len(dues)} runs", f"holds more than {MOST_BYTES:,} bytes of parameters and labels", f"ask for it in parts, of {len(rows)} times at most")  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def _queue_part(state: State, call: Call, job: dict[str, Any], rows: list[dict[str, Any]], again: bool) -> list[str]:
+    """Queue `rows` in one transaction, less those that somebody else has queued meanwhile."""
+    name = f"{job['project']}/{job['name']}"
+    first, last = rows[0]["due"], rows[-1]["due"]
+    with state.engine.begin() as db:
+        now = store.job_row(db, job["project"], job["name"])
+        if (now["id"], now["revision"]) != (job["id"], job["revision"]):
+            raise Conflict("job", name, "was changed while its backfill was queued", "ask again: the times that are queued are left alone")  # fmt: skip
+        alone = _left_alone(db, job["id"], first, last, again=again)
+        queued = [runs.queue(db, row) for row in rows if row["due"] not in alone]
+        told = {"first": moment(first).isoformat(), "last": moment(last).isoformat(), "runs": len(queued)}
+        records.audit(db, call, "job.backfill", name, after=told)
+    return queued
 
 
 def grid(state: State, call: Call) -> list[Run]:
@@ -112,7 +137,7 @@ def grid(state: State, call: Call) -> list[Run]:
     first, last = (micros(clock.utc(call.required(name))) for name in ("first", "last"))
     with state.engine.connect() as db:
         job = store.job_row(db, call.path["project"], call.path["name"])
-        rows = store.select(db, f"{NEWEST} LIMIT {MOST_TIMES}", job=job["id"], first=first, last=last)
+        rows = store.select(db, f"SELECT * {NEWEST} LIMIT {MOST_TIMES}", job=job["id"], first=first, last=last)
         return [store.as_run(db, row) for row in rows]
 
 

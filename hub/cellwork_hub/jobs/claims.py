@@ -33,10 +33,13 @@ TOKEN_MARGIN_SECONDS = 300
 HUB_AWAY = timedelta(seconds=2)
 
 OLDEST = (
-    "SELECT r.* FROM runs r LEFT JOIN jobs j ON j.id = r.job_id WHERE r.state = 'queued' AND r.held = 0 AND r.not_before <= :now AND ("
-    "(r.lane <> '' AND (SELECT count(*) FROM runs x WHERE x.lane = r.lane AND x.lease_until IS NOT NULL) < r.lane_most) OR (r.lane = '' AND (j.id IS NULL OR "
-    "(SELECT count(*) FROM runs x WHERE x.job_id = r.job_id AND x.lane = '' AND x.lease_until IS NOT NULL) < j.concurrency))) ORDER BY r.priority DESC, r.seq LIMIT 1"
+    "WITH busy AS MATERIALIZED (SELECT lane, lane_most, job_id FROM runs WHERE lease_until > 0) "
+    "SELECT * FROM runs WHERE state = 'queued' AND held = 0 AND not_before <= :now "
+    "AND (lane = '' OR lane NOT IN (SELECT lane FROM busy GROUP BY lane, lane_most HAVING count(*) >= lane_most)) "
+    "AND (lane <> '' OR job_id NOT IN (SELECT job_id FROM busy WHERE lane = '' GROUP BY job_id "
+    "HAVING count(*) >= (SELECT concurrency FROM jobs WHERE id = busy.job_id))) ORDER BY priority DESC, seq LIMIT 1"
 )
+"""What runs is counted once, by lane and by job; the first that waits and is in none of the full ones is taken. No history is read."""
 HELD = "SELECT * FROM runs WHERE id = :run AND state = 'queued' AND held = 1"
 CLAIMED = "UPDATE runs SET state = 'running', fence = fence + 1, lease_until = :until, held = 0, first_cell = 1 WHERE id = :id AND state = 'queued'"
 
@@ -53,10 +56,16 @@ def take(state: State, call: Call, runner: str, held: str = "") -> Claim | None:
         attempt = attempts.begin(db, row, runner)
         records.event(db, "run.started", row["project"], row["id"], attempt=attempt["n"], runner=runner)
         records.audit(db, call, "run.claim", row["id"], after={"attempt": attempt["n"], "runner": runner})
+        kept = store.one(db, "SELECT * FROM kept WHERE run = :run", run=row["id"])
         store.write(db, "DELETE FROM kept WHERE run = :run", run=row["id"])
     content, beside = _sources(state, row, attempt)
-    masks = _masks(state, row, attempt)
-    token = _token(state, row, attempt)
+    try:
+        masks = _masks(state, row, attempt)
+        token = _token(state, row, attempt)
+    except Unavailable:
+        with state.engine.begin() as db:
+            attempts.undo(db, row, attempt, kept, HUB_AWAY)
+        raise
     if row["token_id"]:
         state.tokens.revoke(row["principal"], row["token_id"])
     with state.engine.connect() as db:
@@ -92,13 +101,8 @@ def _time_left(row: Row) -> int:
 
 
 def _masks(state: State, row: Row, attempt: Row) -> list[Mask]:
-    """Return what the run must hide. Without it the run waits on; one that was given a secret's value as a parameter fails."""
-    try:
-        masks = state.masks(row["project"], row["principal"])
-    except Unavailable:
-        with state.engine.begin() as db:
-            attempts.undo(db, attempt, HUB_AWAY)
-        raise
+    """Return what the run must hide; a run that was given a secret's value as a parameter fails. Raises Unavailable."""
+    masks = state.masks(row["project"], row["principal"])
     masker = Masker(masks)
     name = masker.found(row["parameters"])
     if name:
@@ -112,14 +116,12 @@ def _masks(state: State, row: Row, attempt: Row) -> list[Mask]:
 
 
 def _token(state: State, row: Row, attempt: Row) -> str:
-    """Return the run's token. Without one the run waits on (the hub is away) or fails (its owner may not have it)."""
+    """Return the run's token; a run whose owner may not have it fails. Raises Unavailable while the hub is away."""
     granted = frozenset(msgspec.json.decode(row["scopes"]))
     try:
         seconds = row["timeout_seconds"] + TOKEN_MARGIN_SECONDS
         identity, token = state.tokens.mint(row["principal"], granted, seconds, f"run {row['id']}")
     except Unavailable:
-        with state.engine.begin() as db:
-            attempts.undo(db, attempt, HUB_AWAY)
         raise
     except CellworkError as error:
         with state.engine.begin() as db:

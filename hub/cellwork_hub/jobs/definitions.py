@@ -13,7 +13,7 @@ from cellwork.jobs import schedule
 from cellwork.runs import parameters
 from cellwork.wire.jobs import Job, JobRequest, Schedule
 from cellwork_hub import records
-from cellwork_hub.jobs import store
+from cellwork_hub.jobs import leases, notices, store
 from cellwork_hub.jobs.store import State
 from cellwork_hub.route import Call, Route
 
@@ -44,7 +44,7 @@ def check(request: JobRequest) -> None:
     store.check_paths(request.notebook, request.files)
     schedule.check(request.schedule, request.parameters)
     notebook = parameters.read(request.content, request.notebook)
-    parameters.check(notebook, schedule.tried(request.schedule, request.parameters), request.notebook)
+    schedule.check_parameters(request.schedule, request.parameters, notebook, request.notebook)
     check_limits(request.timeout_seconds, request.retries, request.concurrency)
     schedule.check_policy(request.policy)
     check_labels(request.labels)
@@ -82,6 +82,8 @@ def ensure(state: State, call: Call, request: JobRequest) -> Job:
             return store.as_job(found)
         if request.schedule.after:
             call.enter(ids.split_name(request.schedule.after)[0])
+        if (of := request.schedule.match.get("project", request.project)) != request.project:
+            call.enter(of)
         _check_chain(db, f"{request.project}/{request.name}", request.schedule.after)
         who, granted = store.owner(state, call.principal)
         wanted |= {"owner": who, "scopes": store.json(sorted(granted))}
@@ -148,9 +150,14 @@ def remove(state: State, call: Call) -> None:
     with state.engine.begin() as db:
         row = store.job_row(db, call.path["project"], call.path["name"])
         name = f"{row['project']}/{row['name']}"
-        for run in store.select(db, "SELECT id FROM runs WHERE job_id = :id AND state = 'queued'", id=row["id"]):
-            store.write(db, "UPDATE runs SET state = 'stopped' WHERE id = :id", id=run["id"])
+        for run in store.select(db, "SELECT * FROM runs WHERE job_id = :id AND state = 'queued'", id=row["id"]):
+            if run["held"]:
+                leases.drop(db, run["id"], "its job was removed")
+            store.write(
+                db, "UPDATE runs SET state = 'stopped', ended = :now WHERE id = :id", now=store.now(), id=run["id"]
+            )
             records.event(db, "run.stopped", row["project"], run["id"], job=name)
+            notices.write(db, run, "stopped")
         store.write(db, "DELETE FROM jobs WHERE id = :id", id=row["id"])
         records.event(db, "job.changed", row["project"], name, removed=True)
         records.audit(db, call, "job.remove", name, before=store.as_job(row))

@@ -1,16 +1,18 @@
 """What comes due: cron times and the platform's events queue runs, each fire once, whatever dies in between.
 
 A fire is a row unique by job and due time (or event), written in the transaction that queues its run and moves the job's next
-due time or the cursor on the events. After an absence a job's policy says which missed times are made up for.
+due time or the cursor on the events. After an absence a job's policy says which missed times are made up for. What goes wrong
+with one job is its own: its run has failed and says why, or the log says so, and every other job fires.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from itertools import islice, takewhile
 from pathlib import Path
@@ -40,7 +42,7 @@ CURSOR = "cellwork"
 PUNCTUAL = timedelta(seconds=60)
 MOST_AT_ONCE = 200
 DUE = "SELECT * FROM jobs WHERE paused = 0 AND next_due <= :now"
-UNDER_WAY = "SELECT count(*) AS runs FROM runs WHERE job_id = :job AND lane = '' AND ended IS NULL"
+UNDER_WAY = "SELECT count(*) AS runs FROM runs WHERE job_id = :job AND lane = '' AND ended IS NULL AND state IN ('queued', 'running')"
 
 
 def last_due(plan: Schedule, first: datetime, now: datetime) -> datetime:
@@ -67,34 +69,69 @@ def to_fire(plan: Schedule, first: datetime, now: datetime) -> list[datetime]:
     return [last] if plan.catch_up == "last" or now - last <= PUNCTUAL else []
 
 
+@contextlib.contextmanager
+def alone(db: Connection, job: Mapping[str, Any], what: str) -> Iterator[None]:
+    """Keep what goes wrong with `job` from the others: what was written for it is undone, and the log says so."""
+    try:
+        with db.begin_nested():
+            yield
+    except OperationalError:  # the database is away, and no job's fault
+        raise
+    except Exception:
+        log.exception("job %s/%s: %s went wrong", job["project"], job["name"], what)
+
+
 def tick(state: State) -> int:
     """Fire what is due by the clock; returns how many runs were queued."""
     fired, now = 0, clock.now()
     with state.engine.begin() as db:
         for job in store.select(db, DUE, now=micros(now)):
-            plan = msgspec.json.decode(job["schedule"], type=Schedule)
-            first = moment(job["next_due"])
-            chosen = to_fire(plan, first, now)
-            for due in chosen:
-                fired += fire(state, db, job, micros(due), "schedule")
-            full = len(chosen) == MOST_AT_ONCE
-            following = store.due_after(plan, chosen[-1] if full else now)
-            store.write(db, "UPDATE jobs SET next_due = :due WHERE id = :id", due=following, id=job["id"])
-            if now - first > PUNCTUAL:
-                log.warning("job %s/%s: was away since %s; catches up with %d fires (%s)", job["project"], job["name"], first, len(chosen), plan.catch_up)  # fmt: skip
+            done = None
+            with alone(db, job, "what is due by the clock"):
+                done = _come_due(state, db, job, now)
+            fired += _say_so(db, job, now) if done is None else done
     if fired:
         state.bell.ring()
     return fired
 
 
+def _come_due(state: State, db: Connection, job: Mapping[str, Any], now: datetime) -> int:
+    """Fire the times at which `job` was due and note when it is next; returns how many runs were queued."""
+    plan = msgspec.json.decode(job["schedule"], type=Schedule)
+    first = moment(job["next_due"])
+    chosen = to_fire(plan, first, now)
+    fired = sum(fire(state, db, job, micros(due), "schedule") for due in chosen)
+    following = store.due_after(plan, chosen[-1] if len(chosen) == MOST_AT_ONCE else now)
+    store.write(db, "UPDATE jobs SET next_due = :due WHERE id = :id", due=following, id=job["id"])
+    if now - first > PUNCTUAL:
+        log.warning("job %s/%s: was away since %s; catches up with %d fires (%s)", job["project"], job["name"], first, len(chosen), plan.catch_up)  # fmt: skip
+    return fired
+
+
+def _say_so(db: Connection, job: Mapping[str, Any], now: datetime) -> int:
+    """Make what could not be fired a failed run, and go on with the next time of `job`, if it can be told; returns how many runs."""
+    following, reason = None, "what was due could not be fired; the log of the jobs service says why"
+    with alone(db, job, "when it is due next"):
+        following = store.due_after(msgspec.json.decode(job["schedule"], type=Schedule), now)
+    if following is None:
+        reason += ". When it is due next can't be told: pause and resume it when that is mended"
+    store.write(db, "UPDATE jobs SET next_due = :due WHERE id = :id", due=following, id=job["id"])
+    with alone(db, job, "its failed run"):
+        row = {"due": job["next_due"], "cause": "schedule", "id": ids.new("run"), "parameters": job["parameters"]}
+        _refuse(db, {**runs.of_job(job), **row}, reason)
+        return 1
+    return 0
+
+
 def after_success(db: Connection, state: State, run: Mapping[str, Any]) -> int:
-    """Fire the jobs that come after the job of `run`, which has just succeeded, for the time it was due; returns how many."""
+    """Fire the jobs that come after the job of `run`, for the time it was due; returns how many. Its own success stands in any case."""
     if not run["job"]:
         return 0
     fired = 0
     for job in store.select(db, "SELECT * FROM jobs WHERE paused = 0 AND schedule LIKE :after", after=f'%"after":"{run["job"]}"%'):  # fmt: skip
-        if msgspec.json.decode(job["schedule"], type=Schedule).after == run["job"]:
-            fired += fire(state, db, job, run["due"] or store.now(), f"after {run['id']}", of=run["id"])
+        with alone(db, job, f"to come after {run['id']}"):
+            if msgspec.json.decode(job["schedule"], type=Schedule).after == run["job"]:
+                fired += fire(state, db, job, run["due"] or store.now(), f"after {run['id']}", of=run["id"])
     return fired
 
 
@@ -108,7 +145,8 @@ def take_events(state: State, events: Iterable[Event]) -> int:
             at, last = micros(event.at), event.seq
             for job, plan in plans:
                 if plan.event == event.name and at >= job["since"] and matches(plan, job["project"], event):
-                    fired += fire(state, db, job, at, f"event {event.id}", event)
+                    with alone(db, job, f"event {event.id}"):
+                        fired += fire(state, db, job, at, f"event {event.id}", event)
         if last:
             store.write(
                 db,
@@ -122,7 +160,11 @@ def take_events(state: State, events: Iterable[Event]) -> int:
 
 
 def matches(plan: Schedule, project: str, event: Event) -> bool:
-    """Say whether `event` has the fields that `plan` asks for; without a word on it, its project is the job's."""
+    """Say whether `event` has the fields that `plan` asks for; without a word on it, its project is the job's.
+
+    Another project's events are for its members: that who applies the job is one is asked then (`definitions.ensure`), and not
+    again at each event.
+    """
     fields = {"subject": event.subject, **event.data, "project": event.project}
     return all(str(fields.get(key)) == value for key, value in {"project": project, **plan.match}.items())
 
@@ -139,8 +181,8 @@ def fire(
 ) -> int:  # fmt: skip
     """Queue the run of one fire, unless it was queued before or the job leaves it out; returns 1 or 0.
 
-    Parameters that don't fit make it a failed run. A fire that is left out because runs are under way is written down as one
-    without a run, so that it isn't made up for later.
+    Parameters that don't fit, or can't be told, make it a failed run. A fire that is left out because runs are under way is
+    written down as one without a run, so that it isn't made up for later.
     """
     skipped = _under_way(db, job)
     row = {**runs.of_job(job), "due": due, "cause": cause, "id": ids.new("run"), "parameters": job["parameters"]}
@@ -153,13 +195,24 @@ def fire(
         log.info("job %s/%s: %s is left out, a run is under way", job["project"], job["name"], cause)
         return 0
     try:
-        runs.queue(db, {**row, "parameters": store.json(_parameters(state, db, job, due, event, of))})
-    except BadInput as error:
-        runs.queue(db, row)
-        attempts.refuse(db, store.run_row(db, row["id"]), str(error))
+        values = store.json(_parameters(state, db, job, due, event, of))
+    except OperationalError:
+        raise
+    except CellworkError as error:
+        _refuse(db, row, str(error))
+    except Exception as error:  # the run is its owner's to look at; the traceback is for who runs the platform
+        log.exception("job %s/%s: its parameters can't be told", job["project"], job["name"])
+        _refuse(db, row, f"its parameters can't be told: {type(error).__name__}: {error}")
+    else:
+        runs.queue(db, {**row, "parameters": values})
     if event and event.subject.startswith("bat_"):
         records.edge(db, row["id"], "built_from", event.subject)
     return 1
+
+
+def _refuse(db: Connection, row: Mapping[str, Any], reason: str) -> None:
+    runs.queue(db, row)
+    attempts.refuse(db, store.run_row(db, row["id"]), reason.replace("\0", "\ufffd"))
 
 
 def _under_way(db: Connection, job: Mapping[str, Any]) -> bool:
@@ -220,16 +273,20 @@ class Ticker:
     def _tick(self) -> None:
         swept = time.monotonic()
         while not self._stop.wait(TICK_SECONDS):
-            try:
-                if time.monotonic() - swept > SWEEP_SECONDS:
-                    retention.forget(self.state)
-                    swept = time.monotonic()
-                attempts.expire(self.state)
-                leases.expire(self.state)
-                attempts.miss(self.state)
-                tick(self.state)
-            except (CellworkError, OperationalError) as error:
-                log.warning("the clock waits: %s", error)
+            if time.monotonic() - swept > SWEEP_SECONDS:
+                self._do(retention.forget)
+                swept = time.monotonic()
+            for duty in (attempts.expire, leases.expire, attempts.miss, tick):
+                self._do(duty)
+
+    def _do(self, duty: Callable[[State], int]) -> None:
+        """Do `duty`, or say in the log why not: neither the other duties nor the thread end with it."""
+        try:
+            duty(self.state)
+        except (CellworkError, OperationalError) as error:
+            log.warning("the clock waits: %s", error)
+        except Exception:
+            log.exception("the clock goes on without %s.%s", duty.__module__, duty.__name__)
 
     def _follow(self) -> None:
         while not self._stop.wait(FOLLOW_SECONDS):
@@ -238,3 +295,5 @@ class Ticker:
                     take_events(self.state, found)
             except (CellworkError, OperationalError) as error:
                 log.info("the platform's events wait: %s", error)
+            except Exception:
+                log.exception("the platform's events wait")

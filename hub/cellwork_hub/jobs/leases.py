@@ -60,8 +60,8 @@ def drop(db: Connection, run: str, reason: str) -> None:
     row = store.run_row(db, run)
     if not store.write(db, "DELETE FROM kept WHERE run = :run", run=run):
         return
-    back = "UPDATE runs SET state = 'failed', held = 0 WHERE id = :run AND state = 'queued' AND held = 1"
-    store.write(db, back, run=run)
+    back = "UPDATE runs SET state = 'failed', held = 0, ended = :now WHERE id = :run AND state = 'queued' AND held = 1"
+    store.write(db, back, run=run, now=store.now())
     records.event(db, "run.released", row["project"], run, reason=reason)
 
 
@@ -81,7 +81,11 @@ def expire(state: State) -> int:
     return len(lost)
 
 
-def extend(state: State) -> None:
-    """Take every runner that keeps a kernel as heard of just now: this service was away, not they."""
+def extend(state: State, jumped: timedelta = timedelta()) -> None:
+    """Take every runner that keeps a kernel as heard of just now: this service was away, not they.
+
+    By as much as the time of day has `jumped` each is kept longer, or less long.
+    """
     with state.engine.begin() as db:
-        store.write(db, "UPDATE kept SET heard = :now", now=store.now())
+        by = jumped // timedelta(microseconds=1)
+        store.write(db, "UPDATE kept SET heard = :now, until = until + :by", now=store.now(), by=by)

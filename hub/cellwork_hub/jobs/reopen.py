@@ -51,7 +51,7 @@ def hear(state: State, call: Call) -> KeepAnswer:
 
 
 def resume(state: State, call: Call) -> Run:
-    """Queue the failed run again: held for the kernel that was kept, or, if asked for, for a new one."""
+    """Queue the failed run again: held for the kernel that was kept, or, if asked for, for a new one. Its deadline is over."""
     asked: ResumeRequest = call.body
     with state.engine.begin() as db:
         row = store.run_row(db, call.path["run"])
@@ -64,7 +64,8 @@ def resume(state: State, call: Call) -> Run:
         if asked.new_kernel and kept:
             leases.drop(db, row["id"], "the run goes on in a new one")
         change = (
-            "UPDATE runs SET state = 'queued', notebook_sha256 = :sha, first_cell = :first, held = :held, not_before = 0, retries_left = 0 WHERE id = :id"
+            "UPDATE runs SET state = 'queued', notebook_sha256 = :sha, first_cell = :first, held = :held, not_before = 0, retries_left = 0, "
+            "deadline = NULL, ended = NULL WHERE id = :id"
         )  # fmt: skip
         store.write(db, change, sha=content, first=first, held=int(not asked.new_kernel), id=row["id"])
         records.event(db, "run.queued", row["project"], row["id"], job=row["job"], cause="resume", cell=first)

@@ -15,7 +15,7 @@ from cellwork.jobs import schedule
 from cellwork.runs import parameters
 from cellwork.wire.jobs import Policy, Run, RunRequest, Schedule
 from cellwork_hub import records
-from cellwork_hub.jobs import leases, retention, store
+from cellwork_hub.jobs import attempts, leases, notices, retention, store
 from cellwork_hub.jobs.definitions import check_labels, check_limits
 from cellwork_hub.jobs.store import State
 from cellwork_hub.route import Call, Route
@@ -23,6 +23,10 @@ from cellwork_hub.route import Call, Route
 NEWEST = (
     "SELECT * FROM runs WHERE seq < :cursor AND (:job = '' OR job = :job) AND (:project = '' OR project = :project) "
     "AND (:state = '' OR state = :state) ORDER BY seq DESC LIMIT :limit"
+)
+LAST_SUCCESS = (
+    "SELECT coalesce(due, created) AS at FROM runs WHERE job = :job AND state = 'succeeded' AND coalesce(due, created) < :before "
+    "ORDER BY coalesce(due, created) DESC LIMIT 1"
 )
 
 
@@ -116,16 +120,16 @@ def _check_once(db: Connection, who: str, once: str) -> None:
 
 def last_success(db: Connection, job: str, before: int = 2**62) -> datetime | None:
     """Return when the last run of `job` that succeeded, of those due `before` a time, was due (or was asked for); None if there is none."""
-    query = "SELECT max(coalesce(due, created)) AS at FROM runs WHERE job = :job AND state = 'succeeded' AND coalesce(due, created) < :before"
-    at = store.select(db, query, job=job, before=before)[0]["at"]
-    return records.moment(at) if at else None
+    found = store.one(db, LAST_SUCCESS, job=job, before=before)
+    return records.moment(found["at"]) if found else None
 
 
 def _of_job(state: State, db: Connection, request: RunRequest) -> dict[str, Any]:
     job = store.job_row(db, *ids.split_name(request.job))
     timezone = msgspec.json.decode(job["schedule"], type=Schedule).timezone
     wanted = {**msgspec.json.decode(job["parameters"]), **request.parameters}
-    last = last_success(db, f"{job['project']}/{job['name']}")
+    asked = "last_success" in schedule.used(wanted)
+    last = last_success(db, f"{job['project']}/{job['name']}") if asked else None
     values = schedule.expand(wanted, schedule.variables(clock.now(), timezone, last_success=last))
     notebook = parameters.read(state.home.source(job["notebook_sha256"]).read_bytes(), job["notebook"])
     return {**of_job(job), "parameters": store.json(parameters.check(notebook, values, job["notebook"]))}
@@ -157,6 +161,7 @@ def stop(state: State, call: Call) -> Run:
                 db, "UPDATE runs SET state = 'stopped', ended = :now WHERE id = :id", id=row["id"], now=store.now()
             )
             records.event(db, "run.stopped", row["project"], row["id"], job=row["job"])
+            notices.write(db, row, "stopped")
             records.audit(db, call, "run.stop", row["id"], before=row["state"], after="stopped")
         return store.as_run(db, store.run_row(db, row["id"]))
 
@@ -170,7 +175,9 @@ def forget(state: State, call: Call) -> None:
             raise Conflict("run", row["id"], f"is {row['state']}", "stop it and wait for its end")
         leases.drop(db, row["id"], "the run was forgotten")
         records.audit(db, call, "run.forget", row["id"], before=row["state"])
-    retention.remove(state, row["id"])
+        retention.remove_rows(db, row["id"])
+    retention.remove_files(state, row["id"])
+    attempts.after(state, row)
 
 
 def listing(state: State, call: Call) -> list[Run]:

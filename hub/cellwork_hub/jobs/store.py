@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -81,6 +82,18 @@ LABELS = (
 )
 """What other tools keep with jobs and runs, and the word by which a request for a run is known again."""
 
+NO_HISTORY = (
+    "DROP INDEX runs_queue",
+    "DROP INDEX runs_lane",
+    "DROP INDEX runs_deadline",
+    "CREATE INDEX runs_waiting ON runs (state, held, priority DESC, seq, not_before, lane, job_id) WHERE state = 'queued'",
+    "CREATE INDEX runs_late ON runs (state, held, deadline) WHERE state = 'queued' AND deadline IS NOT NULL",
+    "CREATE INDEX runs_leased ON runs (lease_until, lane, lane_most, job_id) WHERE lease_until IS NOT NULL",
+    "CREATE INDEX runs_open ON runs (job_id, lane) WHERE ended IS NULL",
+    "CREATE INDEX runs_succeeded ON runs (job, (coalesce(due, created))) WHERE state = 'succeeded'",
+)
+"""Whoever holds the write lock reads what waits and what runs, however many runs have ended."""
+
 NOT_FOR_RUNS = frozenset({"events:write", "runs:execute", "admin"})
 MOST_TIMEOUT = 7 * 86_400
 PATH = re.compile(r"(?!.*\.\.)[\w][\w .+-]*(/[\w][\w .+-]*){0,8}")
@@ -117,6 +130,29 @@ class Bell:
         self._event = asyncio.Event()
 
 
+class Watch:
+    """Notices that the clock was set, or that the host slept: the time of day moved, the monotonic clock did not move with it."""
+
+    LEAST = timedelta(seconds=5)
+
+    def __init__(self) -> None:
+        self._ahead = self._look()
+
+    def _look(self) -> timedelta:
+        return clock.now() - clock.EPOCH - timedelta(seconds=time.monotonic())
+
+    def jumped(self) -> timedelta:
+        """Return by how much the time of day has jumped, until that is `settled`; zero for what is no more than its correction."""
+        by = self._look() - self._ahead
+        if abs(by) > self.LEAST:
+            return by
+        self._ahead += by
+        return timedelta()
+
+    def settled(self, by: timedelta) -> None:
+        self._ahead += by
+
+
 @dataclass(frozen=True)
 class State:
     """What the routers share. `user` is whom the platform's own services start runs for; empty in `team` trust."""
@@ -140,6 +176,7 @@ class State:
     mail_server: str = ""
     mail_from: str = "cellwork@localhost"
     bell: Bell = field(default_factory=Bell)
+    watch: Watch = field(default_factory=Watch)
 
 
 Events = Callable[[int], Sequence[Event]]

@@ -29,7 +29,7 @@ from typing import Any
 
 import msgspec
 
-from cellwork import clock, ids, project
+from cellwork import clock, ids, notify, project
 from cellwork.errors import BadInput, NotFound, near_miss
 from cellwork.runs import parameters
 from cellwork.wire import Struct
@@ -104,7 +104,7 @@ def read(path: Path) -> JobRequest:
         )
     text = notebook.read_text()
     check(schedule, file.with_)
-    parameters.check(parameters.read(text, notebook.name), tried(schedule, file.with_), notebook.name)
+    check_parameters(schedule, file.with_, parameters.read(text, notebook.name), notebook.name)
     if file.retries < 0 or file.concurrency < 1:
         raise BadInput(
             f"schedule file {path.name}",
@@ -159,8 +159,8 @@ def check_policy(policy: Policy) -> None:
     for told in policy.notify:
         if bool(told.webhook) + bool(told.mail) + told.lab != 1:
             raise BadInput("notify", "", "has no webhook, mail or lab, or several", "write one entry for each")
-        if told.webhook and not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", told.webhook):
-            raise BadInput("webhook", told.webhook, "is not an address of HTTP", "write https://host/path, without a password in it")  # fmt: skip
+        if told.webhook:
+            notify.check_address(told.webhook)
         wrong = next((one for one in told.mail if not re.fullmatch(r"[^\s@<>,;]+@[^\s@<>,;]+", one)), None)
         if wrong is not None:
             raise BadInput("mail", wrong, "is not an address", "write name@host")
@@ -313,6 +313,12 @@ def tried(schedule: Schedule, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return `values` as a fire would fill them, without those that only an event knows."""
     known = variables(clock.now(), schedule.timezone)
     return {key: expand(value, known) for key, value in values.items() if all(name in known for name in used(value))}
+
+
+def check_parameters(schedule: Schedule, values: Mapping[str, Any], notebook: parameters.Notebook, name: str) -> None:
+    """Raise BadInput unless a fire can hand `values` to `notebook`; of what only an event or another run knows, the names are checked."""
+    now = tried(schedule, values)
+    parameters.check(notebook, now, name, later=values.keys() - now.keys())
 
 
 def beside(notebook: Path, folder: Path, root: project.Project | None) -> dict[str, str]:

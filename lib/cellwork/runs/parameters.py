@@ -11,9 +11,9 @@ import keyword
 import math
 import re
 import tokenize
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -25,6 +25,33 @@ Notebook = Mapping[str, Any]
 MOST_DEPTH = 20
 MOST_BYTES = 1_000_000
 NAMED = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": list, "dict": dict}
+
+
+UNREADABLE = (SyntaxError, ValueError, TypeError, RecursionError, MemoryError, tokenize.TokenError)
+"""What Python's own parser raises over text that is no code, or too much of it."""
+
+
+class Language(msgspec.Struct):
+    language: str | None = None
+    name: str | None = None
+
+
+class Metadata(msgspec.Struct):
+    kernelspec: Language | None = None
+    language_info: Language | None = None
+
+
+class Cell(msgspec.Struct):
+    metadata: dict[str, Any] | None = None
+    source: str | list[str] | None = None
+
+
+class Shape(msgspec.Struct):
+    """What is relied on in a notebook, whoever sent it."""
+
+    nbformat: Literal[4]
+    cells: list[Cell]
+    metadata: Metadata | None = None
 
 
 @dataclass(frozen=True)
@@ -41,13 +68,17 @@ class Parameter:
 def read(text: str | bytes, name: str = "notebook") -> dict[str, Any]:
     """Return the notebook in `text`; raises BadInput if it is not a Python notebook of format 4."""
     try:
-        notebook = msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        notebook: dict[str, Any] = msgspec.json.decode(text)
+        metadata = msgspec.convert(notebook, Shape).metadata or Metadata()
+    except msgspec.ValidationError as error:
+        raise BadInput(
+            "notebook", name, f"is not a notebook of format 4: {error}", "save it in JupyterLab again"
+        ) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadInput("notebook", name, f"is not JSON: {error}", "save it in JupyterLab again") from None
-    if not isinstance(notebook, dict) or notebook.get("nbformat") != 4 or not isinstance(notebook.get("cells"), list):
-        raise BadInput("notebook", name, "is not a notebook of format 4", "save it in JupyterLab again")
-    metadata = notebook.get("metadata") or {}
-    language = (metadata.get("kernelspec") or {}).get("language") or (metadata.get("language_info") or {}).get("name")
+    language = (metadata.kernelspec and metadata.kernelspec.language) or (
+        metadata.language_info and metadata.language_info.name
+    )
     if language and language.lower() != "python":
         raise BadInput("notebook", name, f"is written in {language}", "only Python notebooks can be run")
     return notebook
@@ -55,23 +86,28 @@ def read(text: str | bytes, name: str = "notebook") -> dict[str, Any]:
 
 def declared(notebook: Notebook) -> dict[str, Parameter]:
     """Return the parameters of `notebook` by name; none if it has no cell tagged ``parameters``."""
-    cell = next((c for c in notebook["cells"] if "parameters" in (c.get("metadata") or {}).get("tags", [])), None)
+    cell = next((c for c in notebook["cells"] if _is_tagged(c)), None)
     if cell is None:
         return {}
     source = cell.get("source") or ""
     text = source if isinstance(source, str) else "".join(source)
     text = re.sub(r"(?m)^[ \t]*[%!].*$", "", text)
     try:
-        tree = ast.parse(text)
-    except SyntaxError as error:
+        tree, comments = ast.parse(text), _comments(text)
+        return {p.name: p for statement in tree.body for p in _parameters(statement, comments)}
+    except UNREADABLE as error:
+        line, why = (error.lineno, error.msg) if isinstance(error, SyntaxError) else ("", error)
         raise BadInput(
             "parameters cell",
-            f"line {error.lineno}",
-            f"is not Python: {error.msg}",
+            f"line {line}" if line else "",
+            f"is not Python: {why}",
             "mend the cell tagged 'parameters'",
         ) from None
-    comments = _comments(text)
-    return {p.name: p for statement in tree.body for p in _parameters(statement, comments)}
+
+
+def _is_tagged(cell: Mapping[str, Any]) -> bool:
+    tags = (cell.get("metadata") or {}).get("tags")
+    return isinstance(tags, list) and "parameters" in tags
 
 
 def _comments(text: str) -> dict[int, str]:
@@ -101,32 +137,25 @@ def _annotation(node: ast.expr) -> str:
 def _type_of(value: ast.expr) -> str:
     try:
         kind = type(ast.literal_eval(value)).__name__
-    except ValueError:
+    except UNREADABLE:
         return ""
     return kind if kind in NAMED else ""
 
 
-def check(notebook: Notebook, given: Mapping[str, Any], name: str = "notebook") -> dict[str, Any]:
-    """Return `given` if each name is a parameter of `notebook` and each value is JSON of its type.
+def check(
+    notebook: Notebook, given: Mapping[str, Any], name: str = "notebook", later: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return `given` if each name is a parameter of `notebook` and each value is JSON of its type; of those that come `later`, the names.
 
     Raises
     ------
     BadInput
         A name that is no identifier or not declared (with the near miss), or a value of another type. The first one is named.
     """
-    known = declared(notebook) if given else {}
+    known = declared(notebook) if given or later else {}
+    for key in (*given, *later):
+        _check_name(key, known, name)
     for key, value in given.items():
-        if not isinstance(key, str) or not key.isidentifier() or keyword.iskeyword(key):
-            raise BadInput("parameter", str(key)[:80], "is not a name", "use the names of the cell tagged 'parameters'")
-        if not known:
-            raise BadInput(
-                f"notebook {name!r}",
-                "",
-                f"has no cell tagged 'parameters', so {key!r} can't be set",
-                "add the tag to the cell that assigns it",
-            )
-        if key not in known:
-            raise BadInput(f"parameter of {name}", key, "is unknown", near_miss(key, known))
         _check_json(value, key)
         if not fits(value, known[key].type):
             raise BadInput(
@@ -143,6 +172,20 @@ def check(notebook: Notebook, given: Mapping[str, Any], name: str = "notebook") 
             "hand over a name or an id, and read the data in the notebook",
         )
     return dict(given)
+
+
+def _check_name(key: Any, known: Mapping[str, Parameter], name: str) -> None:
+    if not isinstance(key, str) or not key.isidentifier() or keyword.iskeyword(key):
+        raise BadInput("parameter", str(key)[:80], "is not a name", "use the names of the cell tagged 'parameters'")
+    if not known:
+        raise BadInput(
+            f"notebook {name!r}",
+            "",
+            f"has no cell tagged 'parameters', so {key!r} can't be set",
+            "add the tag to the cell that assigns it",
+        )
+    if key not in known:
+        raise BadInput(f"parameter of {name}", key, "is unknown", near_miss(key, known))
 
 
 def _short(value: Any) -> str:
@@ -179,7 +222,7 @@ def fits(value: Any, type_name: str) -> bool:
     """Say whether the JSON `value` is of the type written as `type_name`; a type that JSON does not know takes everything."""
     try:
         return _fits(value, ast.parse(type_name, mode="eval").body) if type_name else True
-    except SyntaxError:
+    except UNREADABLE:
         return True
 
 
@@ -201,6 +244,8 @@ def _arguments(node: ast.expr) -> list[ast.expr]:
 
 
 def _fits_generic(value: Any, kind: str, arguments: list[ast.expr]) -> bool:
+    if not arguments:
+        return True
     if kind == "optional":
         return value is None or _fits(value, arguments[0])
     if kind == "union":

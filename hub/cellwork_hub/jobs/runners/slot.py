@@ -25,7 +25,7 @@ from typing import Any, Protocol
 from cellwork import clock
 from cellwork.client import Client
 from cellwork.client.jobs import Jobs
-from cellwork.errors import BadInput, CellworkError, Conflict, NotFound, Unavailable
+from cellwork.errors import BadInput, CellworkError, Conflict, NotFound, TooBusy, Unavailable
 from cellwork.runs import checkpoints, engine, parameters, resume
 from cellwork.runs.kernel import Kernel, allowed
 from cellwork.runs.zygote import Zygote
@@ -45,6 +45,8 @@ INTERRUPT_SECONDS = 5.0
 EXIT_SECONDS = 3.0
 """How long a kernel may take to run its exit handlers; its result is published by then."""
 LAST_WORD_SECONDS = 120.0
+MOST_ERROR = 20_000
+"""Characters of an error; the service keeps no more."""
 READY, OVER, KEEPING = "ready", "over", "keeping"
 """What a slot tells its runner: its kernel is warm, its run is published, or it keeps a kernel and no longer counts as one of its slots."""
 PASSED_ON = ("CELLWORK_INSTANCE", "CELLWORK_UNIT")  # by which the supervisor knows what belongs to it
@@ -108,7 +110,7 @@ def serve_one(platform: Platform, tell: Tell, may_claim: Callable[[], object]) -
                 kernel = _kernel(folder / "k2", tell, platform, claim.run.image_digest)
             except CellworkError as error:
                 log.warning("run %s: %s", claim.run.id, error)
-                jobs.report(claim.run.id, Progress(fence=claim.fence, state="failed", error=str(error)))
+                jobs.report(claim.run.id, Progress(fence=claim.fence, state="failed", error=plain(str(error))))
                 return
         attempt = Attempt(jobs, claim, kernel, folder, platform.containers)
         url = platform.containers.url if platform.containers else platform.url
@@ -335,7 +337,7 @@ class Attempt:
 
     def _progress(self, state: RunState, *, error: str = "", notebook: str = "") -> Progress:
         return Progress(
-            fence=self.claim.fence, state=state, cell=self.cell, cells=self.cells, error=self.masker.text(error), notebook=notebook, first_cell=self.first
+            fence=self.claim.fence, state=state, cell=self.cell, cells=self.cells, error=plain(self.masker.text(error)), notebook=notebook, first_cell=self.first
         )  # fmt: skip
 
     def _changed(self) -> str:
@@ -349,6 +351,7 @@ class Attempt:
         return self.output.read_text()
 
     def _last_word(self, state: RunState, error: str) -> None:
+        """Tell the service how the attempt ended; without its notebook if it is that which the service can't take."""
         notebook = self.output.read_text() if self.output.exists() else ""
         end = time.monotonic() + LAST_WORD_SECONDS
         while True:
@@ -358,14 +361,21 @@ class Attempt:
                 run = self.jobs.report(self.claim.run.id, said)
                 self.kept = said.keepable and run.kept is not None and run.kept.attempt == self.claim.attempt
                 return
-            except (Conflict, NotFound, BadInput) as refused:
+            except CellworkError as refused:
+                if isinstance(refused, Unavailable | TooBusy) and time.monotonic() < end:
+                    time.sleep(1)
+                    continue
                 log.warning("run %s: %s", self.claim.run.id, refused)
-                return
-            except Unavailable as away:
-                if time.monotonic() > end:
-                    log.error("run %s: its result is lost: %s", self.claim.run.id, away)
+                if isinstance(refused, Conflict | NotFound) or not notebook:
                     return
-                time.sleep(1)
+                masked = self.masker.text(error)  # before it is cut, lest half a secret is left
+                error = f"{masked[: MOST_ERROR // 2]}\nits executed notebook could not be kept: {refused}".strip()
+                notebook, self.keepable = "", False
+
+
+def plain(error: str) -> str:
+    """Return `error` as every database and every request takes it."""
+    return error.replace("\0", "\ufffd").encode(errors="replace").decode()[:MOST_ERROR]
 
 
 def unpack(claim: Claim, folder: Path) -> Path:
