@@ -191,9 +191,17 @@ def has(client: Client) -> bool:
 
 def wait_saved(path: Path) -> None:
     end = time.monotonic() + SLOW / 1000
-    while not all(cell["outputs"] for cell in json.loads(path.read_text())["cells"][:2]):
+    while not is_saved(path.read_text()):
         assert time.monotonic() < end, "the notebook was not saved with its outputs"
         time.sleep(0.2)
+
+
+def is_saved(text: str) -> bool:
+    """Lab empties the file before it writes it: what is read meanwhile is a part of it, or nothing."""
+    try:
+        return all(cell["outputs"] for cell in json.loads(text)["cells"][:2])
+    except json.JSONDecodeError:
+        return False
 
 
 def check_joined(client: Client) -> None:
