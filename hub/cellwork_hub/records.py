@@ -14,7 +14,7 @@ from cellwork import clock, ids
 from cellwork.errors import Refused
 from cellwork.wire.records import AuditRow, Edge, Event
 from cellwork_hub.edge import Call, Route
-from cellwork_hub.route import seen
+from cellwork_hub.route import visible
 
 MIGRATION = (
     "CREATE TABLE events (seq {serial}, id TEXT UNIQUE NOT NULL, name TEXT NOT NULL, project TEXT NOT NULL, subject TEXT NOT NULL, at BIGINT NOT NULL, data {json} NOT NULL)",
@@ -106,7 +106,7 @@ def routes(engine: Engine, more_edges: Callable[[str], list[Edge]] | None = None
     def read_events(call: Call) -> list[Event]:
         name = call.query.get("name", "")
         call.may_enter("")
-        return seen(
+        return visible(
             lambda after, limit: events(engine, after, name, limit),
             lambda event: call.may_enter(event.project), call.number("after", 0), call.limit(1000),
         )  # fmt: skip

@@ -81,7 +81,9 @@ class Numbered(Protocol):
 Entry = TypeVar("Entry", bound=Numbered)
 
 
-def seen(read: Callable[[int, int], list[Entry]], may: Callable[[Entry], bool], after: int, limit: int) -> list[Entry]:
+def visible(
+    read: Callable[[int, int], list[Entry]], may: Callable[[Entry], bool], after: int, limit: int
+) -> list[Entry]:
     """Return the first `limit` entries after `after` that the caller `may` see; `read` gives a page of all, after a number.
 
     Who sees few of them gets those few, not the end of the list where a page holds only others'.

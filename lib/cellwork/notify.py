@@ -35,7 +35,7 @@ def check_address(url: str) -> None:
     try:
         read = httpx.URL(url)
         good = bool(
-            re.fullmatch(r"https?://[^\s/@]+(/\S*)?", url)
+            re.fullmatch(r"https?://[^\s/?#@]+([/?]\S*)?", url)
             and read.host
             and urlsplit(url).hostname
             and (read.port is None or 0 < read.port < 65_536)
@@ -46,9 +46,15 @@ def check_address(url: str) -> None:
         raise BadInput("webhook", ascii(url)[1:-1][:200], "is not an address of HTTP", "write https://host/path, without a password in it")  # fmt: skip
 
 
+def check_mail(address: str) -> None:
+    """Raise BadInput unless `address` is one person's."""
+    if not re.fullmatch(r"[^\s@<>,;]+@[^\s@<>,;]+", address):
+        raise BadInput("mail", address[:200], "is not an address", "write name@host")
+
+
 def host(url: str) -> str:
     """Return the host and port that `url` names, however odd it is: what may be said of it, for its path may hold a secret."""
-    return re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)[0]
+    return re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)[0].rpartition("@")[2]
 
 
 def post(home: Home, url: str, body: dict[str, Any]) -> None:

@@ -30,7 +30,6 @@ from cellwork.wire import PREFIX
 
 GONE = 4410
 TRIES, TRY_SECONDS = 15, 1.0
-
 MOST_FRAME = 256 * 1024 * 1024
 
 
@@ -122,7 +121,8 @@ class Attachment:
 
     async def _inwards(self, channel: str, service: Any) -> None:
         while True:
-            await self.sockets[channel].poll()  # a receiving that is given up would take its message along
+            if not await self.sockets[channel].poll():  # a receiving that is given up would take its message along
+                continue
             identities, parts = self.session.feed_identities(await self.sockets[channel].recv_multipart(zmq.NOBLOCK))
             if self.session.sign(parts[1:5]) != parts[0]:
                 continue
@@ -143,9 +143,7 @@ class Attachment:
                 await self.sockets["iopub"].send_multipart([kind.encode(), *signed])
                 if kind == "status" and json.loads(parts[3])["execution_state"] == "idle":
                     self._came(request, "idle")
-            elif asked := self.waiting.get(
-                request
-            ):  # an answer to somebody else who is attached was not asked for here
+            elif asked := self.waiting.get(request):  # else somebody else who is attached asked
                 await self.sockets[channel].send_multipart([*asked.identities, *signed])
                 if channel != "stdin":
                     self._came(request, "reply")

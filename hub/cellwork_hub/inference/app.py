@@ -52,7 +52,7 @@ from cellwork_hub.inference.grpc_door import GrpcDoor
 from cellwork_hub.inference.registry import PlatformRegistry, Registry
 from cellwork_hub.inference.table import Entry
 from cellwork_hub.inference.tally import Tally
-from cellwork_hub.route import Call, Route, seen
+from cellwork_hub.route import Call, Route, visible
 
 MIGRATIONS = [
     records.MIGRATION,
@@ -260,7 +260,9 @@ def _predictions(endpoints: Endpoints) -> list[Route]:
 
         if start < 0:
             return [each for each in endpoints.log.after(start, **asked, limit=most, brief=brief) if mine(each)]
-        return seen(lambda seq, limit: endpoints.log.after(seq, **asked, limit=limit, brief=brief), mine, start, most)
+        return visible(
+            lambda seq, limit: endpoints.log.after(seq, **asked, limit=limit, brief=brief), mine, start, most
+        )
 
     return [
         Route("POST", "/predict/{project}/{name}", predict, "endpoints:predict", Request, Answer, "Score rows; logged before it is answered."),

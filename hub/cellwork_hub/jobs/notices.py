@@ -69,10 +69,9 @@ def _try(state: State, notice: Mapping[str, Any]) -> str:
         _send(state, notice, run)
     except OperationalError:  # the database is away, and no notice's fault
         raise
-    except (OSError, CellworkError) as error:
-        return f"{type(error).__name__}: {error}".replace("\0", "\ufffd")
-    except Exception as error:
-        log.exception("run %s: its notice went wrong", notice["run"])
+    except Exception as error:  # whatever one notice meets is its own try; the others are sent
+        if not isinstance(error, OSError | CellworkError):
+            log.exception("run %s: its notice went wrong", notice["run"])
         return f"{type(error).__name__}: {error}".replace("\0", "\ufffd")
     return ""
 

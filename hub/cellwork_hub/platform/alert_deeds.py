@@ -16,6 +16,7 @@ import msgspec
 from sqlalchemy import Connection, text
 
 from cellwork import clock, notify
+from cellwork.errors import CellworkError
 from cellwork.wire.monitors import Alert, Deed, Monitor
 from cellwork_hub.loop import Loop
 from cellwork_hub.platform.state import State
@@ -99,8 +100,9 @@ def _try(state: State, row: dict[str, Any]) -> bool:
     try:
         words, succeeded = _do(state, row["what"], target, said), True
     except Exception as error:  # whatever one deed meets is its own try; those behind it are done
-        words, succeeded = f"{type(error).__name__}: {error}", False
-        log.warning("%s of alert %s did not succeed: %s", row["what"], row["alert"], error)
+        words, succeeded = f"{type(error).__name__}: {error}".replace("\0", "\ufffd"), False
+        unforeseen = not isinstance(error, OSError | CellworkError)
+        log.warning("%s of alert %s did not succeed: %s", row["what"], row["alert"], error, exc_info=unforeseen)
     wait = None if succeeded else notify.wait(row["tries"] + 1)
     now = micros(clock.now())
     values = {"seq": row["seq"], "next": now + (wait or 0), "done": now if wait is None else None, "words": words[:500]}

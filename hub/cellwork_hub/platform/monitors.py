@@ -8,7 +8,6 @@ before it is repeated as soon as the service is back: the same findings make no 
 from __future__ import annotations
 
 import logging
-import re
 from typing import Any
 
 import msgspec
@@ -26,7 +25,6 @@ from cellwork_hub.records import micros, moment
 from cellwork_hub.route import Call, Route
 
 log = logging.getLogger("cellwork.monitors")
-MAIL = re.compile(r"[^@\s]+@[^@\s]+")
 MOST_WORDS = 500
 
 MIGRATION = (
@@ -127,8 +125,7 @@ def _refuse_wrong(monitor: Monitor) -> None:
         if told.webhook:
             notify.check_address(told.webhook)
         for address in told.mail:
-            if not MAIL.fullmatch(address):
-                raise BadInput(f"tell of {subject}", address[:80], "is no mail address", "write ada@example.org")
+            notify.check_mail(address)
 
 
 def _write(db: Any, project: str, monitor: Monitor, owner: str) -> None:

@@ -102,7 +102,7 @@ def of(state: State, endpoint: str, predictions: Sequence[Prediction]) -> Skew:
 
 
 def _fits(value: Any, kind: pl.DataType) -> bool:
-    return value is None or isinstance(value, str) == (kind == pl.String)
+    return value is None or isinstance(value, str) == (kind in (pl.String, pl.Categorical, pl.Enum))
 
 
 def _view_of(known: Definitions, column: str) -> View | None:
