@@ -31,24 +31,27 @@ def open_notebook(page: Page, platform: Platform, path: str) -> None:
     page.wait_for_selector(".jp-NotebookPanel-toolbar [data-status='idle']", timeout=SLOW)
 
 
-def run_all(page: Page, done: Callable[[], object], seconds: float = 120) -> None:
-    """Press the menu's Run All Cells until `done`; while the kernel's session is being attached Lab drops cells without a word."""
+def run_all(page: Page, done: Callable[[], object], seconds: float = 120, *, ended: bool = True) -> None:
+    """Press the menu's Run All Cells until `done` and, if asked, no cell runs; while the kernel's session is being attached Lab drops cells without a word.
+
+    A press too many runs the cells once more and builds a panel anew, which forgets what was chosen in it meanwhile.
+    """
     end = time.monotonic() + seconds
-    while not done():
+    while not done() or (ended and _running(page)):
         assert time.monotonic() < end, (
             f"nothing came of Run All Cells in {seconds} s: {page.inner_text('.jp-Notebook')}"
         )
         if page.locator(".jp-Dialog").count():  # a slow server, a changed file: Lab asks, a person presses the button
             page.locator(".jp-Dialog button.jp-mod-accept").last.click()
-        elif not any("*" in prompt for prompt in prompts(page)):
+        elif not _running(page):
             page.click("#jp-MainMenu .lm-MenuBar-itemLabel:text-is('Run')")
             page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
         page.wait_for_timeout(1000)
 
 
-def prompts(page: Page) -> list[str]:
-    """Return what stands beside the code cells: their numbers, or a star while they wait and run."""
-    return page.locator(".jp-CodeCell .jp-InputArea-prompt").all_inner_texts()
+def _running(page: Page) -> bool:
+    """Return whether a code cell waits or runs: a star stands beside it in the place of its number."""
+    return any("*" in prompt for prompt in page.locator(".jp-CodeCell .jp-InputArea-prompt").all_inner_texts())
 
 
 def failure(page: Page) -> str:

@@ -206,7 +206,7 @@ def test_a_kernel_that_needed_too_much_memory_says_so_in_its_cell(crew: Crew, pa
     put_notebook(crew, "bert", "much.ipynb", {"nbformat": 4, "nbformat_minor": 5, "metadata": kernel, "cells": [cell]})
     page = pages["bert"]
     open_notebook(page, crew, "bert", "much.ipynb")
-    run_all(page, lambda: "KernelDied" in outputs(page))
+    run_all(page, lambda: "KernelDied" in outputs(page), ended=False)
     assert "the kernel needed more memory than the 1024 MB that this server may have" in outputs(page)
     assert "choose a larger profile" in outputs(page)
     assert crew.run("bert", "6 * 7") == "42", "the other kernel of the server is untouched"

@@ -65,7 +65,7 @@ def test_a_page_that_comes_back_finds_what_a_cell_said_meanwhile_and_its_widget_
 ) -> None:
     path = write(platform, "meanwhile", WAITS)
     open_notebook(page, platform, path)
-    run_all(page, lambda: "begun" in outputs(page))
+    run_all(page, lambda: "begun" in outputs(page), ended=False)
     page.goto("about:blank")
     (workspace(platform) / "meanwhile" / "go").touch()
     wait_for(lambda: idle(platform, path), 60, "the end of the cell")
@@ -93,7 +93,7 @@ def idle(platform: Platform, path: str) -> bool:
 def test_a_page_that_comes_back_while_a_cell_runs_follows_it_to_its_end(page: Page, platform: Platform) -> None:
     path = write(platform, "running", WAITS)
     open_notebook(page, platform, path)
-    run_all(page, lambda: "begun" in outputs(page))
+    run_all(page, lambda: "begun" in outputs(page), ended=False)
     come_back(page, platform, path)
     page.wait_for_selector(".jp-OutputArea-output:has-text('begun')")
     page.wait_for_selector(".jp-CodeCell .jp-InputArea-prompt:has-text('*')")

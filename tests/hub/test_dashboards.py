@@ -59,6 +59,14 @@ def is_kernel(process: psutil.Process, zygote: int) -> bool:
         return False
 
 
+def parent_of(process: psutil.Process) -> int | None:
+    """The process that it was forked from; none once it has ended."""
+    try:
+        return process.ppid()
+    except psutil.NoSuchProcess:
+        return None
+
+
 @dataclass(frozen=True)
 class Dashboards:
     """The gate and Voila on a folder with one small notebook, at a port of their own; the hub is the platform's."""
@@ -303,9 +311,8 @@ def test_five_hundred_tabs_leave_no_kernel_behind(dashboards: Dashboards) -> Non
 
 
 def test_kernels_are_forks_that_share_what_they_have_imported(dashboards: Dashboards, page: str) -> None:
-    kernels = dashboards.kernels()
-    assert kernels
-    assert {kernel.ppid() for kernel in kernels} == {dashboards.zygote().pid}
+    parents = {parent_of(kernel) for kernel in dashboards.kernels()} - {None}
+    assert parents == {dashboards.zygote().pid}, "the page's own kernel stays; those of earlier pages may end meanwhile"
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,16 @@ class Panel(widgets.VBox):
 
     def _button(self, text: str, doing: Callable[[], str | None], style: str = "") -> widgets.Button:
         button = widgets.Button(description=text, button_style=style)
-        button.on_click(lambda _: self._press(doing))
+        button.on_click(lambda _: self._pressed(button, doing))
         return button
+
+    def _pressed(self, button: widgets.Button, doing: Callable[[], str | None]) -> None:
+        """Do it; the button shows meanwhile that it is being done, and cannot be pressed again."""
+        button.disabled = True
+        try:
+            self._press(doing)
+        finally:
+            button.disabled = False
 
     def _press(self, doing: Callable[[], str | None]) -> None:
         try:
@@ -164,7 +172,8 @@ class MonitorPanel(Panel):
             widgets.HBox([self.endpoint, self.window, self._button("Watch", self.watch, "primary")]),
         )
         resolve = widgets.HBox([self.alert, self._button("Resolve", self.resolve)])
-        self.children = [self._tables, widgets.HBox([self.monitor, *doing]), resolve, *made, self.message]
+        # what grows stands below what is pressed: a button that moves under the pointer is not pressed
+        self.children = [widgets.HBox([self.monitor, *doing]), resolve, *made, self.message, self._tables]
         self._press(lambda: None)
 
     def refresh(self) -> None:
