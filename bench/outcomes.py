@@ -36,8 +36,8 @@ def predictions(numbers: np.ndarray[Any, Any]) -> pl.DataFrame:
         {
             "project": pl.repeat("shop", len(numbers), eager=True), "endpoint": pl.repeat(ENDPOINT, len(numbers), eager=True),
             "observation": numbered("visit-", numbers), "id": numbered("pred_01JD8ZZZZZZZZZZZZ", numbers),
-            "version": pl.repeat(1, len(numbers), eager=True), "ts": numbers * 500_000, "seq": numbers + 1,
-            "score": dice.random(len(numbers)),
+            "model": pl.repeat(ENDPOINT, len(numbers), eager=True), "version": pl.repeat(1, len(numbers), eager=True),
+            "ts": numbers * 500_000, "seq": numbers + 1, "score": dice.random(len(numbers)),
         },
     ).cast(outcomes.SCORED)  # type: ignore[arg-type]  # fmt: skip
 

@@ -78,20 +78,21 @@ class World:
 
     def predict(
         self, observation: str, score: float = 0.5, *, version: int = 1, at: datetime = DAY,
-        features: dict[str, Any] | None = None,
+        features: dict[str, Any] | None = None, model: str = ENDPOINT,
     ) -> str:  # fmt: skip
         """Append a prediction to the log and return its id."""
-        prediction = self.prediction(observation, score, version=version, at=at, features=features)
+        prediction = self.prediction(observation, score, version=version, at=at, features=features, model=model)
         self.log.write([prediction])
         return prediction.id
 
     def prediction(
         self, observation: str, score: float = 0.5, *, version: int = 1, at: datetime = DAY,
         features: dict[str, Any] | None = None, route: RouteKind = "live", latency_us: int = 1,
+        model: str = ENDPOINT,
     ) -> Prediction:  # fmt: skip
         return Prediction(
             id=ids.new("pred"), seq=0, at=at, logged_at=at, endpoint=ENDPOINT, revision=1, deployment="dep_1", route=route,
-            version=VersionRef(name=ENDPOINT, version=version), reason="", entities={}, features=features or {}, feature_events={},
+            version=VersionRef(name=model, version=version), reason="", entities={}, features=features or {}, feature_events={},
             feature_batches={}, defaults=[], score=score, latency_us=latency_us, caller="ada", observation=observation,
         )  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 import serving_world as world
-from log_world import ENDPOINT, World
+from log_world import DAY, ENDPOINT, World
 from monitor_world import HOUR, due, predict, rows, told, trained, truths, watch
 from ports import free_port
 from sqlalchemy import text
@@ -74,6 +74,21 @@ def test_quality_that_is_surely_below_the_evaluation_is_an_alert(
     truths(client, scores, right=right)
     found = client.monitors.check("shop/m")
     assert found.state == state, found.words
+    assert "of 400 outcomes" in found.words
+
+
+def test_quality_is_that_of_the_model_that_answers_now_not_of_another_ones_version_with_its_number(
+    shop: World, client: Client
+) -> None:
+    before, now = {f"o{k}": k / 400 for k in range(400)}, {f"n{k}": 1 - k / 400 for k in range(400)}
+    shop.log.write([shop.prediction(name, score) for name, score in before.items()])
+    at = DAY + HOUR
+    shop.log.write([shop.prediction(name, score, model="shop/churn-trees", at=at) for name, score in now.items()])
+    truths(client, before, right=0.95)
+    truths(client, {name: 1 - score for name, score in now.items()}, right=0.95)
+    watch(client, kind="quality", least=0.7)
+    found = client.monitors.check("shop/m")
+    assert found.state == "alert", found.words
     assert "of 400 outcomes" in found.words
 
 

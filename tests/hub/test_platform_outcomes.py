@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import msgspec
 import polars as pl
 import pytest
@@ -24,6 +25,7 @@ from cellwork.wire.outcomes import Outcome
 from cellwork_hub import records
 from cellwork_hub.context import Context
 from cellwork_hub.platform import outcomes
+from cellwork_hub.platform.outcome_store import SCHEMA, OutcomeStore
 from cellwork_hub.platform.state import State
 
 
@@ -98,6 +100,35 @@ def test_only_the_first_prediction_of_an_observation_and_version_counts(shop: Wo
     shop.predict("", 0.5)
     points = client.outcomes.quality(ENDPOINT).points
     assert [(p.version, p.predictions, round(p.mean_score, 3)) for p in points] == [(1, 2, 0.3), (2, 1, 0.3)]
+
+
+def test_what_another_model_predicted_under_the_same_number_is_told_apart(shop: World, client: Client) -> None:
+    """The endpoint went over from one model to another: both predicted the observation with their version 1."""
+    shop.predict("a", 0.1), shop.predict("a", 0.9, model="shop/churn-trees")
+    client.outcomes.send("shop", [truth("a", 1)])
+    points = [(p.model, p.predictions, p.outcomes, p.mean_score) for p in client.outcomes.quality(ENDPOINT).points]
+    assert points == [("shop/churn", 1, 1, 0.1), ("shop/churn-trees", 1, 1, 0.9)]
+    assert client.outcomes.joined(ENDPOINT)["model"].to_list() == ["shop/churn", "shop/churn-trees"]
+
+
+def test_a_file_of_before_models_were_told_apart_is_made_from_the_log_again(tmp_path: Path) -> None:
+    """What came of the predictions stays: only the log's mirror is made anew, from its beginning."""
+    old = tmp_path / "outcomes.duckdb"
+    with duckdb.connect(str(old)) as db:
+        db.execute(SCHEMA.replace("model VARCHAR,", ""))
+        db.execute("INSERT INTO cursors VALUES ('inference', 9)")
+        db.execute("INSERT INTO outcomes VALUES (1, 7, 'shop', ?, 'a', '', 1, 0, 0, 'till')", [ENDPOINT])
+    for _ in range(2):
+        store = OutcomeStore(old)
+        assert store.rows("SELECT source FROM outcomes").rows() == [("till",)]
+        assert store.cursor("inference") == 0
+        store.close()
+    store = OutcomeStore(old)
+    store.keep(pl.DataFrame(schema=outcomes.SCORED), "inference", 9)
+    store.close()
+    store = OutcomeStore(old)
+    assert store.cursor("inference") == 9, "once made anew, it is no longer"
+    store.close()
 
 
 def test_what_was_known_at_a_time_can_still_be_asked(shop: World, client: Client) -> None:

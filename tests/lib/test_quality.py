@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cellwork.monitoring import summary
 from cellwork.monitoring.ranking import auc
-from cellwork.ui.dashboard import leading
+from cellwork.ui.dashboard import by_version, leading
 from cellwork.wire.outcomes import QualityPoint
 
 DAY = date(2024, 5, 1)
@@ -62,10 +62,12 @@ def test_labels_other_than_0_and_1_have_no_area() -> None:
     assert auc([0, 1, 2], [0.1, 0.2, 0.3]) is None
 
 
-def frames(rows: list[tuple[date, int, float, float | None]]) -> tuple[pl.DataFrame, pl.DataFrame]:
+def frames(
+    rows: list[tuple[date, int, float, float | None]], model: str = "shop/churn"
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     schema = {"day": pl.Date, "version": pl.Int32, "score": pl.Float64, "outcome": pl.Float64}
-    every = pl.DataFrame(rows, schema=schema, orient="row")
-    traffic = every.group_by("day", "version").agg(predictions=pl.len(), mean_score=pl.col("score").mean())
+    every = pl.DataFrame(rows, schema=schema, orient="row").with_columns(model=pl.lit(model))
+    traffic = every.group_by(summary.GROUP).agg(predictions=pl.len(), mean_score=pl.col("score").mean())
     traffic = traffic.with_columns(estimated_auc=pl.lit(None, pl.Float64))
     return traffic, every.drop_nulls("outcome")
 
@@ -81,6 +83,16 @@ def test_quality_keeps_days_and_versions_apart_and_none_where_nothing_is_known()
         ("2024-05-01", 2, 1, 0, None, None),
         ("2024-05-02", 1, 1, 1, 1.0, None),
     ]
+
+
+def test_versions_of_two_models_with_the_same_number_are_kept_apart() -> None:
+    """Of the one model every score is right, of the other every one is wrong."""
+    rows = [(DAY, 1, score, outcome) for score, outcome in ((0.2, 0.0), (0.8, 1.0))]
+    old, new = frames(rows), frames([(day, version, 1 - score, outcome) for day, version, score, outcome in rows], "shop/churn-trees")  # fmt: skip
+    quality = summary.quality("shop/churn", pl.concat([old[0], new[0]]), pl.concat([old[1], new[1]]))
+    lines = {called: [p.auc for p in points] for called, points in by_version(quality.points).items()}
+    assert lines == {"churn version 1": [1.0], "churn-trees version 1": [0.0]}
+    assert list(by_version(summary.quality("shop/churn", *old).points)) == ["version 1"]
 
 
 def test_each_day_has_the_area_and_the_interval_of_its_own_rows() -> None:

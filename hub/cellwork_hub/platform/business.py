@@ -49,7 +49,7 @@ def routes(state: State) -> list[Route]:
     return [
         Route("PUT", "/api/v1/metrics/{project}/{name}/{metric}", put, "monitors:write", MetricRequest, BusinessMetric, "Keep numbers by day of an endpoint, made by the caller's own function."),
         Route("GET", "/api/v1/metrics/{project}/{name}", read, "monitors:read", None, list[BusinessMetric], "The business metrics of an endpoint."),
-        Route("GET", "/api/v1/joined/{project}/{name}", joined, "monitors:read", None, bytes, "Predictions with their outcomes as parquet: prediction, observation, version, at, score, outcome, arrived_at (?start=, ?end=)."),
+        Route("GET", "/api/v1/joined/{project}/{name}", joined, "monitors:read", None, bytes, "Predictions with their outcomes as parquet: prediction, observation, model, version, at, score, outcome, arrived_at (?start=, ?end=)."),
     ]  # fmt: skip
 
 
@@ -122,9 +122,9 @@ def of(state: State, endpoint: str) -> list[BusinessMetric]:
 
 
 def rows(state: State, endpoint: str, start: int | None = None, end: int | None = None) -> pl.DataFrame:
-    """Return predictions whose outcome is known, each observation and version once; times in microseconds since 1970, end excluded."""
+    """Return predictions whose outcome is known, each observation and version of a model once; times in microseconds since 1970, end excluded."""
     query = (
-        "SELECT p.id AS prediction, p.observation, p.version, p.ts AS at, p.score, j.outcome, j.arrived_at FROM joined j "
+        "SELECT p.id AS prediction, p.observation, p.model, p.version, p.ts AS at, p.score, j.outcome, j.arrived_at FROM joined j "
         "JOIN predictions p ON p.seq = j.seq AND p.key = j.key WHERE j.endpoint = $1 AND j.counts AND j.ts >= $2 AND j.ts < $3 ORDER BY p.seq"
     )
     found = state.outcomes.rows(query, endpoint, start or -(2**62), end or 2**62)

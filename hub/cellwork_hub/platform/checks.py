@@ -96,17 +96,14 @@ def _measured(state: State, endpoint: str, monitor: Monitor) -> tuple[str, int, 
     joined = "FROM joined WHERE endpoint = ? AND counts"
     now = micros(clock.now())  # what is dated after now has no outcome yet, whatever was sent
     last = state.outcomes.rows(
-        f"SELECT version, ts {joined} AND ts <= ? ORDER BY ts DESC, version DESC LIMIT 1", endpoint, now
+        f"SELECT model, version, ts {joined} AND ts <= ? ORDER BY ts DESC, seq DESC LIMIT 1", endpoint, now
     )
     if not last.height:
         raise NotFound("endpoint", endpoint, "has no outcome yet", "send them: cellwork.monitoring.outcomes.send")
-    version, newest = last.row(0)
+    model, version, newest = last.row(0)
     start = newest - _micros(monitor)
-    asked = f"SELECT score, outcome {joined} AND version = ? AND ts > ? AND ts <= ?"
-    known = state.outcomes.rows(asked, endpoint, version, start, newest)
-    with state.engine.connect() as db:
-        query = text("SELECT model FROM serving_hours WHERE endpoint = :e AND version = :v LIMIT 1")
-        model = db.execute(query, {"e": endpoint, "v": version}).scalar()
+    asked = f"SELECT score, outcome {joined} AND model = ? AND version = ? AND ts > ? AND ts <= ?"
+    known = state.outcomes.rows(asked, endpoint, model, version, start, newest)
     if known.height < monitor.least_outcomes:
         raise NotFound(
             f"outcomes of {endpoint}@{version}", known.height, f"are fewer than {monitor.least_outcomes}", "wait"
@@ -114,7 +111,7 @@ def _measured(state: State, endpoint: str, monitor: Monitor) -> tuple[str, int, 
     area = auc(known["outcome"], known["score"])
     if area is None:
         raise NotFound(f"ROC AUC of {endpoint}@{version}", "", "is not defined: all outcomes are alike", "wait")
-    return model or endpoint, version, moment(start), moment(newest), area, known.height
+    return model, version, moment(start), moment(newest), area, known.height
 
 
 def _micros(monitor: Monitor) -> int:

@@ -99,7 +99,9 @@ def of(
     if not hours:
         asked = f"{since:%F %T} to {until:%F %T}"
         raise NotFound(f"predictions of {endpoint}@{number}", asked, "are none", "see: cellwork monitor drift --days")
-    found = Window(f"{endpoint}@{number}", since, until, hours, _came_true(state, endpoint, number, since, until))
+    found = Window(
+        f"{endpoint}@{number}", since, until, hours, _came_true(state, endpoint, model, number, since, until)
+    )
     if beside == "before":
         return _compared(found, _before(state, endpoint, model, number, found), rules)
     trained = training(state, model, number)
@@ -124,7 +126,7 @@ def days(state: State, endpoint: str, version: int = 0, kept: Once[Drift] | None
     found: dict[datetime, Drift] = {}
     for model, number, _, _ in _answered(state, endpoint, version):
         trained = training(state, model, number)
-        known = _outcomes_by_day(state, endpoint, number)
+        known = _outcomes_by_day(state, endpoint, model, number)
         for day, changed in serving_hours.days(state, endpoint, model, number).items():
             compared, revision = (
                 partial(_of_day, state, trained, endpoint, model, number, day),
@@ -139,24 +141,26 @@ def days(state: State, endpoint: str, version: int = 0, kept: Once[Drift] | None
 def _of_day(state: State, trained: Dataset, endpoint: str, model: str, number: int, day: int) -> Drift:
     start, end, rules = moment(day), moment(day + serving_hours.DAY), DriftRules()
     hours = serving_hours.between(state, endpoint, model, number, start, end)
-    window = Window(f"{endpoint}@{number}", start, end, hours, _came_true(state, endpoint, number, start, end))
+    window = Window(f"{endpoint}@{number}", start, end, hours, _came_true(state, endpoint, model, number, start, end))
     return _compared(window, _learned(state, trained, window, rules), rules)
 
 
-def _came_true(state: State, endpoint: str, version: int, start: datetime, end: datetime) -> Column | None:
+def _came_true(state: State, endpoint: str, model: str, version: int, start: datetime, end: datetime) -> Column | None:
     """Return the sketch of the outcomes, as far as they have arrived, of predictions for that time; None if there are none."""
-    query = "SELECT outcome FROM joined WHERE endpoint = ? AND version = ? AND counts AND ts >= ? AND ts < ?"
-    found = state.outcomes.rows(query, endpoint, version, micros(start), micros(end))
+    query = (
+        "SELECT outcome FROM joined WHERE endpoint = ? AND model = ? AND version = ? AND counts AND ts >= ? AND ts < ?"
+    )
+    found = state.outcomes.rows(query, endpoint, model, version, micros(start), micros(end))
     return sketches.of(found, count_distinct=False).columns["outcome"] if found.height else None
 
 
-def _outcomes_by_day(state: State, endpoint: str, version: int) -> dict[int, tuple[int, int]]:
+def _outcomes_by_day(state: State, endpoint: str, model: str, version: int) -> dict[int, tuple[int, int]]:
     """Return for each day what changes when outcomes of its predictions arrive or are corrected."""
     query = (
         f"SELECT ts // {serving_hours.DAY} * {serving_hours.DAY} AS day, count(*), max(arrived_at) FROM joined "
-        "WHERE endpoint = ? AND version = ? AND counts GROUP BY ALL"
+        "WHERE endpoint = ? AND model = ? AND version = ? AND counts GROUP BY ALL"
     )
-    return {day: (rows, newest) for day, rows, newest in state.outcomes.rows(query, endpoint, version).rows()}
+    return {day: (rows, newest) for day, rows, newest in state.outcomes.rows(query, endpoint, model, version).rows()}
 
 
 def _answered(state: State, endpoint: str, version: int) -> list[tuple[str, int, int, int]]:
@@ -288,7 +292,7 @@ def _before(state: State, endpoint: str, model: str, number: int, window: Window
         )
     found, labels = (
         serving_hours.merged([sketch for _, sketch in hours]),
-        _came_true(state, endpoint, number, start, end),
+        _came_true(state, endpoint, model, number, start, end),
     )
     return Reference(
         f"{start:%F} to {end:%F}", Sketch(found.rows, {**found.columns, **({LABEL: labels} if labels else {})})

@@ -36,7 +36,7 @@ def empty(db: DuckDBPyConnection, project: str, key: str) -> int:
     `key` is the expression of an observation's key.
     """
     db.execute(
-        "CREATE TEMP TABLE hit AS SELECT seq, key, version FROM predictions WHERE id IN (SELECT id FROM gone_rows) AND key IS NOT NULL"
+        "CREATE TEMP TABLE hit AS SELECT seq, key, model, version FROM predictions WHERE id IN (SELECT id FROM gone_rows) AND key IS NOT NULL"
     )
     db.execute(
         "CREATE TEMP TABLE lost AS SELECT key FROM hit WHERE key NOT IN (SELECT key FROM predictions p WHERE p.key IN (SELECT key FROM hit) "
@@ -52,10 +52,10 @@ def empty(db: DuckDBPyConnection, project: str, key: str) -> int:
 
 
 def _let_others_count(db: DuckDBPyConnection) -> None:
-    """Where the first prediction of an observation by a version is in `hit`, let the first one that stays count in its place."""
-    stays = "SELECT key, version, min(seq) AS seq FROM predictions WHERE key IN (SELECT key FROM hit) AND seq NOT IN (SELECT seq FROM hit)"
-    db.execute(f"CREATE TEMP TABLE heir AS {stays} GROUP BY key, version")
-    replaced = "SELECT h.seq FROM hit h JOIN heir USING (key, version)"
+    """Where the first prediction of an observation by a model's version is in `hit`, let the first one that stays count in its place."""
+    stays = "SELECT key, model, version, min(seq) AS seq FROM predictions WHERE key IN (SELECT key FROM hit) AND seq NOT IN (SELECT seq FROM hit)"
+    db.execute(f"CREATE TEMP TABLE heir AS {stays} GROUP BY key, model, version")
+    replaced = "SELECT h.seq FROM hit h JOIN heir USING (key, model, version)"
     db.execute(f"UPDATE predictions SET counts = FALSE WHERE seq IN ({replaced})")
     for table in ("predictions", "joined"):
         db.execute(f"UPDATE {table} SET counts = TRUE WHERE seq IN (SELECT seq FROM heir)")

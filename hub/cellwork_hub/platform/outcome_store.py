@@ -40,12 +40,12 @@ MEMORY = "1GB"
 """What one join may take before it goes on in files beside the database."""
 
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS predictions (key UHUGEINT, endpoint VARCHAR, observation VARCHAR, id VARCHAR, version INTEGER,
-    ts BIGINT, seq BIGINT, score DOUBLE, counts BOOLEAN);
+CREATE TABLE IF NOT EXISTS predictions (key UHUGEINT, endpoint VARCHAR, observation VARCHAR, id VARCHAR, model VARCHAR,
+    version INTEGER, ts BIGINT, seq BIGINT, score DOUBLE, counts BOOLEAN);
 CREATE TABLE IF NOT EXISTS outcomes (seq BIGINT, key UHUGEINT, project VARCHAR, endpoint VARCHAR, observation VARCHAR,
     prediction VARCHAR, value DOUBLE, observed_at BIGINT, arrived_at BIGINT, source VARCHAR);
-CREATE TABLE IF NOT EXISTS joined (key UHUGEINT, seq BIGINT, endpoint VARCHAR, version INTEGER, ts BIGINT, score DOUBLE,
-    counts BOOLEAN, outcome DOUBLE, arrived_at BIGINT);
+CREATE TABLE IF NOT EXISTS joined (key UHUGEINT, seq BIGINT, endpoint VARCHAR, model VARCHAR, version INTEGER, ts BIGINT,
+    score DOUBLE, counts BOOLEAN, outcome DOUBLE, arrived_at BIGINT);
 CREATE TABLE IF NOT EXISTS cursors (log VARCHAR PRIMARY KEY, seq BIGINT);
 CREATE TABLE IF NOT EXISTS deliveries (id BIGINT, project VARCHAR, principal VARCHAR, request VARCHAR, subject VARCHAR,
     taken BIGINT, matched BIGINT, repeated BIGINT);
@@ -55,7 +55,12 @@ KEY = (
     "ELSE md5_number(project || '!' || {id}) END AS UHUGEINT)"
 )
 NEWEST = "QUALIFY row_number() OVER (PARTITION BY key ORDER BY arrived_at DESC, seq DESC) = 1"
-JOINED = "key, seq, endpoint, version, ts, score, counts"
+JOINED = "key, seq, endpoint, model, version, ts, score, counts"
+WITHOUT_MODEL = (
+    "SELECT 1 FROM duckdb_tables() t WHERE table_name = 'predictions' AND NOT internal AND database_name = current_database() "
+    "AND NOT EXISTS (FROM duckdb_columns() c WHERE c.table_oid = t.table_oid AND column_name = 'model')"
+)
+"""Whether the file is of the time when predictions were told apart by their version's number alone."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,11 @@ class OutcomeStore:
             "checkpoint_threshold": "256MB",
         }
         database = duckdb.connect(str(self.path), config=config)
+        database.begin()
+        if database.execute(WITHOUT_MODEL).fetchone():  # the log is read again, and meets the outcomes, which stay
+            database.execute("DROP TABLE predictions; DROP TABLE joined; DROP TABLE cursors")
         database.execute(SCHEMA)
+        database.commit()
         return database
 
     def close(self) -> None:
@@ -132,8 +141,8 @@ class OutcomeStore:
 
         Parameters
         ----------
-        page : columns ``project``, ``endpoint``, ``observation``, ``id``, ``version``, ``ts``, ``seq``, ``score``
-            In the order of the log; the first prediction of an observation by a version is the one that counts.
+        page : columns ``project``, ``endpoint``, ``observation``, ``id``, ``model``, ``version``, ``ts``, ``seq``, ``score``
+            In the order of the log; the first prediction of an observation by a model's version is the one that counts.
         """
         with self._change() as db:
             if page.height:
@@ -236,12 +245,12 @@ def _append(db: DuckDBPyConnection, page: pl.DataFrame) -> None:
     )
     moved = _name_those_sent_by_id(db)
     db.execute(
-        "CREATE TEMP TABLE earlier AS SELECT DISTINCT key, version FROM predictions WHERE key IN (SELECT key FROM page)"
+        "CREATE TEMP TABLE earlier AS SELECT DISTINCT key, model, version FROM predictions WHERE key IN (SELECT key FROM page)"
     )
-    first = "row_number() OVER (PARTITION BY key, version ORDER BY seq) = 1"
+    first = "row_number() OVER (PARTITION BY key, model, version ORDER BY seq) = 1"
     db.execute(
-        "CREATE TEMP TABLE counted AS SELECT key, endpoint, observation, id, version, ts, seq, score, "
-        f"observation = '' OR ({first} AND (key, version) NOT IN (SELECT (key, version) FROM earlier)) AS counts FROM page"
+        "CREATE TEMP TABLE counted AS SELECT key, endpoint, observation, id, model, version, ts, seq, score, "
+        f"observation = '' OR ({first} AND (key, model, version) NOT IN (SELECT (key, model, version) FROM earlier)) AS counts FROM page"
     )
     db.execute("INSERT INTO predictions SELECT * FROM counted")
     arrived = f"SELECT key, value, arrived_at FROM outcomes WHERE key IN (SELECT key FROM counted) {NEWEST}"

@@ -45,14 +45,14 @@ MIGRATION = (
 """The tables `outcomes` and `scored` are those of before `outcome_store`: what stands there is taken over once. `mirrored` is in use."""
 LOG = "inference"
 PAGE = 10_000
-DAY = "CAST(make_timestamp(p.ts) AS DATE) AS day, p.version"
+DAY = "CAST(make_timestamp(p.ts) AS DATE) AS day, p.model, p.version"
 SENT = {
     "n": pl.Int64, "project": pl.String, "endpoint": pl.String, "observation": pl.String, "prediction": pl.String, "value": pl.Float64,
     "observed_at": pl.Int64, "arrived_at": pl.Int64, "dated": pl.Boolean, "source": pl.String,
 }  # fmt: skip
 SCORED = {
-    "project": pl.String, "endpoint": pl.String, "observation": pl.String, "id": pl.String, "version": pl.Int32, "ts": pl.Int64,
-    "seq": pl.Int64, "score": pl.Float64,
+    "project": pl.String, "endpoint": pl.String, "observation": pl.String, "id": pl.String, "model": pl.String, "version": pl.Int32,
+    "ts": pl.Int64, "seq": pl.Int64, "score": pl.Float64,
 }  # fmt: skip
 _mirroring, _telling = threading.Lock(), threading.Lock()
 
@@ -82,7 +82,7 @@ def routes(state: State) -> list[Route]:
         Route("POST", "/api/v1/outcomes", send, "monitors:write", OutcomesRequest, OutcomesAnswer, "Send outcomes; corrections append."),
         Route("PUT", "/api/v1/outcomes/{project}/{name}", load, "monitors:write", bytes, OutcomesAnswer, "Send an endpoint's outcomes as parquet: observation or prediction, value, observed_at; arrived_at and source if known."),
         Route("GET", "/api/v1/outcomes", read, "monitors:read", None, list[Outcome], "Outcomes in order of arrival."),
-        Route("GET", "/api/v1/quality/{project}/{name}", quality, "monitors:read", None, Quality, "Quality per day and version; ?as_of= with what was known then."),
+        Route("GET", "/api/v1/quality/{project}/{name}", quality, "monitors:read", None, Quality, "Quality per day, model and version; ?as_of= with what was known then."),
     ]  # fmt: skip
 
 
@@ -110,8 +110,8 @@ def scored(page: list[Prediction]) -> pl.DataFrame:
     """Return what the join needs of predictions."""
     columns = {
         "project": [ids.split_name(p.endpoint)[0] for p in page], "endpoint": [p.endpoint for p in page],
-        "observation": [p.observation for p in page], "id": [p.id for p in page], "version": [p.version.version for p in page],
-        "ts": [records.micros(p.at) for p in page], "seq": [p.seq for p in page], "score": [p.score for p in page],
+        "observation": [p.observation for p in page], "id": [p.id for p in page],
+        "model": [p.version.name for p in page], "version": [p.version.version for p in page], "ts": [records.micros(p.at) for p in page], "seq": [p.seq for p in page], "score": [p.score for p in page],
     }  # fmt: skip
     return pl.DataFrame(columns, schema=SCORED)
 
@@ -295,15 +295,15 @@ def quality_of(store: OutcomeStore, endpoint: str, as_of: datetime | None = None
         then = f"SELECT key, value AS outcome FROM outcomes WHERE endpoint = $1 AND arrived_at <= $2 {NEWEST}"
         query = f"SELECT {DAY}, score, outcome FROM predictions p JOIN ({then}) o USING (key) WHERE p.endpoint = $1 AND counts"
         known = store.rows(query, endpoint, records.micros(as_of))
-    estimated = estimate.areas(*_by_score(store, endpoint), ["day", "version"])
-    traffic = traffic.join(estimated, on=["day", "version"], how="left")
+    estimated = estimate.areas(*_by_score(store, endpoint), summary.GROUP)
+    traffic = traffic.join(estimated, on=summary.GROUP, how="left")
     return summary.quality(endpoint, traffic, known)
 
 
 def _by_score(store: OutcomeStore, endpoint: str) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return how many predictions there are by day, version and score, and by version and score how many came true."""
+    """Return how many predictions there are by day, model, version and score, and by model, version and score how many came true."""
     step = f"CAST(least(floor(score * {estimate.BINS}), {estimate.BINS - 1}) AS INTEGER) AS bin"
     where = "WHERE p.endpoint = ? AND counts AND score BETWEEN 0 AND 1"
     predicted = f"SELECT {DAY}, {step}, count(*) AS rows FROM predictions p {where} GROUP BY ALL"
-    known = f"SELECT version, {step}, count(*) AS rows, sum(outcome) AS happened FROM joined p {where} AND outcome IN (0, 1) GROUP BY ALL"
+    known = f"SELECT model, version, {step}, count(*) AS rows, sum(outcome) AS happened FROM joined p {where} AND outcome IN (0, 1) GROUP BY ALL"
     return store.rows(predicted, endpoint), store.rows(known, endpoint)

@@ -112,8 +112,8 @@ def remake(state: State, client: Client, emptied: Sequence[Emptied]) -> None:
 def _of_hour(state: State, client: Client, key: Key) -> Iterator[list[Prediction]]:
     """Yield by pages the predictions of an hour that were taken in; the outcomes' mirror knows where they stand in the log."""
     endpoint, model, version, hour = key
-    where = "SELECT min(seq), max(seq) FROM predictions WHERE endpoint = ? AND version = ? AND ts >= ? AND ts < ?"
-    first, last = state.outcomes.rows(where, endpoint, version, hour, hour + HOUR).row(0)
+    where = "SELECT min(seq), max(seq) FROM predictions WHERE endpoint = ? AND model = ? AND version = ? AND ts >= ? AND ts < ?"
+    first, last = state.outcomes.rows(where, endpoint, model, version, hour, hour + HOUR).row(0)
     after, last = (first or 0) - 1, min(last or 0, cursor(state))
     while after < last:
         page = client.endpoints.predictions(endpoint, after=max(after, 0), limit=PAGE)

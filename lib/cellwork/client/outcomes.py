@@ -39,7 +39,7 @@ class Outcomes:
         return self._to.listing("cellwork", "/api/v1/outcomes", Outcome, endpoint=endpoint, prediction=prediction)
 
     def joined(self, endpoint: str, *, start: datetime | None = None, end: datetime | None = None) -> pl.DataFrame:
-        """Return predictions with their outcomes: prediction, observation, version, at, score, outcome, arrived_at."""
+        """Return predictions with their outcomes: prediction, observation, model, version, at, score, outcome, arrived_at."""
         import polars as pl
 
         asked = {"start": start and start.isoformat(), "end": end and end.isoformat()}

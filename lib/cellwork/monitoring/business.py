@@ -1,6 +1,6 @@
 """Business metrics: a function of one's own over each day's predictions and outcomes, kept with the endpoint and watched like its quality.
 
-    def saved(rows):  # columns: prediction, observation, version, at, score, outcome, arrived_at
+    def saved(rows):  # columns: prediction, observation, model, version, at, score, outcome, arrived_at
         warned = rows.filter(pl.col("score") > 0.6)
         return 40.0 * warned["outcome"].sum() - 5.0 * warned.height
 
@@ -32,7 +32,7 @@ def measure(
     Parameters
     ----------
     function
-        Of a frame with a row a prediction: ``prediction``, ``observation``, ``version``, ``at``, ``score``, ``outcome``,
+        Of a frame with a row a prediction: ``prediction``, ``observation``, ``model``, ``version``, ``at``, ``score``, ``outcome``,
         ``arrived_at``. Its name, and the first line of its docstring, are the metric's unless `name` says otherwise.
     by_version
         One number for each version that answered on a day, instead of one for all.

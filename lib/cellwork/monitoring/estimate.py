@@ -22,8 +22,8 @@ def areas(predicted: pl.DataFrame, known: pl.DataFrame, by: list[str]) -> pl.Dat
 
     Parameters
     ----------
-    predicted : columns `by` (with ``version`` among them), ``bin`` (0 to `BINS` - 1, of a score from 0 to 1) and ``rows``
-    known : columns ``version``, ``bin``, ``rows`` and ``happened``
+    predicted : columns `by`, ``bin`` (0 to `BINS` - 1, of a score from 0 to 1) and ``rows``
+    known : some of the columns `by`, such as ``version``, with ``bin``, ``rows`` and ``happened``
         Those with an outcome, and how many of them came true.
     """
     import polars as pl
@@ -32,7 +32,9 @@ def areas(predicted: pl.DataFrame, known: pl.DataFrame, by: list[str]) -> pl.Dat
         pl.col("known").fill_null(0) + PRIOR
     )
     met = known.rename({"rows": "known"})
-    each = predicted.join(met, on=["version", "bin"], how="left").with_columns(yes=pl.col("rows") * share)
+    each = predicted.join(met, on=[*(name for name in by if name in known.columns), "bin"], how="left").with_columns(
+        yes=pl.col("rows") * share
+    )
     placed = each.with_columns(no=pl.col("rows") - pl.col("yes")).sort([*by, "bin"]).with_columns(
         below=pl.col("no").cum_sum().over(by) - pl.col("no") / 2
     )  # fmt: skip

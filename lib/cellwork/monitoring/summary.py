@@ -1,4 +1,4 @@
-"""Quality of predictions per day and version, over the outcomes that arrived so far. Pure: frames in, `Quality` out."""
+"""Quality of predictions per day, model and version, over the outcomes that arrived so far. Pure: frames in, `Quality` out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cellwork.wire.outcomes import Quality, QualityPoint
 if TYPE_CHECKING:
     import polars as pl
 
-GROUP = ["day", "version"]
+GROUP = ["day", "model", "version"]
 
 
 def quality(endpoint: str, traffic: pl.DataFrame, known: pl.DataFrame) -> Quality:
@@ -18,10 +18,10 @@ def quality(endpoint: str, traffic: pl.DataFrame, known: pl.DataFrame) -> Qualit
 
     Parameters
     ----------
-    traffic : columns ``day`` (date), ``version``, ``predictions``, ``mean_score``, ``estimated_auc``; a row a group
+    traffic : columns ``day`` (date), ``model``, ``version``, ``predictions``, ``mean_score``, ``estimated_auc``; a row a group
         All predictions.
-    known : columns ``day``, ``version``, ``score``, ``outcome``
-        Those with an outcome, each observation and version once.
+    known : columns ``day``, ``model``, ``version``, ``score``, ``outcome``
+        Those with an outcome, each observation and version of a model once.
     """
     by_group = known.partition_by(GROUP, as_dict=True)
     return Quality(
@@ -30,7 +30,8 @@ def quality(endpoint: str, traffic: pl.DataFrame, known: pl.DataFrame) -> Qualit
         outcomes=known.height,
         auc=auc(known.get_column("outcome"), known.get_column("score")),
         points=[
-            _point(row, by_group.get((row["day"], row["version"]))) for row in traffic.sort(GROUP).iter_rows(named=True)
+            _point(row, by_group.get(tuple(row[name] for name in GROUP)))
+            for row in traffic.sort(GROUP).iter_rows(named=True)
         ],
     )
 
@@ -38,7 +39,7 @@ def quality(endpoint: str, traffic: pl.DataFrame, known: pl.DataFrame) -> Qualit
 def _point(row: dict[str, Any], known: pl.DataFrame | None) -> QualityPoint:
     area = None if known is None else auc(known.get_column("outcome"), known.get_column("score"))
     return QualityPoint(
-        day=row["day"].isoformat(), version=row["version"], predictions=row["predictions"], mean_score=row["mean_score"],
+        day=row["day"].isoformat(), model=row["model"], version=row["version"], predictions=row["predictions"], mean_score=row["mean_score"],
         outcomes=0 if known is None else known.height,
         rate=None if known is None else float(known.get_column("outcome").to_numpy().mean()),
         auc=area.value if area else None, auc_low=area.low if area else None, auc_high=area.high if area else None, estimated_auc=row["estimated_auc"],

@@ -29,8 +29,8 @@ T = TypeVar("T")
 
 # %% auto #0
 __all__ = ['T', 'STYLE', 'DONE', 'MOST_WORDS', 'PAGES', 'Html', 'text', 'tag', 'link', 'address', 'table', 'tiles', 'when',
-           'plain', 'ago', 'day_point', 'daily', 'leading', 'marks', 'alerts', 'monitors', 'Page', 'endpoints',
-           'projects', 'chosen']
+           'plain', 'ago', 'day_point', 'daily', 'by_version', 'leading', 'marks', 'alerts', 'monitors', 'Page',
+           'endpoints', 'projects', 'chosen']
 
 # %% ../../../nbs/ui/dashboard.ipynb #dashboard-04
 STYLE = """<style>
@@ -163,6 +163,16 @@ def daily(points: Sequence[QualityPoint]) -> list[tuple[str, float | None, float
         (day, _mean([(p.rate, p.outcomes) for p in own]), _mean([(p.mean_score, p.predictions) for p in own]))
         for day, own in sorted(days.items())
     ]
+
+
+def by_version(points: Sequence[QualityPoint]) -> dict[str, list[QualityPoint]]:
+    """Return the points of each version by how it is called: with its model where versions of several answered."""
+    several = len({p.model for p in points}) > 1
+    found: dict[str, list[QualityPoint]] = {}
+    for point in sorted(points, key=lambda p: (p.model, p.version)):
+        of = f"{point.model.rpartition('/')[2]} " if several else ""
+        found.setdefault(f"{of}version {point.version}", []).append(point)
+    return found
 
 
 def leading(points: Sequence[QualityPoint]) -> list[QualityPoint]:

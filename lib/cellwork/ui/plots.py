@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import TYPE_CHECKING
 
+from .dashboard import by_version
 from ..wire.drift import ColumnDrift, Drift
 from ..wire.outcomes import QualityPoint
 
@@ -58,13 +59,10 @@ def calibration(truth: ArrayLike, scores: Mapping[str, ArrayLike], *, bins: int 
 def quality(points: Sequence[QualityPoint], *, axes: Axes | None = None) -> Axes:
     """Draw the ROC AUC of each day and version with its interval and its estimate, and of each day the share that came true and the mean score."""
     axes = _axes(axes)
-    for version in sorted(
-        {point.version for point in points if point.auc is not None or point.estimated_auc is not None}
-    ):
-        own = [point for point in points if point.version == version]
-        [line] = axes.plot(
-            _days(own), [_gap(p.auc) for p in own], marker="o", markersize=3, label=f"AUC, version {version}"
-        )
+    for version, own in by_version(points).items():
+        if all(point.auc is None and point.estimated_auc is None for point in own):
+            continue
+        [line] = axes.plot(_days(own), [_gap(p.auc) for p in own], marker="o", markersize=3, label=f"AUC, {version}")
         low, high = ([_gap(getattr(p, end)) for p in own] for end in ("auc_low", "auc_high"))
         axes.fill_between(_days(own), low, high, color=line.get_color(), alpha=0.15, linewidth=0)
         estimated = [_gap(p.estimated_auc) for p in own]

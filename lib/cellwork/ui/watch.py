@@ -77,13 +77,11 @@ def quality(found: Quality) -> str:
         ]
     )
     series = []
-    for k, version in enumerate(sorted({p.version for p in found.points})):
-        own, color = [p for p in found.points if p.version == version], charts.PALETTE[k % len(charts.PALETTE)]
-        series.append(
-            charts.Series(f"version {version}", [ui.day_point(p.day, p.auc, p.auc_low, p.auc_high) for p in own], color)
-        )
+    for k, (version, own) in enumerate(ui.by_version(found.points).items()):
+        color = charts.PALETTE[k % len(charts.PALETTE)]
+        series.append(charts.Series(version, [ui.day_point(p.day, p.auc, p.auc_low, p.auc_high) for p in own], color))
         expected = [ui.day_point(p.day, p.estimated_auc) for p in own]
-        series.append(charts.Series(f"version {version}, expected", expected, color, dashed=True, dots=False))
+        series.append(charts.Series(f"{version}, expected", expected, color, dashed=True, dots=False))
     return head + charts.lines(series, label=f"ROC AUC of {found.endpoint} by day")
 
 

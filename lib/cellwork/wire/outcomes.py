@@ -33,7 +33,7 @@ class OutcomesAnswer(Struct):
 
 
 class QualityPoint(Struct):
-    """Quality of the predictions for one day (UTC) and version; metrics are None where they can't be computed."""
+    """Quality of the predictions for one day (UTC) and version of a model; metrics are None where they can't be computed."""
 
     day: str
     version: int
@@ -48,6 +48,8 @@ class QualityPoint(Struct):
     auc_high: float | None = None
     estimated_auc: float | None = None
     """What is expected of all predictions of the day, outcomes or not, if scores still mean what they meant where outcomes are known."""
+    model: str = ""
+    """The name of the model whose version it is: an endpoint may go over from one to another."""
 
 
 class Quality(Struct):
