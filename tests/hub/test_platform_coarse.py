@@ -12,7 +12,7 @@ from cellwork.wire.evaluations import Difference, Metric
 from cellwork_hub.platform import coarse
 from cellwork_hub.platform.coarse import Rounding
 
-ROUNDING = Rounding(b"secret", "rail/last", 20_000)
+ROUNDING = Rounding(b"secret", "rail/last", 20_000, 0.0)
 numbers = st.floats(-1e6, 1e6, allow_nan=False)
 
 
@@ -22,7 +22,7 @@ def test_a_number_told_is_within_two_steps_of_the_true_one_and_its_interval_no_n
     value: float, below: float, above: float
 ) -> None:
     true = Metric(value=value, low=value - below, high=value + above)
-    unit = coarse.step("rmse", true, 20_000)
+    unit = coarse.step("rmse", true, 20_000, 0.0)
     told = ROUNDING.metrics({"rmse": true}, b"asked")["rmse"]
     assert abs(told.value - value) <= 2 * unit * (1 + 1e-6) + 1e-9
     assert told.high - told.low >= (true.high - true.low) * (1 - 1e-6) - 1e-9
@@ -36,7 +36,7 @@ def test_intervals_told_hold_the_true_value_as_often_as_they_say(error: float) -
     dice, held, true = np.random.default_rng(3), {"one": 0, "pair": 0}, 0.7
     for number in range(1_000):
         value, half = true + error * dice.normal(), 1.96 * error
-        rounding = Rounding(str(number).encode(), "rail/last", 20_000)
+        rounding = Rounding(str(number).encode(), "rail/last", 20_000, 0.0)
         told = rounding.metrics({"rmse": Metric(value=value, low=value - half, high=value + half)}, b"asked")["rmse"]
         held["one"] += told.low <= true <= told.high
         near = Difference(metric="rmse", value=value - true, low=value - true - half, high=value - true + half, p=0.5)
@@ -46,7 +46,7 @@ def test_intervals_told_hold_the_true_value_as_often_as_they_say(error: float) -
 
 
 def test_steps_are_round_numbers_of_the_size_of_chance() -> None:
-    assert [coarse.step("rmse", Metric(value=0, low=-1.96 * e, high=1.96 * e), 100) for e in (0.004, 0.0199, 0.0201, 0.07, 3.0, 0.0)] == [
+    assert [coarse.step("rmse", Metric(value=0, low=-1.96 * e, high=1.96 * e), 100, 0.0) for e in (0.004, 0.0199, 0.0201, 0.07, 3.0, 0.0)] == [
         0.002, 0.01, 0.02, 0.05, 2.0, coarse.FINEST,
     ]  # fmt: skip
 
@@ -93,7 +93,7 @@ def test_two_hundred_questions_about_single_rows_tell_no_label(secret: int) -> N
     hardly better than chance, whatever the platform's secret is: not even where all late rows have the same exact value."""
     random = np.random.default_rng(7)
     truth = (random.random(4_000) < 0.5).astype(float)
-    rounding, exact, told = Rounding(str(secret).encode(), "rail/last", 4_000), [], []
+    rounding, exact, told = Rounding(str(secret).encode(), "rail/last", 4_000, 0.5), [], []
     for row in range(200):
         scores = np.full(len(truth), 0.5)
         scores[row] = 1.0
@@ -101,6 +101,23 @@ def test_two_hundred_questions_about_single_rows_tell_no_label(secret: int) -> N
         told.append(rounding.metrics(exact[-1], coarse.question(scores)))
     late = truth[:200]
     for metric in ("roc_auc", "brier"):
+        assert _sorts([each[metric].value for each in exact], late) == 1.0, "without rounding every label is told"
+        assert _sorts([each[metric].value for each in told], late) < 0.72, metric
+
+
+@pytest.mark.parametrize("secret", range(6))
+def test_neither_does_a_regressor_of_the_same_labels(secret: int) -> None:
+    """Predicting 0.5 of all rows but one has errors that are alike but for that row's: the bootstrap alone takes them for certain."""
+    random = np.random.default_rng(7)
+    truth = (random.random(2_000) < 0.5).astype(float)
+    rounding, exact, told = Rounding(str(secret).encode(), "rail/last", 2_000, float(truth.std())), [], []
+    for row in range(200):
+        scores = np.full(len(truth), 0.5)
+        scores[row] = 1.0
+        exact.append(metrics.measure(truth, scores, kind="regressor", draws=20))
+        told.append(rounding.metrics(exact[-1], coarse.question(scores)))
+    late = truth[:200]
+    for metric in ("rmse", "mae", "r2", "mape"):
         assert _sorts([each[metric].value for each in exact], late) == 1.0, "without rounding every label is told"
         assert _sorts([each[metric].value for each in told], late) < 0.72, metric
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import evaluation_world
 import mlflow_server
@@ -18,8 +19,9 @@ from cellwork.cli import main
 from cellwork.client import Client
 from cellwork.errors import BadInput, NotFound, Refused
 from cellwork.evaluation import metrics
-from cellwork.models import package, versions
+from cellwork.models import package, registry, versions
 from cellwork.models.columns import to_pandas
+from cellwork.training import fit
 from cellwork.wire.evaluations import EvaluationRequest
 from cellwork_hub.edge import Service
 from cellwork_hub.platform import batches, coarse, datasets, evaluations, gate, promotion
@@ -81,6 +83,25 @@ def test_a_rule_of_ones_own_is_a_baseline_as_a_version_of_the_model(world: World
     assert abs(found.baseline["roc_auc"].value - 0.5) < 0.1
     with pytest.raises(BadInput, match="is not a version's number"):
         world.evaluate("delay", good, baseline="@rule")
+
+
+def test_both_versions_that_a_holdout_is_asked_about_are_counted_and_they_are_of_one_kind(
+    world: World, good: int
+) -> None:
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LinearRegression
+    from sklearn.pipeline import make_pipeline
+
+    first = world.evaluate("delay", good)
+    rule = world.register("delay", ["gate"])
+    assert world.evaluate("delay", good, baseline=f"@{rule}").question_no == first.question_no + 1
+    assert world.evaluate("delay", good).question_no == first.question_no + 3
+    columns = world.frame.select(["hour", "crowd"])
+    model = fit(make_pipeline(SimpleImputer(), LinearRegression()), columns, world.frame["late"])
+    given: dict[str, Any] = {"dataset": world.dataset, "X_example": columns, "client": world.mlflow}
+    number = registry.register(model, "rail/delay", baseline="hour", **given).version
+    with pytest.raises(BadInput, match="is a regressor, not a classifier"):
+        world.evaluate("delay", good, baseline=f"@{number}")
 
 
 def test_lineage_leads_from_the_evaluation_to_version_dataset_and_training_run(world: World, good: int) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from raw_platform import call
 
 from cellwork import clock, project
 from cellwork.cli import main
-from cellwork.errors import BadInput, Conflict, Refused
+from cellwork.errors import BadInput, Conflict, NotFound, Refused
 from cellwork.models import registry, versions
 from cellwork.models.columns import to_pandas
 from cellwork.settings import Settings
@@ -312,6 +314,51 @@ def test_code_of_its_own_runs_on_somebodys_word_and_in_a_team_not_on_its_authors
     assert [(word.by, word.reason) for word in cards.card(world.state, "rail/coded", version).code] == [
         ("bob", "read it")
     ]
+
+
+def test_two_who_set_the_rules_at_once_are_told_apart(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have seen the same rules; the second is told, and nothing of the first is lost."""
+    seen = gate_rules.kept(world.state, "rail")
+    keep(world, by="ada", latency_ms=9.0)
+    monkeypatch.setattr(gate_rules, "kept", lambda *_: seen)
+    with pytest.raises(Conflict, match="were just set by somebody else"):
+        keep(world, by="bob", latency_ms=7.0)
+    monkeypatch.undo()
+    assert gate_rules.kept(world.state, "rail").rules.latency_ms == 9.0
+
+
+def test_a_number_that_no_version_has_is_not_found(world: World, three: list[int]) -> None:
+    for number in (10**20, 2**31, 0):
+        with pytest.raises(NotFound, match="is not registered"):
+            promotion.gate(world.state, "rail/line", number)
+
+
+def test_a_gate_that_takes_long_keeps_nobody_from_going_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version's gate is asked while the champion before it has to come back at once."""
+    first, second, third = (world.register("busy", GOOD) for _ in range(3))
+    for number in (first, second):
+        world.evaluate("busy", number)
+        world.promote("busy", number)
+    world.evaluate("busy", third)
+    judging, go_on, gate = threading.Event(), threading.Event(), promotion._gate
+
+    def slow(*arguments: Any) -> Gate:
+        found = gate(*arguments)
+        judging.set()
+        assert go_on.wait(60)
+        return found
+
+    monkeypatch.setattr(promotion, "_gate", slow)
+    with ThreadPoolExecutor(1) as other:
+        promoted = other.submit(world.promote, "busy", third)
+        try:
+            assert judging.wait(60)
+            back = promotion.rollback(world.state, person("eve"), Rollback(name="rail/busy", reason="it fails"))
+        finally:
+            go_on.set()
+        with pytest.raises(Conflict, match="was moved by somebody else"):
+            promoted.result(120)
+    assert back.version.version == first
 
 
 def test_rules_name_what_there_is(tmp_path: Path, world: World) -> None:

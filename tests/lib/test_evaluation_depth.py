@@ -125,6 +125,33 @@ def test_pairing_sees_what_two_intervals_beside_each_other_do_not() -> None:
 # Segments and curves
 
 
+def test_calibration_does_not_depend_on_the_order_of_rows_that_score_alike() -> None:
+    """All score 0.2 and a fifth comes true, all of it in the last rows."""
+    truth, scores = np.repeat([0.0, 1.0], [800, 200]), np.full(1000, 0.2)
+    assert metrics.measure(truth, scores)["ece"].value == pytest.approx(0, abs=1e-12)
+    assert curves.calibration(truth, scores).select("score", "rate", "rows").rows() == [(pytest.approx(0.2), 0.2, 1000)]
+    order, levels = np.random.default_rng(2).permutation(3000), np.round(SCORES * 4) / 4
+    assert metrics.value("ece", Y, levels) == pytest.approx(metrics.value("ece", Y[order], levels[order]))
+    assert curves.calibration(Y, levels).equals(curves.calibration(Y[order], levels[order]))
+
+
+@pytest.mark.parametrize("about", [0.0, 1e8, 1.7e9])
+def test_r2_is_scikit_learns_however_far_the_labels_are_from_zero(about: float) -> None:
+    from sklearn.metrics import r2_score
+
+    dice = np.random.default_rng(5)
+    truth = about + dice.normal(size=500)
+    score = truth + 0.3 * dice.normal(size=500)
+    found = metrics.measure(truth, score, kind="regressor")["r2"]
+    assert found.value == pytest.approx(r2_score(truth, score), abs=1e-6)
+    assert found.low <= found.value <= found.high <= 1
+
+
+@pytest.mark.parametrize("label", [0.1, 0.3, 7.7, 1e8 + 0.1])
+def test_labels_that_are_all_alike_have_no_r2(label: float) -> None:
+    assert "r2" not in metrics.measure(np.full(1000, label), np.arange(1000.0), kind="regressor")
+
+
 def test_segments_show_where_a_model_is_poor_the_worst_first() -> None:
     place = np.where(np.arange(3000) % 3 == 0, "B", "A")
     scores = np.where(place == "B", RANDOM.random(3000), SCORES)
@@ -133,6 +160,8 @@ def test_segments_show_where_a_model_is_poor_the_worst_first() -> None:
     assert found["segment"].to_list() == ["B", "A"]
     assert found["high"][0] < found["low"][1]
     assert all(700 <= rows <= 800 for rows in segments.by(frame, "load", Y, scores)["rows"])
+    gaps = frame.select(load=pl.when(pl.int_range(pl.len()) % 5 < 2).then(float("nan")).otherwise("load"))
+    assert dict(segments.by(gaps, "load", Y, scores).select("segment", "rows").rows())[segments.MISSING] == 1200
     assert segments.OTHERS in segments.by(frame, "rare", Y, scores)["segment"].to_list()
     with pytest.raises(BadInput, match="did you mean 'place'"):
         segments.by(frame, "plaice", Y, scores)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import psutil
 import pytest
+from running import wait_for
 
 from cellwork.errors import BadInput, Refused
 from cellwork.models import columns, package, registry, sandbox
@@ -106,45 +107,108 @@ def test_a_type_that_may_not_be_loaded_is_refused_in_the_child(tmp_path: Path) -
         sandbox.score(folder, FRAME)
 
 
-def test_a_hanging_model_is_killed_in_time_and_saw_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pipe in the model's place: whoever opens it waits for ever."""
-    monkeypatch.setenv("CELLWORK_TOKEN", "a-secret-of-the-parent")
+@pytest.mark.parametrize(
+    "module", ["cellwork.models.child", "cellwork.serving.child", "cellwork.models.compiled.child"]
+)
+def test_a_model_reads_no_file_that_a_row_names(module: str, tmp_path: Path) -> None:
+    """scikit-learn's own class opens what it is told; a file's words would come out as scores."""
+    from cellwork.models.compiled import child
+    from cellwork.serving.model import load
+
+    secret = tmp_path / "token"
+    secret.write_text("label=1")
+    secret.chmod(0o600)
+    frame = pl.DataFrame({"where": [str(secret)] * 2})
+    folder = saved(_reader(columns.to_pandas(frame)), tmp_path / "model", frame)
+    if module == "cellwork.models.child":
+        with pytest.raises(BadInput, match="a model opens no files but its own"):
+            sandbox.score(folder, frame)
+        return
+    scoring = {
+        "cellwork.serving.child": lambda: load(folder).scores({"where": [str(secret)]}),
+        "cellwork.models.compiled.child": lambda: child.main(folder),
+    }
+    assert "PermissionError" in _in_a_fork(scoring[module])
+
+
+def _reader(frame: Any) -> Any:
+    from sklearn.compose import make_column_transformer
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LinearRegression
+    from sklearn.pipeline import make_pipeline
+
+    words = CountVectorizer(input="filename", analyzer="char", ngram_range=(7, 7), vocabulary=["label=1"])
+    return make_pipeline(make_column_transformer((words, "where")), LinearRegression()).fit(frame, [0.0, 1.0])
+
+
+def _in_a_fork(doing: Callable[[], object]) -> str:
+    """Return what `doing` raises in a process of its own, which it may confine."""
+    reading, writing = os.pipe()
+    if not (child := os.fork()):
+        try:
+            doing()
+            said = "nothing"
+        except BaseException as error:
+            said = repr(error)
+        os.write(writing, said.encode())
+        os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with os.fdopen(reading) as file:
+        return file.read()
+
+
+@pytest.fixture
+def hanging(tmp_path: Path) -> Path:
+    """A model folder with a pipe in the model's place: whoever opens it waits until somebody writes."""
     folder = saved(linear(), tmp_path / "model", FRAME.select("hour"))
     (folder / package.MODEL).unlink()
     os.mkfifo(folder / package.MODEL)
-    held = (tmp_path / "held").open("w")
-    os.set_inheritable(held.fileno(), True)
+    return folder
+
+
+def test_a_hanging_model_is_killed_in_time(hanging: Path) -> None:
+    """Nobody else would ever have ended it."""
+    with pytest.raises(BadInput, match="did not answer within 3 s"):
+        sandbox.score(hanging, FRAME, timeout=3)
+    assert _children(hanging) == []
+
+
+def test_a_child_sees_no_secret_and_no_open_file(
+    hanging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CELLWORK_TOKEN", "a-secret-of-the-parent")
     verdicts: list[str] = []
-    thread = threading.Thread(target=lambda: verdicts.append(_verdict(folder)))
-    started = time.monotonic()
-    thread.start()
-    child = _child(folder)
-    time.sleep(1)
-    assert not {name for name in child.environ() if "CELLWORK" in name or "TOKEN" in name}
-    assert str(tmp_path / "held") not in [file.path for file in child.open_files()]
-    assert child.cmdline()[1] == "-I"
-    thread.join(200)
-    held.close()
-    assert verdicts == ["did not answer within 6 s"]
-    assert time.monotonic() - started < 200  # nobody else would ever have ended it
-    assert not child.is_running()
+    with (tmp_path / "held").open("w") as held:
+        os.set_inheritable(held.fileno(), True)
+        thread = threading.Thread(target=lambda: verdicts.append(_verdict(hanging)))
+        thread.start()
+        try:
+            [child] = wait_for(lambda: _children(hanging), 120, "the child")
+            assert not {name for name in child.environ() if "CELLWORK" in name or "TOKEN" in name}
+            assert str(tmp_path / "held") not in [file.path for file in child.open_files()]
+            assert child.cmdline()[1] == "-I"
+        finally:
+            (hanging / package.MODEL).open("wb").close()  # it has waited for that, finds no model, and ends
+            thread.join(120)
+    assert "can't be loaded" in verdicts[0]
 
 
 def _verdict(folder: Path) -> str:
     try:
-        sandbox.score(folder, FRAME, timeout=6)
+        sandbox.score(folder, FRAME)
     except BadInput as error:
         return error.verdict
     return "scored"
 
 
-def _child(folder: Path) -> psutil.Process:
-    for _ in range(1200):
-        for process in psutil.Process().children():
-            if str(folder) in process.cmdline():
-                return process
-        time.sleep(0.05)
-    raise AssertionError("no child came up")
+def _children(folder: Path) -> list[psutil.Process]:
+    """Return the children of this process that were told of `folder`; others come and go meanwhile."""
+    found = []
+    for process in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            found += [process] if str(folder) in process.cmdline() else []
+    return found
 
 
 def test_a_frame_without_a_column_is_told_before_a_process_starts(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Numbers of a sealed holdout as they may be told: on a grid as coarse as chance makes them, with a secret, fixed rounding.
 
 Whoever asks may choose each row's score, and so could read a label from a metric's last digits: one row scored apart moves the ROC AUC of
-26,000 rows by 0.0002. A metric is therefore told in steps of about its own standard error, and for classes of no less than 0.5 / sqrt(n), for
-a model that says the same to all rows but one has an error of that row's size; digits below say nothing of a model anyway.
+26,000 rows by 0.0002. A metric is therefore told in steps of about its own standard error, and of no less than 0.5 / sqrt(n), or in the
+label's own unit than its standard deviation / sqrt(n), for a model that says the same to all rows but one has an error of that row's size;
+digits below say nothing of a model anyway.
 Before it is rounded it is shifted by up to `WIDE` steps, by a keyed hash of the exact value and of the question (which rows are scored like
 which, and in what order). The same question gets the same answer; nobody can bring a value to the edge of a step and watch one row push it
 over, for the shift has no hard edge; and of many questions about one row each has a shift of its own: were it the value's alone, all late
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 FINEST = 1e-4
+"""The least step, of shares or of a label's standard deviation."""
 P_STEP = 0.02
 """Of a difference's p."""
 Z = 2 * 1.959964
@@ -42,16 +44,22 @@ CLIP = 0.01
 """Probabilities are taken between this and one less this in a loss, so that no single row can stand out of it."""
 SHARES = frozenset({"roc_auc", "pr_auc", "brier", "rate", "ece"})
 """Metrics between 0 and 1."""
+IN_UNITS = frozenset({"rmse", "mae"})
+"""Metrics in the label's own unit."""
 
 
-def step(name: str, metric: Metric, rows: int) -> float:
-    """Return the largest of …, 0.1, 0.05, 0.02, 0.01, … that is not over the standard error, or over what a metric of classes needs."""
-    least = 0.5 / math.sqrt(rows) if name in SHARES or name == "log_loss" else 0.0
+def step(name: str, metric: Metric, rows: int, spread: float) -> float:
+    """Return the largest of …, 0.1, 0.05, 0.02, 0.01, … that is not over the standard error, or over the least that one row needs.
+
+    `spread` is the standard deviation of the holdout's labels.
+    """
+    least = (spread if name in IN_UNITS else 0.5) / math.sqrt(rows)
+    finest = FINEST * (spread or 1.0) if name in IN_UNITS else FINEST
     error = max(least, (metric.high - metric.low) / Z)
-    if not error > FINEST:
-        return FINEST
+    if not error > finest:
+        return finest
     power: float = 10.0 ** math.floor(math.log10(error))
-    return max(FINEST, max(k * power for k in (1, 2, 5) if k * power <= error * (1 + 1e-12)))
+    return max(finest, max(k * power for k in (1, 2, 5) if k * power <= error * (1 + 1e-12)))
 
 
 def question(scores: ArrayLike) -> bytes:
@@ -67,6 +75,8 @@ class Rounding:
     secret: bytes
     holdout: str
     rows: int
+    spread: float
+    """The standard deviation of its labels."""
 
     def metrics(self, found: dict[str, Metric], asked: bytes) -> dict[str, Metric]:
         """Round the metrics of the question `asked`."""
@@ -94,7 +104,7 @@ class Rounding:
         return _tidy(round(value / unit + WIDE * (one + other)), unit)
 
     def _metric(self, name: str, metric: Metric, asked: bytes) -> Metric:
-        unit = step(name, metric, self.rows)
+        unit = step(name, metric, self.rows, self.spread)
         value = self.number(name, metric.value, unit, asked)
         low, high = _around(value, metric.value - metric.low, metric.high - metric.value, unit)
         if name in SHARES:

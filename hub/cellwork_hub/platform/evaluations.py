@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,7 +20,6 @@ from cellwork.evaluation import baseline
 from cellwork.evaluation.metrics import Kind, primary
 from cellwork.models import package, versions
 from cellwork.models.versions import Version
-from cellwork.wire.datasets import Dataset
 from cellwork.wire.evaluations import Difference, Evaluation, EvaluationRequest, Metric
 from cellwork.wire.gate import Rules
 from cellwork_hub import records
@@ -55,8 +55,13 @@ def evaluate(state: State, call: Call, request: EvaluationRequest) -> Evaluation
         if request.also:
             holdout = scoring.together(state, holdout, request.also, trained)
         column = request.baseline or _baseline(rules, version)
-        simple = _simple(state, client, version, column, kind, trained, holdout)
-        question = _count(state, call, project, request)
+        beside = _beside(state, client, version, column, kind)
+        if beside is None:
+            simple = scoring.of_baseline(state, column, kind, trained, holdout)
+        question = _count(state, call, project, request, version)
+        if beside is not None:
+            _count(state, call, project, request, beside[0])
+            simple = scoring.of_model(beside[1], holdout).metrics
         found = scoring.of_model(folder, holdout)
         champion, theirs = (0, Beside()) if request.also else _champion(state, client, version, request.holdout)
     record = Evaluation(
@@ -71,12 +76,12 @@ def evaluate(state: State, call: Call, request: EvaluationRequest) -> Evaluation
     return record
 
 
-def _count(state: State, call: Call, project: str, request: EvaluationRequest) -> int:
-    """Note that the holdout was asked, and return how often that is now."""
+def _count(state: State, call: Call, project: str, request: EvaluationRequest, version: Version) -> int:
+    """Note that the holdout was asked about `version`, and return how often it was asked by now."""
     where = {"p": project, "h": request.holdout}
     values = {
         **where,
-        "v": versions.subject(request.name, request.version),
+        "v": version.subject,
         "by": call.principal.name,
         "at": records.micros(clock.now()),
     }
@@ -90,18 +95,18 @@ def _count(state: State, call: Call, project: str, request: EvaluationRequest) -
         )
 
 
-def _simple(
-    state: State, client: Client, version: Version, name: str, kind: Kind, trained: Dataset, holdout: scoring.Sealed
-) -> dict[str, Metric]:
-    """Return the metrics of a baseline: a column's, or another version of the model, scored as it is."""
+def _beside(state: State, client: Client, version: Version, name: str, kind: Kind) -> tuple[Version, Path] | None:
+    """Return the version that a baseline names, with its folder; None for a baseline that is no version."""
     if not name.startswith(baseline.VERSION):
-        return scoring.of_baseline(state, name, kind, trained, holdout)
+        return None
     number = name.removeprefix(baseline.VERSION)
     if not number.isdecimal():
         raise BadInput("baseline", name, "is not a version's number", "write it like @2")
-    return scoring.of_model(
-        scoring.copy(state, client, versions.get(client, version.name, int(number))), holdout
-    ).metrics
+    found = versions.get(client, version.name, int(number))
+    folder = scoring.copy(state, client, found)
+    if (other := package.read(folder).kind) != kind:
+        raise BadInput("baseline", name, f"is a {other}, not a {kind}", "name a version of the same kind")
+    return found, folder
 
 
 def _baseline(rules: Rules, version: Version) -> str:

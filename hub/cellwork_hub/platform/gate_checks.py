@@ -172,21 +172,18 @@ def _questions(rules: Rules, evaluation: Evaluation) -> Check:
 
 def _beats(asked: Asked, evaluation: Evaluation, metric: str) -> Check:
     """The point estimate and the bad end of its interval are better than the baseline by what the rules ask."""
-    rules, value, simple = asked.rules, evaluation.metrics[metric], evaluation.baseline[metric]
+    rules, value, simple = asked.rules, evaluation.metrics[metric], evaluation.baseline.get(metric)
     by = evaluation.baseline_by
     name = "the baseline" if by is None else baseline.text(by)
     margin = f" by {rules.better_than_baseline_by:g}" if rules.better_than_baseline_by else ""
     wanted = f"{metric} clearly better than {name}{margin}"
     counts = rules.baseline if rules.baseline is not None else asked.version.tags.get("baseline", "")
+    again = f"evaluate it again: cellwork model evaluate {asked.subject} --holdout {evaluation.holdout}"
     if by is not None and by != counts:
         text = f"was evaluated beside {baseline.text(by)}, the baseline that counts is {baseline.text(counts)}"
-        return _line(
-            "baseline",
-            wanted,
-            text,
-            False,
-            f"evaluate it again: cellwork model evaluate {asked.subject} --holdout {evaluation.holdout}",
-        )
+        return _line("baseline", wanted, text, False, again)
+    if simple is None:
+        return _line("baseline", wanted, f"was evaluated beside {name}, which has no {metric}", False, again)
     bar = _shifted(metric, simple.value, rules.better_than_baseline_by)
     passed = better(metric, value.value, bar) and better(metric, _worst(metric, value), bar)
     verdict = "beats" if passed else "does not clearly beat"

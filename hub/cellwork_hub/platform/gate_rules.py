@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import msgspec
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 
 from cellwork import clock, ids
 from cellwork.client import Client
-from cellwork.errors import BadInput, Refused, near_miss
+from cellwork.errors import BadInput, Conflict, Refused, near_miss
 from cellwork.evaluation import metrics
 from cellwork.models import versions
 from cellwork.wire.evaluations import VersionRef
@@ -42,6 +43,8 @@ def keep(state: State, call: Call, request: RulesRequest) -> KeptRules:
     ------
     BadInput
         They name a metric that there is not.
+    Conflict
+        Somebody else set them at the same moment.
     """
     _check(request.rules)
     before = kept(state, request.project)
@@ -51,10 +54,14 @@ def keep(state: State, call: Call, request: RulesRequest) -> KeptRules:
     )  # fmt: skip
     if msgspec.structs.replace(wanted, revision=before.revision, at=before.at) == before:
         return before
-    with state.engine.begin() as db:
-        values = {"p": wanted.project, "r": wanted.revision, "record": msgspec.json.encode(wanted).decode()}
-        db.execute(text("INSERT INTO gate_rules VALUES (:p, :r, :record)"), values)
-        records.audit(db, call, "gate.rules", wanted.project, before=before, after=wanted)
+    values = {"p": wanted.project, "r": wanted.revision, "record": msgspec.json.encode(wanted).decode()}
+    try:
+        with state.engine.begin() as db:
+            db.execute(text("INSERT INTO gate_rules VALUES (:p, :r, :record)"), values)
+            records.audit(db, call, "gate.rules", wanted.project, before=before, after=wanted)
+    except IntegrityError:
+        way_out = "look at them, and ask again"
+        raise Conflict("rules of project", wanted.project, "were just set by somebody else", way_out) from None
     return wanted
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import defaultdict
 
 import msgspec
 from sqlalchemy import Connection, text
@@ -30,7 +31,8 @@ from cellwork_hub.platform import gate_checks, gate_rules, scoring
 from cellwork_hub.platform.state import State
 from cellwork_hub.route import Call
 
-_moving = threading.Lock()
+_moving: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+"""By model: what one project's gate computes holds nobody else up, nor a rollback of the same model."""
 
 
 def gate(state: State, name: str, number: int) -> Gate:
@@ -73,20 +75,22 @@ def promote(state: State, call: Call, request: Promotion) -> Promoted:
     Conflict
         The champion was moved by somebody else in the meantime.
     """
-    with _moving, state.context.client("cellwork") as client:
+    with state.context.client("cellwork") as client:
         _settle(state, client, request.name)
         version = versions.get(client, request.name, request.version)
         last, stack = history(state, version.name)
         found = _gate(state, client, version, call.principal.name)
         if not found.passed:
             raise _refused(state, call, version, found, request.reason)
-        if stack and stack[-1].version == version.version:
-            return moves(state, version.name, 1)[0]
         left = stack[-1] if stack else None
         move = Promoted(
             version=version.ref, previous=left, gate=found, at=clock.now(), by=call.principal.name, reason=request.reason, left=left
         )  # fmt: skip
-        return _move(state, client, call, move, last)
+        with _moving[version.name]:
+            _, stack = history(state, version.name)
+            if stack and stack[-1].version == version.version:
+                return moves(state, version.name, 1)[0]
+            return _move(state, client, call, move, last)
 
 
 def rollback(state: State, call: Call, request: Rollback) -> Promoted:
@@ -99,7 +103,7 @@ def rollback(state: State, call: Call, request: Rollback) -> Promoted:
     Refused
         The content of the one before is not what it was.
     """
-    with _moving, state.context.client("cellwork") as client:
+    with _moving[request.name], state.context.client("cellwork") as client:
         _settle(state, client, request.name)
         last, stack = history(state, request.name)
         if request.version and (not stack or stack[-1].version != request.version):

@@ -118,7 +118,7 @@ def sealed(state: State, holdout: str, trained: Dataset) -> Sealed:
     if not frame.height:
         raise NotFound("holdout", holdout, "has no row with a label", "look at: cellwork batch list")
     labels = frame.get_column(trained.label).cast(pl.Float64)
-    rounding = Rounding(_secret(state), f"{trained.project}/{holdout}", frame.height)
+    rounding = Rounding(_secret(state), f"{trained.project}/{holdout}", frame.height, float(np.std(labels.to_numpy())))
     return Sealed(
         frame.select([*trained.inputs, *trained.features]), labels, rounding, frame.get_column(trained.id_column)
     )
@@ -213,7 +213,8 @@ def difference(metric: str, one: tuple[Sealed, Scored], other: tuple[Sealed, Sco
     found = paired.difference(mine["label"], mine["score"], theirs["score"], metric=metric)
     told = one[1].metrics[metric]
     asked = coarse.question(mine["score"]), coarse.question(theirs["score"])
-    return one[0].rounding.difference(found, coarse.step(metric, told, mine.height), *asked)
+    rounding = one[0].rounding
+    return rounding.difference(found, coarse.step(metric, told, mine.height, rounding.spread), *asked)
 
 
 def example_rows(manifest: package.Manifest, like: pl.DataFrame | None = None) -> pl.DataFrame:

@@ -35,13 +35,16 @@ def precision_recall(y: ArrayLike, scores: ArrayLike) -> pl.DataFrame:
 
 
 def calibration(y: ArrayLike, scores: ArrayLike, *, bins: int = metrics.BINS) -> pl.DataFrame:
-    """Return ``score`` (mean), ``rate``, its Wilson interval ``low`` and ``high``, and ``rows``, of bins of equally many rows."""
+    """Return ``score`` (mean), ``rate``, its Wilson interval ``low`` and ``high``, and ``rows``, of bins of about equally many rows.
+
+    Rows of one score are in one bin, so the order of rows changes nothing.
+    """
     import numpy as np
     import polars as pl
 
     truth, score = metrics.checked(y, scores, "classifier")
     order = np.argsort(score, kind="stable")
-    parts = [part for part in np.array_split(order, bins) if part.size]
+    parts = np.split(order, metrics.bins(score[order], bins)[1:])
     rows = [(float(score[part].mean()), *_wilson(float(truth[part].sum()), part.size), part.size) for part in parts]
     return pl.DataFrame(rows, ["score", "rate", "low", "high", "rows"], orient="row")
 
@@ -59,14 +62,14 @@ def gains(y: ArrayLike, scores: ArrayLike) -> pl.DataFrame:
 
 def residuals(y: ArrayLike, predictions: ArrayLike, *, bins: int = metrics.BINS) -> pl.DataFrame:
     """Return ``prediction`` (mean), ``residual`` (mean of label less prediction), ``low`` and ``high`` (the middle nine tenths of the
-    residuals), and ``rows``, of bins of equally many rows by prediction."""
+    residuals), and ``rows``, of bins of about equally many rows by prediction; rows of one prediction are in one bin."""
     import numpy as np
     import polars as pl
 
     truth, score = metrics.checked(y, predictions, "regressor")
     order = np.argsort(score, kind="stable")
     rows = []
-    for part in (part for part in np.array_split(order, bins) if part.size):
+    for part in np.split(order, metrics.bins(score[order], bins)[1:]):
         left = truth[part] - score[part]
         low, high = np.percentile(left, [5, 95])
         rows.append((float(score[part].mean()), float(left.mean()), float(low), float(high), part.size))

@@ -162,7 +162,8 @@ def _all(kind: Kind, truth: Floats, score: Floats, weights: Floats, clip: float 
 
     if kind == "regressor":
         error = truth - score
-        squares, spread = mean(error**2), mean(truth**2) - mean(truth) ** 2
+        around = truth - np.partition(truth, len(truth) // 2)[len(truth) // 2]  # small, and 0 where labels are alike
+        squares, spread = mean(error**2), mean(around**2) - mean(around) ** 2
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.where(truth != 0, np.abs(error / np.where(truth != 0, truth, 1.0)), 0.0)
             mape = weights @ share / (weights @ (truth != 0))
@@ -181,13 +182,23 @@ def _all(kind: Kind, truth: Floats, score: Floats, weights: Floats, clip: float 
 
 
 def _calibration(truth: Floats, score: Floats, weights: Floats) -> Floats:
-    """Return the expected calibration error: over BINS bins of as many rows each, how far mean score and rate are apart."""
+    """Return the expected calibration error: over the bins of `bins`, how far mean score and rate are apart."""
     import numpy as np
 
-    starts = np.unique(np.linspace(0, len(truth), BINS, endpoint=False).astype(int))
-    gaps = np.add.reduceat(weights * (truth - score), starts, axis=1)
+    gaps = np.add.reduceat(weights * (truth - score), bins(score, BINS), axis=1)
     found: Floats = np.abs(gaps).sum(axis=1) / weights.sum(axis=1)
     return found
+
+
+def bins(score: Floats, most: int) -> np.ndarray[Any, np.dtype[np.intp]]:
+    """Return where at most `most` bins of about equally many rows begin, shape (bins,); equal scores are in one bin.
+
+    `score` is sorted, shape (n,).
+    """
+    import numpy as np
+
+    even = np.linspace(0, len(score), most, endpoint=False).astype(int)
+    return np.unique(np.searchsorted(score, score[even], side="left"))
 
 
 def _ranking(truth: Floats, score: Floats, weights: Floats) -> tuple[Floats, Floats]:

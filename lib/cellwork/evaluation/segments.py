@@ -62,6 +62,7 @@ def by(
 def _named(values: pl.Series, least: int) -> Any:
     import polars as pl
 
+    values = values.fill_nan(None) if values.dtype.is_float() else values
     if values.dtype.is_numeric() and values.n_unique() > 3 * BANDS:
         edges = sorted({edge for k in range(1, BANDS) if (edge := values.quantile(k / BANDS, "nearest")) is not None})
         return values.cut(edges, left_closed=True).cast(pl.String).fill_null(MISSING).to_numpy()

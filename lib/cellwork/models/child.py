@@ -40,13 +40,17 @@ def main(folder: Path, features: Path, output: int, calls: int) -> None:
 
     from cellwork.models import package
     from cellwork.models.columns import to_pandas
+    from cellwork.models.confine import confine
 
     with features.open("rb") as file:
         frame = ipc.open_file(file).read_all().to_pandas()
     began = time.perf_counter()
     model = package.load(folder)
     loaded = time.perf_counter() - began
-    rows = to_pandas(frame, package.read(folder).columns)
+    manifest = package.read(folder)
+    if not manifest.wheels:
+        confine(folder)
+    rows = to_pandas(frame, manifest.columns)
     scores = package.scores(model, rows)
     more = [loaded, *_alone(model, rows.tail(1), calls)] if calls else []
     with os.fdopen(output, "wb") as file:

@@ -22,6 +22,8 @@ from cellwork.wire.datasets import Dataset
 from cellwork.wire.evaluations import VersionRef
 
 TAG = "cellwork."
+MOST_VERSIONS = 2**31
+"""What a database keeps as a version's number."""
 
 
 class Version(Struct):
@@ -79,12 +81,13 @@ def parse(text: str) -> tuple[str, int]:
 
 def get(client: Client, name: str, version: int) -> Version:
     """Return one version; raises NotFound."""
+    unknown = NotFound("model version", subject(name, version), "is not registered", "look at: cellwork model list")
+    if version >= MOST_VERSIONS:
+        raise unknown
     try:
         answer = tracking.get(client, "/model-versions/get", name=mlflow_name(name), version=version)
     except NotFound:
-        raise NotFound(
-            "model version", subject(name, version), "is not registered", "look at: cellwork model list"
-        ) from None
+        raise unknown from None
     return _version(answer["model_version"])
 
 

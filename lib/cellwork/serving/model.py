@@ -7,6 +7,7 @@ from typing import Any
 
 from cellwork.models import package
 from cellwork.models.columns import Column, to_pandas
+from cellwork.models.confine import confine
 
 
 class Model:
@@ -21,5 +22,8 @@ class Model:
 
 
 def load(folder: Path) -> Model:
-    """Return the model of a checked folder; see `cellwork.models.package.load` for what is refused."""
-    return Model(package.load(folder), package.read(folder).columns)
+    """Return the model of a checked folder, and confine this process to it; see `cellwork.models.package.load` for what is refused."""
+    estimator, manifest = package.load(folder), package.read(folder)
+    if not manifest.wheels:
+        confine(folder)
+    return Model(estimator, manifest.columns)

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from cellwork.training.candidates import Candidate
+from cellwork.training.prefix import told
 from cellwork.wire import Struct
 
 
@@ -49,7 +50,7 @@ class Journal:
 
     def key(self, candidate: Candidate, model: Any) -> str:
         """Return the hash of all that a score depends on."""
-        settings = sorted((name, repr(value)) for name, value in model.get_params().items())
+        settings = sorted((name, told(value)) for name, value in model.get_params().items())
         text = f"{self._about}|{candidate.model}|{candidate.fraction}|{type(model).__name__}|{settings}"
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -26,8 +26,22 @@ def key_of(candidate: Candidate, last: str) -> str:
 
 def first_parameters(parameters: Parameters, last: str) -> list[tuple[str, str]]:
     return sorted(
-        (name, repr(value)) for name, value in parameters.items() if not (name == last or name.startswith(last + "__"))
+        (name, told(value)) for name, value in parameters.items() if not (name == last or name.startswith(last + "__"))
     )
+
+
+def told(value: Any) -> str:
+    """Return what tells a parameter's value from every other one: the text of an estimator leaves its middle out."""
+    import pickle
+
+    import joblib
+
+    if value is None or isinstance(value, str | int | float):
+        return repr(value)
+    try:
+        return str(joblib.hash(value))
+    except (pickle.PicklingError, TypeError, AttributeError):
+        return f"{value!r} at {id(value)}"
 
 
 def worth_sharing(listed: Iterable[Candidate], last: str) -> bool:

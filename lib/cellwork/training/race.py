@@ -174,6 +174,7 @@ class Race:
                 futures.add(self._submit(candidate, fold))
             elif known.score is None:
                 self._end(candidate, known.error)
+                break
             else:
                 self._scored(candidate, fold, known.score, known.seconds)
         return futures
@@ -243,6 +244,8 @@ class Race:
             self._ending.take(future, value)
             return None
         candidate, fold = self._measured.pop(future)
+        if candidate.error:  # on another fold: that one counts
+            return None
         if type(error).__name__ == "KilledWorker":
             self._suspects.append((candidate, fold))
         elif error is not None:

@@ -15,6 +15,7 @@ import msgspec
 
 from cellwork.models.child import limit
 from cellwork.models.columns import Column
+from cellwork.models.confine import confine
 
 ROWS = 200
 """Rows a program is compared on, made from the example's values."""
@@ -37,6 +38,8 @@ def main(folder: Path) -> Found:
 
     manifest = package.read(folder)
     model = package.load(folder)
+    if not manifest.wheels:
+        confine(folder)
     rows = probes(manifest)
     try:
         program, reason = programs.encode(extract(model, manifest.columns)), ""
