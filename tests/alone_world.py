@@ -19,12 +19,17 @@ from running import environment
 class Served:
     """`cellwork serve` as a process, and callers with its key."""
 
-    def __init__(self, home: Path, *words: str) -> None:
+    def __init__(self, home: Path, *words: str, **environ: str) -> None:
         command = [str(Path(sys.executable).with_name("cellwork")), "serve", *words, "--port", "0", "--new-key", "web"]
         self.home = home
         world.share_compiled(home)
         self.process = subprocess.Popen(
-            command, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/"
+            command,
+            env=environment(home, **environ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd="/",
         )
         assert self.process.stdout is not None
         assert self.process.stderr is not None

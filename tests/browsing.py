@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from running import Platform
 
@@ -42,6 +43,15 @@ def logged_in(
             yield page
         finally:
             browser.close()
+
+
+def saved(notebook: Path) -> dict[str, Any]:
+    """Return a notebook as it lies on disk; empty while Lab writes it, who empties the file first."""
+    try:
+        found: dict[str, Any] = json.loads(notebook.read_text())
+    except json.JSONDecodeError:
+        return {}
+    return found
 
 
 def asked_for(page: Page) -> list[str]:

@@ -8,19 +8,24 @@ later: the tests of `platform` find one that nobody has used.
 
 from __future__ import annotations
 
+import ast
 import functools
+import gc
 import importlib.util
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import crew_world
 import engine as engines
 import pytest
 import shop_world
 import team_world
+from hypothesis import HealthCheck, settings
 from need import need
 from redis_server import redis_server
 from running import Platform, address, started
@@ -37,6 +42,26 @@ from cellwork_hub.containers.engine import connect
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 """Before scikit-learn's kernels are loaded: two workers on two cores would wait for each other's spinning threads."""
+
+if sys.version_info < (3, 11, 8):
+    _parse = ast.parse
+
+    @functools.wraps(_parse)
+    def _parse_undisturbed(*given: Any, **more: Any) -> ast.AST:
+        """Parse while nothing is collected: a callback of that gives another thread its turn, and of two that parse one raises SystemError (gh-106905)."""
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            return _parse(*given, **more)
+        finally:
+            if collects:
+                gc.enable()
+
+    ast.parse = _parse_undisturbed  # type: ignore[assignment]
+
+settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
+"""How long an example takes is the machine's, and each run draws the same ones; ``pytest --hypothesis-profile default`` draws others."""
 
 DEAR = {
     "crew": "engine",

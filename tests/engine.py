@@ -7,6 +7,7 @@ sessions at the same time have an engine each.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -24,7 +25,7 @@ import platformdirs
 from need import need
 
 SLOTS = 8
-START_SECONDS, STOP_SECONDS = 30, 30
+START_SECONDS, STOP_SECONDS = 120, 60
 RELEASE = "bookworm"
 PACKAGES = "python3,python3-venv,ca-certificates,libgomp1"
 MADE = f"{RELEASE}-{hashlib.sha256(PACKAGES.encode()).hexdigest()[:8]}"
@@ -166,8 +167,11 @@ def _wait(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
 
 def _sweep(client: Any) -> None:
     """Remove containers, networks and volumes of tests; images and the build cache stay."""
+    import docker
+
     for container in client.containers.list(all=True, ignore_removed=True):
-        container.remove(force=True, v=True)
+        with contextlib.suppress(docker.errors.NotFound):  # it was removed as it ended
+            container.remove(force=True, v=True)
     for network in client.networks.list():
         if network.name not in ("none", "host", "bridge"):
             network.remove()

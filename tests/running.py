@@ -98,7 +98,7 @@ class Platform:
         """Start the user's server, if it does not run, and wait until it answers."""
         with self.hub() as hub:
             hub.post(f"/users/{self.user}/server")
-            wait_for(lambda: hub.get(f"/users/{self.user}").json()["servers"].get("", {}).get("ready"), 90)
+            wait_for(lambda: hub.get(f"/users/{self.user}").json()["servers"].get("", {}).get("ready"), START_SECONDS)
         return Server(self.url, self.user, self.user_token(f"access:servers!user={self.user}"))
 
     def command(self, *words: str, timeout: float = START_SECONDS) -> subprocess.CompletedProcess[str]:
@@ -151,7 +151,7 @@ class Server:
             "content": content,
         }
         texts: list[str] = []
-        with connect(channels, additional_headers=self._headers, proxy=None, max_size=None) as socket:
+        with connect(channels, additional_headers=self._headers, proxy=None, max_size=None, open_timeout=60) as socket:
             socket.send(json.dumps(request))
             end = time.monotonic() + timeout
             while True:
@@ -182,6 +182,8 @@ def environment(home: Path, **more: str) -> dict[str, str]:
         "CELLWORK_USER": "ada",
         "CELLWORK_CONTAINER_ENGINE": "none",
         "CELLWORK_TOKEN_CACHE_SECONDS": "2",
+        "CELLWORK_READY_SECONDS": str(START_SECONDS),
+        "CELLWORK_SERVER_READY_SECONDS": str(START_SECONDS),
         **more,
     }
 
@@ -234,13 +236,20 @@ def address(said: str) -> str:
 
 
 def wait_for(condition: Callable[[], T], seconds: float, what: str = "it") -> T:
-    """Return the first true answer of `condition`; fail after `seconds`."""
+    """Return the first true answer of `condition`; fail if it has none after `seconds`."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if answer := condition():
-            return answer
+    while not (answer := condition()):
+        assert time.monotonic() < end, f"{what} did not happen in {seconds} s"
         time.sleep(0.1)
-    raise AssertionError(f"{what} did not happen in {seconds} s")
+    return answer
+
+
+def gone(pid: int) -> bool:
+    """Say whether the process has ended, also if nobody has asked for its exit code."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def close_code(socket: ClientConnection) -> int:

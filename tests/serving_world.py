@@ -48,6 +48,8 @@ if "CELLWORK_TEST_MODELS" not in os.environ:  # a service that a test starts as 
     atexit.register(shutil.rmtree, os.environ["CELLWORK_TEST_MODELS"], ignore_errors=True)
 SHARED = Path(os.environ["CELLWORK_TEST_MODELS"])
 MODEL = "shop/churn"
+DEADLINE = 30.0
+"""Of versions in child processes, which may be late because the machine is busy; a test in which one hangs says what its request may take."""
 FRAME = pd.DataFrame({"visits": np.arange(40.0), "plan": ["free", "paid"] * 20, "customer__age": np.arange(40.0) % 7})
 DEFINITIONS = Definitions(
     project="shop",

@@ -6,6 +6,7 @@ What a click did is asserted through the HTTP API, never by what the page claims
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -36,27 +37,28 @@ def page(platform: Platform, chromium: str, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.parametrize(
-    ("source", "fails"),
+    ("source", "said", "fails"),
     [
-        ("1 / 0", "ZeroDivisionError"),
-        ("def broken(:", "SyntaxError"),
+        ("1 / 0", "ZeroDivisionError", True),
+        ("def broken(:", "SyntaxError", True),
         (
             "from cellwork.errors import BadInput\nraise BadInput('month', 13, 'is none', 'write 1 to 12')",
             "month '13': is none; write 1 to 12",
+            True,
         ),
-        ("raise SystemExit('left')", "left"),
-        ("import sys; print('a warning: nothing is wrong', file=sys.stderr)", ""),
+        ("raise SystemExit('left')", "left", True),
+        ("import sys; print('a warning: nothing is wrong', file=sys.stderr)", "a warning: nothing is wrong", False),
     ],
 )
-def test_what_these_tests_take_for_a_failure_is_one(page, platform, source, fails):
+def test_what_these_tests_take_for_a_failure_is_one(page, platform, source, said, fails):
     """Without this `failure(page) == ""` could hold for a page full of errors."""
     folder = workspace(platform) / "fails"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "fails.ipynb").write_text(json.dumps(a_notebook(source)))
     open_notebook(page, platform, "fails/fails.ipynb")
     run_all(page, page.locator(".jp-OutputArea-output").count)
-    assert fails in failure(page)
-    assert bool(failure(page)) == bool(fails)
+    page.locator(".jp-OutputArea-output").filter(has_text=said).first.wait_for()  # Lab draws it after it is there
+    assert (said in failure(page)) == bool(failure(page)) == fails
 
 
 def test_the_first_tutorial_runs_in_lab_and_its_batches_are_there(page, platform, client):
@@ -110,7 +112,8 @@ def test_lab_asks_nobody_for_news_and_the_cluster_of_a_notebook_shows_its_dashbo
 def test_the_list_of_dashboards_has_its_icons_from_the_platform_itself(page, platform):
     asked: dict[str, int] = {}
     page.on("response", lambda response: asked.update({response.url: response.status}))
-    page.goto(f"{platform.url}/services/dashboards/")
+    with page.expect_response(re.compile(r"\.woff2$")):  # asked for when the first icon is drawn
+        page.goto(f"{platform.url}/services/dashboards/")
     shown = "getComputedStyle(document.querySelector('i.fa'), '::before').content"
     page.wait_for_function(f"![undefined, 'none', 'normal'].includes({shown})")
     fonts = [status for url, status in asked.items() if url.endswith(".woff2")]

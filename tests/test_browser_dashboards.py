@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from browsing import asked_for, logged_in
-from running import Platform
+from running import Platform, wait_for
 
 from cellwork.client import Client
 
@@ -31,8 +31,14 @@ def page(platform: Platform, toured: object, chromium: str, tmp_path_factory: py
 
 
 def show(page: Page, platform: Platform, name: str, query: str = "") -> None:
-    page.goto(f"{platform.url}/services/dashboards/voila/render/{name}.ipynb{query}")
-    page.wait_for_selector(f"#cellwork-{name}")
+    """Open a dashboard; what is computed for the first time may take longer than a page waits for it, which says to reload."""
+
+    def whole() -> bool:
+        page.goto(f"{platform.url}/services/dashboards/voila/render/{name}.ipynb{query}")
+        page.wait_for_selector(f"#cellwork-{name}")
+        return not page.locator(".cw-stale:has-text('reload in a moment')").count()
+
+    wait_for(whole, 180, f"the whole of {name}")
 
 
 def section(page: Page, title: str) -> str:
@@ -60,22 +66,26 @@ def test_a_dashboard_stands_whole_and_asks_for_nothing_from_elsewhere(page, plat
 
 
 def test_the_model_page_shows_quality_drift_service_versions_and_the_card(page, platform, client):
-    quality = client.outcomes.quality(ENDPOINT)
+    def figure(name: str) -> str:
+        return page.locator(f".cw-tile:has(small:text-is('{name}')) b").inner_text()
+
+    def as_told() -> bool:
+        """What a page shows may be some seconds old."""
+        show(page, platform, "model", f"?endpoint={ENDPOINT}")
+        quality, drift = client.outcomes.quality(ENDPOINT), client.monitors.drift_by_day(ENDPOINT)
+        heat = page.locator("svg[aria-label='PSI of features by day'] rect").count()
+        told = (f"{quality.predictions:,}", f"{quality.auc.value:.3f}", len(drift) * len({c.column for d in drift for c in d.columns}))  # fmt: skip
+        return (figure("predictions"), figure("ROC AUC"), heat) == told
+
+    wait_for(as_told, 180, "a page that shows what the platform says")
     live = client.endpoints.get(ENDPOINT).routes.live
-    show(page, platform, "model", f"?endpoint={ENDPOINT}")
-    assert page.locator(f".cw-tile:has(small:text-is('predictions')) b:text-is('{quality.predictions:,}')").count()
-    assert page.locator(f".cw-tile:has(small:text-is('ROC AUC')) b:text-is('{quality.auc.value:.3f}')").count()
     assert page.locator("svg[aria-label^='ROC AUC of shop/tardy by day'] polyline").count() >= 1
-    days = len(client.monitors.drift_by_day(ENDPOINT))
-    columns = {c.column for d in client.monitors.drift_by_day(ENDPOINT) for c in d.columns}
-    heat = page.locator("svg[aria-label='PSI of features by day']")
-    assert heat.locator("rect").count() == days * len(columns)
     card = page.locator(
         "section:has(h2:text-is('Card of what answers')) summary"
     ).first  # it has folded parts of its own
     assert f"version {live.version}" in card.inner_text()
     card.click()
-    assert page.locator("article h2:text-is('Environment')").is_visible()
+    page.wait_for_selector("article h2:text-is('Environment')")
     assert "tardy-drift" in section(page, "Monitors")
     assert str(live.version) in section(page, "Versions")
     assert "data as of" in section(page, "Quality by day")

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pytest
-from browsing import SLOW, logged_in
+from browsing import SLOW, logged_in, saved
 from lab import failure, open_notebook, run_all, workspace
-from running import Platform
+from running import Platform, wait_for
 
 from cellwork.client import Client
 from cellwork.features import joins
@@ -134,19 +134,19 @@ def test_what_is_found_and_picked_becomes_a_cell_that_a_second_profile_sees(
     folder = workspace(platform) / PROJECT
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cellwork.toml").write_text(f'[project]\nname = "{PROJECT}"\n')
-    path = f"{PROJECT}/browse.ipynb"
     (folder / "browse.ipynb").write_text(json.dumps(notebook(SOURCE, "pass")))
     with logged_in(platform, chromium, tmp_path / "one") as page:
-        open_notebook(page, platform, path)
+        open_notebook(page, platform, f"{PROJECT}/browse.ipynb")
         run_all(page, page.locator(".widget-select select option").count)
         code = picked(page, client)
         assert code == "%%features trips --at when\nlate:delay\nlate:flights"
-        (folder / "browse.ipynb").write_text(json.dumps(notebook(SOURCE, code, SENT)))
+        path = f"{PROJECT}/joined.ipynb"  # another one: Lab may be saving the first
+        (folder / "joined.ipynb").write_text(json.dumps(notebook(SOURCE, code, SENT)))
         open_notebook(page, platform, path)
         run_all(page, lambda: sent(client) or failure(page))
         assert failure(page) == ""
         page.click(".jp-NotebookPanel-toolbar [data-command='docmanager:save']")
-        wait_saved(folder / "browse.ipynb")
+        wait_for(lambda: has_outputs(folder / "joined.ipynb"), SLOW / 1000, "the notebook, saved with its outputs")
     check_joined(client)
     seen_again(platform, client, chromium, tmp_path / "two", path, code)
 
@@ -189,19 +189,9 @@ def has(client: Client) -> bool:
     return any(each.name == "joined" for each in client.batches.declared(PROJECT))
 
 
-def wait_saved(path: Path) -> None:
-    end = time.monotonic() + SLOW / 1000
-    while not is_saved(path.read_text()):
-        assert time.monotonic() < end, "the notebook was not saved with its outputs"
-        time.sleep(0.2)
-
-
-def is_saved(text: str) -> bool:
-    """Lab empties the file before it writes it: what is read meanwhile is a part of it, or nothing."""
-    try:
-        return all(cell["outputs"] for cell in json.loads(text)["cells"][:2])
-    except json.JSONDecodeError:
-        return False
+def has_outputs(path: Path) -> bool:
+    cells = saved(path).get("cells", [])
+    return bool(cells) and all(cell["outputs"] for cell in cells[:2])
 
 
 def check_joined(client: Client) -> None:
@@ -222,7 +212,9 @@ def seen_again(platform: Platform, client: Client, chromium: str, folder: Path, 
         open_notebook(page, platform, path)
         for line in code.splitlines():
             page.wait_for_selector(f".jp-CodeCell .cm-line:has-text('{line}')", state="attached")
-        assert page.locator(".jp-OutputArea-output table th:text-is('nothing known yet')").count() == 1
+        report = page.locator(".jp-OutputArea-output table th:text-is('nothing known yet')")
+        report.first.wait_for(state="attached")
+        assert report.count() == 1
         run_all(page, page.locator(".widget-select select option").count)
         look_for(page, "late delay", found(client, "late delay"))
         page.select_option(".widget-select select", label=f"{PROJECT}/late:delay")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from browsing import SLOW, logged_in
+from browsing import SLOW, logged_in, saved
 from lab import a_notebook, open_notebook, run_all, workspace
 from running import Platform, wait_for
 
@@ -67,7 +67,7 @@ def test_a_failed_run_is_opened_in_lab_at_its_kernel_and_goes_on_after_the_cell_
         page.keyboard.press("Control+a")
         page.keyboard.insert_text(text)
     page.keyboard.press("Control+s")
-    wait_for(lambda: "sum(numbers)" in Path(opened["notebook"]).read_text(), 60, "the saved page")
+    wait_for(lambda: "sum(numbers)" in str(saved(Path(opened["notebook"]))), 60, "the saved page")
     resumed = platform.command("run", "resume", run.id, "--follow")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert "the total is 7" in client.jobs.notebook(run.id)
@@ -91,10 +91,13 @@ def test_lab_tells_how_a_run_ended_also_of_one_that_failed_while_no_page_was_ope
     notice = page.locator(".Toastify__toast:has-text('seen.ipynb failed in cell 2 of 2: ')").first
     notice.wait_for()
     assert "ZeroDivisionError" in notice.inner_text()
+    passing = page.locator(".Toastify__toast:has-text('succeeded')").first
+    passing.wait_for(state="detached")  # the others move when it goes
     notice.locator("button:has-text('Open')").click()
     page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell").nth(1).wait_for()
     opened = workspace(platform) / "runs" / f"seen-{runs[0][-6:]}.ipynb"
-    assert json.loads(opened.read_text())["metadata"]["kernelspec"]["name"] == f"cellwork-{runs[0]}"
+    there = wait_for(lambda: saved(opened), 60, "the page of the run")
+    assert there["metadata"]["kernelspec"]["name"] == f"cellwork-{runs[0]}"
     page.goto("about:blank")
     runs.append(fail("unseen"))
     page.goto(lab)
@@ -146,7 +149,10 @@ def test_labs_own_create_notebook_job_makes_a_run_and_a_job_of_the_platform(page
     (folder / "sums.ipynb").write_text(json.dumps(a_notebook("print(1 + 1)")))
     open_notebook(page, platform, "byform/sums.ipynb")
     page.click("[data-command='scheduling:create-from-notebook']")
-    page.locator(".jp-create-job-form input[name='jobName']").fill("Sums")
+    name = page.locator(".jp-create-job-form input[name='jobName']")
+    name.wait_for()
+    page.locator(".jp-create-job-form em:has-text('Loading')").wait_for(state="detached")  # then the form begins anew
+    name.fill("Sums")
     page.locator("button:text-is('Create')").last.click()
     wait_for(lambda: any(client.jobs.runs(project="byform")), 90, "the run")
     run = next(iter(client.jobs.runs(project="byform")))

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -81,7 +80,7 @@ def other(platform: Platform) -> Iterator[Other]:
 
 @contextmanager
 def held_still(platform: Platform) -> Iterator[None]:
-    """Stop the platform's own runner for a while; what it had asked for is answered before anything else is queued."""
+    """Stop the platform's own runner for a while; what it had asked for is answered before anything else is queued: who asked later has heard."""
     held: dict[int, psutil.Process] = {}
     while new := [
         p for p in processes.of_instance(board(platform.home)["instance"], unit="runner") if p.pid not in held
@@ -92,7 +91,8 @@ def held_still(platform: Platform) -> Iterator[None]:
                 process.suspend()
     assert held
     try:
-        time.sleep(WAIT_SECONDS + 0.5)
+        with platform.client("runner") as asking:
+            assert asking.jobs.claim("nobody", wait_seconds=WAIT_SECONDS + 0.5) is None
         yield
     finally:
         for process in held.values():

@@ -29,7 +29,7 @@ def a_users_server(root: Path) -> Iterator[httpx.Client]:
         process = tied.start(command, env={**os.environ, **folders}, stdout=log, stderr=log)
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"authorization": "token t"}, timeout=60, trust_env=False)  # fmt: skip
     try:
-        wait_for(lambda: answers(client), 90, "the user's server")
+        wait_for(lambda: answers(client), 240, "the user's server")
         yield client
     finally:
         client.close()

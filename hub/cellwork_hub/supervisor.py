@@ -93,7 +93,7 @@ class Child:
     retry_at: float = 0.0
     restarts: int = 0
     failures: int = 0
-    """Deaths in a row, each within RAPID_SECONDS of a start."""
+    """Deaths in a row, each within RAPID_SECONDS of a start or before it was ready."""
     message: str = ""
     answered: set[str] = field(default_factory=set)
 
@@ -190,7 +190,7 @@ class Supervisor:
     def died(self, child: Child, how: str) -> None:
         """Plan the next start, later after each rapid death, or give up."""
         assert child.process is not None
-        rapid = time.monotonic() - child.started < RAPID_SECONDS
+        rapid = child.state == "starting" or time.monotonic() - child.started < RAPID_SECONDS
         child.failures = child.failures + 1 if rapid else 1
         processes.end_group(child.process.pid)
         processes.end_unit(self.instance, child.unit.name)

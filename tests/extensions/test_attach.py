@@ -18,6 +18,7 @@ from jobs_world import World, page, start_runner
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager
 from jupyter_client.session import Session
+from running import wait_for
 from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as serve_websockets
 
@@ -45,7 +46,7 @@ def platform(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
 def failed(world: World, *sources: str) -> Run:
     jobs = world.client().jobs
     request = RunRequest(project="p", notebook="n.ipynb", content=page(*sources))
-    run = jobs.wait(jobs.start(request).id, timeout=60)
+    run = jobs.wait(jobs.start(request).id, timeout=240)
     assert run.kept is not None
     return run
 
@@ -56,11 +57,13 @@ class Lab:
     def __init__(self, folder: Path, run: str, cell: int) -> None:
         name = attach.ensure_spec(folder, run, cell)
         specs = KernelSpecManager(kernel_dirs=[str(folder / "kernels")], ensure_native_kernel=False)
-        self.manager = KernelManager(kernel_name=name, kernel_spec_manager=specs)
+        self.manager = KernelManager(
+            kernel_name=name, kernel_spec_manager=specs, shutdown_wait_time=120, transport="ipc", connection_file=str(folder / "kernel.json")
+        )  # fmt: skip
         self.manager.start_kernel()
         self.client = self.manager.client()
         self.client.start_channels()
-        self.client.wait_for_ready(timeout=60)
+        self.client.wait_for_ready(timeout=240)
         self._subscribed()
 
     def _subscribed(self) -> None:
@@ -72,7 +75,7 @@ class Lab:
                 return
         raise AssertionError("nothing that the kernel publishes arrives")
 
-    def run(self, code: str, timeout: float = 30) -> str:
+    def run(self, code: str, timeout: float = 60) -> str:
         """Return what `code` printed, its value or its error."""
         texts: list[str] = []
 
@@ -101,13 +104,13 @@ def test_lab_looks_into_the_kernel_at_the_failing_cell_and_what_it_does_there_co
         assert "division by zero" in lab.run("1 / 0")
         lab.run("rows = [4]")
         lab.manager.restart_kernel()
-        lab.client.wait_for_ready(timeout=60)
+        lab.client.wait_for_ready(timeout=240)
         assert lab.run("rows") == "[4]", "a restart of Lab's kernel leaves the run's kernel as it is"
         jobs = platform.client().jobs
         jobs.resume(run.id, ResumeRequest(content=page("rows = [1, 2, 3]", "pass", "print('then', rows)")))
-        assert jobs.wait(run.id, timeout=60).state == "succeeded"
+        assert jobs.wait(run.id, timeout=240).state == "succeeded"
         assert "then [4]" in jobs.notebook(run.id)
-        said = next(text for _ in range(100) if (text := lab.run("rows")) != "[4]")
+        said = wait_for(lambda: (text := lab.run("rows")) != "[4]" and text, 60, "the end of its kernel")
         assert "its kernel has ended" in said or "its kernel is not kept" in said, "it says so instead of dying"
         assert lab.manager.is_alive()
         process = lab.manager.provisioner.process
@@ -160,11 +163,11 @@ def test_a_cell_is_over_when_the_kernel_goes_whatever_it_said_of_it_last(
             waiting = lab.client.execute("1 + 1")
             said, states = "", set()
             while not ("its kernel has ended" in said and states >= {"idle"}):
-                message = lab.client.get_iopub_msg(timeout=10)
+                message = lab.client.get_iopub_msg(timeout=60)
                 if message["parent_header"].get("msg_id") == waiting:
                     said += message["content"].get("evalue", "")
                     states.add(message["content"].get("execution_state"))
-            while lab.client.get_shell_msg(timeout=10)["parent_header"].get("msg_id") != waiting:
+            while lab.client.get_shell_msg(timeout=60)["parent_header"].get("msg_id") != waiting:
                 pass
             assert "its kernel has ended" in lab.run("1 + 1"), "nor does the next one wait"
         finally:

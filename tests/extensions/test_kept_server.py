@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -91,6 +92,13 @@ class UserServer:
         with connect(channels, additional_headers=headers, proxy=None, open_timeout=60) as socket:
             yield Page(socket, name)
 
+    def ended(self, kernel: str) -> list[dict[str, Any]]:
+        """Return what is kept when all has ended: the server hears of it by another way than a page."""
+        wait_for(
+            lambda: (kept := self.kept(kernel)) and all(one["ended"] for one in kept), 60, "the end of what is kept"
+        )
+        return self.kept(kernel)
+
     def kept(self, kernel: str) -> list[dict[str, Any]]:
         with self.http as http:
             found: list[dict[str, Any]] = http.get(f"/cellwork/outputs/{kernel}").raise_for_status().json()
@@ -109,14 +117,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UserServer]:
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(words, env=environ, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     try:
-        told = wait_for(lambda: next(iter(runtime.glob("jpserver-*.json")), None), 60, "the server's start")
-        url = json.loads(wait_for(told.read_text, 60))["url"].rstrip("/")
+        url = wait_for(lambda: _address(runtime), 60, "the server's start")
         found = UserServer(url, token, folder)
         wait_for(lambda: _answers(found), 60, "the server's first answer")
         yield found
     finally:
         process.terminate()
         process.wait(60)
+
+
+def _address(runtime: Path) -> str:
+    """Return where the server says that it is; nothing until it has said it to the end."""
+    for told in runtime.glob("jpserver-*.json"):
+        with contextlib.suppress(json.JSONDecodeError):
+            return str(json.loads(told.read_text())["url"]).rstrip("/")
+    return ""
 
 
 def _answers(server: UserServer) -> bool:
@@ -134,7 +149,7 @@ def test_the_first_word_of_a_new_kernel_is_kept_and_seen(server: UserServer) -> 
         with server.page(kernel) as page:
             request = page.ask("a", "print('first', flush=True)\nprint('last')")
             assert page.said(request) == "first\nlast\n"
-            [one] = server.kept(kernel)
+            [one] = server.ended(kernel)
         assert [output["text"] for output in one["outputs"]] == ["first\nlast\n"]
         assert (one["page"], one["cell"], one["begun"], one["count"]) == (page.name, "a", True, 1)
         server.stop_kernel(kernel)
@@ -147,7 +162,7 @@ def test_what_is_said_after_a_restart_is_kept_from_its_first_word(server: UserSe
         http.post(f"/api/kernels/{kernel}/restart").raise_for_status()
     with server.page(kernel) as page:  # as Lab does after a restart
         assert page.said(page.ask("a", "print('first')")) == "first\n"
-    [one] = server.kept(kernel)
+    [one] = server.ended(kernel)
     assert [output["text"] for output in one["outputs"]] == ["first\n"]
     server.stop_kernel(kernel)
 
@@ -176,7 +191,8 @@ def test_a_page_that_comes_while_a_cell_runs_hears_of_all_its_widgets_once_and_i
         assert first.said(running) == "begun\nended\n"
     assert (second.widgets, first.widgets) == (["layout", "button"], ["layout", "button"])
     kept = {
-        one["cell"]: (one["id"], one["page"], "".join(o["text"] for o in one["outputs"])) for one in server.kept(kernel)
+        one["cell"]: (one["id"], one["page"], "".join(o["text"] for o in one["outputs"]))
+        for one in server.ended(kernel)
     }
     assert kept == {"a": (running, first.name, "begun\nended\n"), "b": (request, second.name, "after it\n")}
     server.stop_kernel(kernel)

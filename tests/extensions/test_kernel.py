@@ -34,7 +34,7 @@ class Kernel:
             try:
                 message = self.client.get_iopub_msg(timeout=120)
             except Empty:
-                raise AssertionError("the kernel did not answer within 60 s") from None
+                raise AssertionError("the kernel did not answer within 120 s") from None
             if message["parent_header"].get("msg_id") != request:
                 continue
             if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
@@ -54,7 +54,7 @@ def _text(kind: str, content: dict[str, Any]) -> str:
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
     folder = tmp_path_factory.mktemp("kernel")
     (folder / "cellwork.toml").write_text('[project]\nname = "orchard"\n')
-    manager = KernelManager(kernel_name="python3")
+    manager = KernelManager(kernel_name="python3", transport="ipc", connection_file=str(folder / "kernel.json"))
     environ = {"PATH": str(Path(sys.executable).parent), "HOME": str(folder), "IPYTHONDIR": str(folder / "ipython")}
     manager.start_kernel(
         cwd=str(folder),
@@ -64,7 +64,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
     client = manager.blocking_client()
     client.start_channels()
     try:
-        client.wait_for_ready(timeout=60)
+        client.wait_for_ready(timeout=240)
         yield Kernel(client)
     finally:
         client.stop_channels()

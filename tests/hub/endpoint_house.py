@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
+import contextlib
 import shutil
 import threading
 import time
@@ -12,11 +13,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pytest
 import serving_world as world
 
 from cellwork import errors
 from cellwork.client import Client
 from cellwork.serving.plan import Key
+from cellwork.serving.predictor import Predictor
 from cellwork.wire.endpoints import Row
 from cellwork.wire.features import OnlineValue
 from cellwork_hub.edge import Service
@@ -51,7 +55,7 @@ def served(home: Path, folders: world.Folders) -> Iterator[Client]:
     context = world.context(home)
 
     def made() -> Service:
-        return build(context, authorise=world.authorise, registry=folders, lookup=lookup, deadline=1.0)
+        return build(context, authorise=world.authorise, registry=folders, lookup=lookup, deadline=world.DEADLINE)
 
     with world.running(made, context.ports["inference"]) as address, world.caller(address) as client:
         yield client
@@ -63,9 +67,31 @@ def row(visits: float | None = 3.0, customer: str = "c1", **more: Any) -> Row:
 
 def child(digest: str) -> int:
     """Return the pid of the newest child process of this one that holds the model of `digest`."""
-    children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-    pids = [pid for file in children for pid in file.read_text().split()]
-    return max(int(pid) for pid in pids if digest.encode() in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+    def holds(process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return digest in " ".join(process.cmdline())
+        return False
+
+    return max(process.pid for process in psutil.Process().children() if holds(process))
+
+
+@contextmanager
+def none_started() -> Iterator[None]:
+    """Within the block no child process of a model is started: one that ends stays away."""
+    launch, over = Predictor._launch, threading.Event()
+
+    async def later(predictor: Predictor, seconds: float) -> None:
+        while not over.is_set():
+            await asyncio.sleep(0.05)
+        await launch(predictor, seconds)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Predictor, "_launch", later)
+        try:
+            yield
+        finally:
+            over.set()
 
 
 def wait_until_ready(client: Client, endpoint: str) -> None:

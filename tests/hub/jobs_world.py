@@ -1,10 +1,12 @@
 """The jobs service on a free port of its own, with a small table of tokens in the hub's place; and runners beside it.
 
-As a script it serves `home` on `port` until it is killed: ``python jobs_world.py HOME PORT [--without-fence]``.
+As a script it serves `home` on `port` until it is killed: ``python jobs_world.py HOME PORT LEASE [--without-fence]``.
+Leases are long, so that no runner is lost because the machine was busy; a test that needs a lost one says so (`lose`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -19,11 +21,13 @@ from typing import Any
 
 import httpx
 import ports
+import psutil
+import pytest
 import uvicorn
 from sqlalchemy import Connection
 from starlette.types import Scope
 
-from cellwork import db, scopes
+from cellwork import clock, db, scopes
 from cellwork.client import Client
 from cellwork.home import Home
 from cellwork.wire.jobs import Progress
@@ -39,6 +43,9 @@ USERS = {
     "cli-token": Principal(kind="service", name="cli", scopes=scopes.ROLES["admin"]),
     "runner-token": Principal(kind="service", name="runner", scopes=frozenset({"runs:execute"})),
 }
+
+
+LEASE = timedelta(seconds=60)
 
 
 class RunTokens:
@@ -76,9 +83,22 @@ def page(*sources: str, parameters: bool = False) -> str:
 def state(home: Path, tokens: RunTokens, **fields: Any) -> State:
     folder = Home(home).ensure()
     engine = db.open_database(f"sqlite:///{folder.database('jobs')}", app.MIGRATIONS)
-    short = timedelta(seconds=3)
-    given = {"user": "ada", "lease": short, "first_lease": short, "backoff": timedelta(milliseconds=200), **fields}
+    given = {"user": "ada", "lease": LEASE, "first_lease": LEASE, "backoff": timedelta(milliseconds=200), **fields}
     return State(engine, folder, tokens, **given)
+
+
+def lose(state: State) -> None:
+    """As if no runner had been heard of for longer than its lease."""
+    with state.engine.begin() as db:
+        store.write(db, "UPDATE runs SET lease_until = 1 WHERE lease_until > 0")
+        store.write(db, "UPDATE kept SET heard = 1")
+
+
+def shortly_after_noon(patch: pytest.MonkeyPatch) -> None:
+    """Move the clock, which goes on, to where no minute, hour or day ends soon."""
+    right, real = clock.now, clock.now()
+    moved = real.replace(hour=12, minute=2, second=5, microsecond=0) - real
+    patch.setattr(clock, "now", lambda: right() + moved)
 
 
 class World:
@@ -114,7 +134,7 @@ def wait_ready(url: str, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
-            if httpx.get(f"{url}/health/ready", trust_env=False).is_success:
+            if httpx.get(f"{url}/health/ready", trust_env=False, timeout=60).is_success:
                 return
         except httpx.TransportError:
             pass
@@ -122,10 +142,10 @@ def wait_ready(url: str, seconds: float = 120) -> None:
     raise AssertionError(f"{url} was not ready in {seconds} s")
 
 
-def start_service(home: Path, port: int, *, fence: bool = True) -> subprocess.Popen[bytes]:
-    more = [] if fence else ["--without-fence"]
+def start_service(home: Path, port: int, *, lease: timedelta = LEASE, fence: bool = True) -> subprocess.Popen[bytes]:
+    words = [str(home), str(port), str(lease.total_seconds()), *([] if fence else ["--without-fence"])]
     environ = {**os.environ, "PYTHONPATH": str(Path(ports.__file__).parent)}
-    process = subprocess.Popen([sys.executable, __file__, str(home), str(port), *more], env=environ)
+    process = subprocess.Popen([sys.executable, __file__, *words], env=environ)
     wait_ready(f"http://127.0.0.1:{port}")
     return process
 
@@ -146,6 +166,19 @@ def start_runner(url: str, slots: int, log: Path, warm: str = "") -> subprocess.
         )
 
 
+def kill(runner: subprocess.Popen[bytes]) -> list[int]:
+    """Kill a runner with all that it started, so that none of them has time for a last word; return their process ids."""
+    family = [psutil.Process(runner.pid)]
+    family[0].suspend()
+    family += family[0].children(recursive=True)
+    for deed in (psutil.Process.suspend, psutil.Process.kill):
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                deed(process)
+    runner.wait(60)
+    return [process.pid for process in family]
+
+
 def without_fence(db: Connection, run: str, progress: Progress) -> tuple[dict[str, Any], dict[str, Any]]:
     """Take any attempt's word, late or not: in the place of `claims._current`, to show what the fence is good for."""
     found = store.one(db, "SELECT * FROM attempts WHERE run = :run AND fence = :fence", run=run, fence=progress.fence)
@@ -156,5 +189,7 @@ if __name__ == "__main__":
     if "--without-fence" in sys.argv:
         claims._current = without_fence
     tokens = RunTokens()
-    service = app.service(state(Path(sys.argv[1]), tokens), lambda after: [], tokens.authorise)
+    lease = timedelta(seconds=float(sys.argv[3]))
+    made = state(Path(sys.argv[1]), tokens, lease=lease, first_lease=lease)
+    service = app.service(made, lambda after: [], tokens.authorise)
     uvicorn.run(service, port=int(sys.argv[2]), log_level="warning", timeout_graceful_shutdown=3)

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 from running import (
     CELLWORK,
@@ -21,6 +20,7 @@ from running import (
     command,
     ended_afterwards,
     environment,
+    gone,
     left_of,
     logs,
     wait_for,
@@ -96,10 +96,10 @@ def test_a_killed_service_comes_back(platform: Platform, name: str) -> None:
     os.kill(before["pid"], signal.SIGKILL)
     wait_for(
         lambda: (now := platform.status(name))["restarts"] > before["restarts"] and now["state"] == "ready",
-        60,
+        START_SECONDS,
         f"the return of {name}",
     )
-    assert httpx.get(f"{platform.url}/hub/health", trust_env=False).status_code == 200
+    assert httpx.get(f"{platform.url}/hub/health", trust_env=False, timeout=60).status_code == 200
 
 
 def test_a_taken_port_is_named_with_a_way_out_and_nothing_is_started(platform: Platform, home: Path) -> None:
@@ -198,7 +198,7 @@ def test_ctrl_c_in_the_middle_of_a_start_leaves_nothing(home: Path) -> None:
     starting = up(home)
     wait_for(
         lambda: (home / "run" / "pids.json").exists() and any(s["pid"] for s in board(home)["services"]),
-        30,
+        START_SECONDS,
         "the first process",
     )
     instance = board(home)["instance"]
@@ -218,10 +218,7 @@ def test_a_platform_started_twice_at_once_and_killed_hard_recovers_and_stops_cle
     killed = board(home)
     orphans = [s["pid"] for s in killed["services"]]
     os.kill(killed["pid"], signal.SIGKILL)
-    wait_for(
-        lambda: not psutil.pid_exists(killed["pid"]) or psutil.Process(killed["pid"]).status() == psutil.STATUS_ZOMBIE,
-        10,
-    )
+    wait_for(lambda: gone(killed["pid"]), 60, "the end of the supervisor")
     assert command(home, "status").returncode == 4
     again = command(home, "up")
     assert again.returncode == 0, again.stdout + again.stderr + logs(home)
@@ -251,7 +248,7 @@ def test_foreground_stops_on_sigterm(home: Path) -> None:
     )
     wait_for(
         lambda: (home / "run" / "pids.json").exists() and any(s["pid"] for s in board(home)["services"]),
-        30,
+        START_SECONDS,
         "the first process",
     )
     running.terminate()

@@ -21,6 +21,7 @@ import httpx
 import nbformat
 import psutil
 import pytest
+from browsing import SLOW
 from ports import free_port
 from running import Platform, wait_for
 from websockets.exceptions import InvalidStatus
@@ -54,9 +55,17 @@ CHROMIUM = [
 def is_kernel(process: psutil.Process, zygote: int) -> bool:
     """Whether it was forked from the zygote, or started fresh; one that ends while it is looked at is none."""
     try:
-        return process.ppid() == zygote or "ipykernel_launcher" in process.cmdline()
+        return process.ppid() == zygote or "ipykernel_launcher" in words(process)
     except psutil.NoSuchProcess:
         return False
+
+
+def words(process: psutil.Process) -> list[str]:
+    """Its command line; nothing once it has ended."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
 
 
 def parent_of(process: psutil.Process) -> int | None:
@@ -80,9 +89,7 @@ class Dashboards:
 
     def zygote(self) -> psutil.Process:
         """What the kernels are forked from."""
-        [found] = [
-            child for child in psutil.Process(self.voila).children() if "cellwork.runs.zygote" in child.cmdline()
-        ]
+        [found] = [child for child in psutil.Process(self.voila).children() if "cellwork.runs.zygote" in words(child)]
         return found
 
     def kernels(self) -> list[psutil.Process]:
@@ -100,7 +107,19 @@ class Dashboards:
         address = self.url.replace("http", "ws", 1) + f"/api/kernels/{kernel}/channels"
         host = self.url.split("/services")[0]
         return connect(
-            address, additional_headers={"authorization": f"Bearer {self.token}", "origin": host}, proxy=None
+            address,
+            additional_headers={"authorization": f"Bearer {self.token}", "origin": host},
+            proxy=None,
+            open_timeout=60,
+        )
+
+    def end(self, kernel: str) -> httpx.Response:
+        """Say what a page says when it is left."""
+        return httpx.post(
+            f"{self.url}/voila/api/shutdown/{kernel}",
+            headers={"authorization": f"Bearer {self.token}"},
+            timeout=60,
+            trust_env=False,
         )
 
 
@@ -206,9 +225,10 @@ def test_in_a_browser_a_click_changes_what_is_seen_and_nothing_is_loaded_from_el
         context.add_cookies(cookies)
         page = context.new_page()
         page.on("response", lambda response: answered.append(response.url))
-        page.goto(f"{dashboards.url}/voila/render/tiny.ipynb", timeout=60_000)
-        page.get_by_role("button", name="press").click(timeout=30_000)
-        page.get_by_text("pressed", exact=True).wait_for(timeout=30_000)
+        page.set_default_timeout(SLOW)
+        page.goto(f"{dashboards.url}/voila/render/tiny.ipynb")
+        page.get_by_role("button", name="press").click()
+        page.get_by_text("pressed", exact=True).wait_for()
         opened.close()
     assert answered
     assert [url for url in answered if not url.startswith((host, "data:", "blob:"))] == []
@@ -230,7 +250,7 @@ def send(socket: ClientConnection, kind: str, content: dict[str, Any]) -> None:
     )
 
 
-def receive(socket: ClientConnection, wanted: Any, seconds: float = 20) -> dict[str, Any]:
+def receive(socket: ClientConnection, wanted: Any, seconds: float = 60) -> dict[str, Any]:
     end = time.monotonic() + seconds
     while True:
         message: dict[str, Any] = json.loads(socket.recv(timeout=max(0.0, end - time.monotonic())))
@@ -265,12 +285,7 @@ def test_a_page_from_a_kernel_that_waited_starts_at_once(dashboards: Dashboards)
 def test_a_closed_page_ends_its_kernel(dashboards: Dashboards) -> None:
     kernel = kernel_of(dashboards.get("/voila/render/tiny.ipynb").text)
     assert dashboards.get(f"/api/kernels/{kernel}").status_code == 200
-    answer = httpx.post(
-        f"{dashboards.url}/voila/api/shutdown/{kernel}",
-        headers={"authorization": f"Bearer {dashboards.token}"},
-        trust_env=False,
-    )
-    assert answer.status_code == 204
+    assert dashboards.end(kernel).status_code == 204
     assert dashboards.get(f"/api/kernels/{kernel}").status_code == 404
 
 
@@ -280,12 +295,7 @@ def open_and_close(dashboards: Dashboards, *, abruptly: bool) -> None:
     with dashboards.channels(kernel):
         pass
     if not abruptly:
-        answer = httpx.post(
-            f"{dashboards.url}/voila/api/shutdown/{kernel}",
-            headers={"authorization": f"Bearer {dashboards.token}"},
-            trust_env=False,
-        )
-        assert answer.status_code == 204
+        assert dashboards.end(kernel).status_code == 204
 
 
 def tabs_leave_no_kernel_behind(dashboards: Dashboards, tabs: int) -> None:
@@ -335,7 +345,11 @@ def test_kernels_are_forks_that_share_what_they_have_imported(dashboards: Dashbo
 )
 def test_nothing_else_of_voila_is_open(dashboards: Dashboards, method: str, path: str) -> None:
     answer = httpx.request(
-        method, dashboards.url + path, headers={"authorization": f"Bearer {dashboards.token}"}, trust_env=False
+        method,
+        dashboards.url + path,
+        headers={"authorization": f"Bearer {dashboards.token}"},
+        timeout=60,
+        trust_env=False,
     )
     assert answer.status_code in (400, 403), answer.text
 
@@ -355,10 +369,14 @@ def test_a_page_may_load_nothing_from_elsewhere(dashboards: Dashboards) -> None:
 
 def test_nobody_gets_a_page_a_file_or_a_kernels_channel(dashboards: Dashboards, page: str) -> None:
     for path in ("/", "/voila/render/tiny.ipynb", "/voila/static/extension.js", f"/api/kernels/{kernel_of(page)}"):
-        assert httpx.get(dashboards.url + path, trust_env=False).status_code == 401
+        assert httpx.get(dashboards.url + path, timeout=60, trust_env=False).status_code == 401
     with (
         pytest.raises(InvalidStatus),
-        connect(dashboards.url.replace("http", "ws", 1) + f"/api/kernels/{kernel_of(page)}/channels", proxy=None),
+        connect(
+            dashboards.url.replace("http", "ws", 1) + f"/api/kernels/{kernel_of(page)}/channels",
+            proxy=None,
+            open_timeout=60,
+        ),
     ):
         pass
 

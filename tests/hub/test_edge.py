@@ -85,7 +85,7 @@ def port() -> Iterator[int]:
 
 @pytest.fixture
 def http(port: int) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as client:
         yield client
 
 

@@ -18,12 +18,11 @@ def test_the_base_image_runs_python_as_whoever_it_is_told(engine: engines.Engine
 
 def test_two_engines_see_nothing_of_each_other(engine: engines.Engine) -> None:
     name = "cellwork-test-one"
-    before = engine.left()
     engine.client.containers.create(engine.base(), ["true"], name=name, network_mode="none")
     try:
         with engines.started() as other:
             assert other.address != engine.address
             assert other.left() == []
-        assert sorted(engine.left()) == sorted([*before, name])
+        assert name in engine.left()
     finally:
         engine.client.containers.get(name).remove()

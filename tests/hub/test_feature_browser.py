@@ -51,6 +51,16 @@ def test_words_find_views_and_what_is_chosen_is_shown_with_owner_and_spread(clie
     assert "rows" in shown
 
 
+def test_what_is_chosen_stays_chosen_while_it_is_found(client):
+    browser = FeatureBrowser("air", client=client)
+    browser.list.value = [label for label, _ in browser.list.options].index("air/late:flights")
+    browser.words.value = "late"
+    assert browser.list.label == "air/late:flights"
+    assert "<h4>air/late:flights</h4>" in browser._details.value
+    browser.words.value = "plan"
+    assert browser.list.label != "air/late:flights"
+
+
 def test_nothing_found_is_said_and_nothing_can_be_picked(client):
     browser = FeatureBrowser("air", client=client)
     browser.words.value = "zebra"

@@ -181,7 +181,7 @@ def test_a_viewer_reads_but_neither_predicts_nor_deploys(client: Client, steady:
             viewer.endpoints.deploy(steady, Deploy(version=1))
         with pytest.raises(errors.Refused, match="endpoints:predict"):
             viewer.endpoints.predict(steady, Request(rows=[row()]))
-    assert httpx.get(f"{client.connection.url}/api/v1/endpoints", trust_env=False).status_code == 401
+    assert httpx.get(f"{client.connection.url}/api/v1/endpoints", trust_env=False, timeout=60).status_code == 401
 
 
 def test_the_command_line_deploys_asks_and_exits_with_3_when_the_gate_says_no(

@@ -16,7 +16,7 @@ from cellwork_hub.context import Context
 from cellwork_hub.inference.app import build
 from cellwork_hub.inference.door import FrontDoor
 
-MONTH = 30 * 86_400 * 1_000_000
+DAY = 86_400 * 1_000_000
 
 
 def test_the_keeper_archives_old_days_and_every_route_answers_as_before(tmp_path: Path) -> None:
@@ -59,17 +59,17 @@ def _plainly(client: Client, count: int) -> None:
     for number in range(count):
         body = {"rows": [{"features": _row(float(number)).features}]}
         headers = {"authorization": "Bearer deployer"}
-        answer = httpx.post(
-            f"{client.connection.url}/predict/{world.MODEL}", json=body, headers=headers, trust_env=False
-        )
+        url = f"{client.connection.url}/predict/{world.MODEL}"
+        answer = httpx.post(url, json=body, headers=headers, trust_env=False, timeout=60)
         answer.raise_for_status()
 
 
 def _age(context: Context) -> None:
-    """Let what is in the log be a month older."""
+    """Let what is in the log be a month old, of one noon."""
+    noon = (time.time_ns() // 1000 // DAY - 30) * DAY + DAY // 2
     engine = db.attach(context.database_url("inference"))
     with engine.begin() as connection:
-        connection.exec_driver_sql(f"UPDATE predictions SET at = at - {MONTH}, logged_at = logged_at - {MONTH}")
+        connection.exec_driver_sql(f"UPDATE predictions SET at = {noon} + seq, logged_at = {noon} + seq")
     engine.dispose()
 
 

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import httpx
 import msgspec
+import psutil
 import pytest
 import serving_world as world
 from ports import free_port
+from running import gone
 
 from cellwork.client import Client
 from cellwork.errors import Unavailable
@@ -41,8 +43,7 @@ class Service:
     def kill(self) -> list[int]:
         """Kill it without a word and return the pids of the children it had."""
         assert self.process is not None
-        files = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        children = [int(pid) for file in files for pid in file.read_text().split()]
+        children = [child.pid for child in psutil.Process(self.process.pid).children()]
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(60)
         return children
@@ -86,7 +87,9 @@ def plain(client: Client, number: int) -> httpx.Response:
     """Ask as most callers do, with nothing but features: the quick lane answers."""
     body = {"rows": [{"features": _row(number).features}]}
     headers = {"authorization": "Bearer deployer"}
-    return httpx.post(f"{client.connection.url}/predict/{world.MODEL}", json=body, headers=headers, trust_env=False)
+    return httpx.post(
+        f"{client.connection.url}/predict/{world.MODEL}", json=body, headers=headers, trust_env=False, timeout=60
+    )
 
 
 def every_prediction(client: Client) -> list[Prediction]:
@@ -182,7 +185,7 @@ def versions(client: Client) -> set[int]:
 
 def is_ready(address: str) -> bool:
     try:
-        return httpx.get(f"{address}/health/ready", trust_env=False).status_code == 200
+        return httpx.get(f"{address}/health/ready", trust_env=False, timeout=60).status_code == 200
     except httpx.TransportError:
         return False
 
@@ -198,13 +201,6 @@ def _assert_gone(pids: list[int]) -> None:
     """Children end by themselves when their parent is gone."""
     assert pids
     end = time.monotonic() + 60
-    while time.monotonic() < end and any(_runs(pid) for pid in pids):
+    while time.monotonic() < end and not all(map(gone, pids)):
         time.sleep(0.05)
-    assert [pid for pid in pids if _runs(pid)] == []
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    assert [pid for pid in pids if not gone(pid)] == []

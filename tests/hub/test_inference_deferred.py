@@ -71,7 +71,9 @@ def client(tmp_path_factory: pytest.TempPathFactory, context: Context) -> Iterat
     folders.add(world.saved(1, folder / "1"), 1)
 
     def service() -> FrontDoor:
-        return build(context, authorise=world.authorise, registry=folders, lookup=lambda *_: {}, deadline=1.0)
+        return build(
+            context, authorise=world.authorise, registry=folders, lookup=lambda *_: {}, deadline=world.DEADLINE
+        )
 
     with world.running(service, context.ports["inference"]) as address, world.caller(address) as client:
         client.endpoints.deploy(world.MODEL, Deploy(version=1))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +12,7 @@ import pytest
 import serving_world as world
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from running import wait_for
 
 from cellwork.client import Client
 from cellwork.serving.lane import MOST_BYTES
@@ -69,9 +69,16 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         )
         return made[0]
 
+    made_connection = Connection.__init__
+
+    def patient(connection: Connection, *given: object, **named: object) -> None:
+        made_connection(connection, *given, **named)  # type: ignore[arg-type]
+        connection.timeout_keep_alive = 600
+
     port = context.ports["inference"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(door, "CACHE_SECONDS", 600.0)  # which tests look at it shall not hang on how fast they are
+    with pytest.MonkeyPatch.context() as patch:  # what tests see shall not hang on how fast they are
+        patch.setattr(door, "CACHE_SECONDS", 600.0)
+        patch.setattr(Connection, "__init__", patient)
         with world.running(app, port) as address, world.caller(address) as client:
             client.endpoints.deploy(world.MODEL, Deploy(version=1))
             yield House(made[0], port, client)
@@ -224,8 +231,9 @@ def test_what_has_begun_when_the_service_ends_is_answered_and_its_connection_clo
     sent = request()
     with house.connection() as connected, house.connection() as resting:
         connected.sendall(sent[:-5])
-        reading = [each for each in connections() if each._head is not None]
-        for each in [*reading, *(each for each in connections() if each.client == resting.getsockname())]:
+        reading = of(connected)
+        wait_for(lambda: reading._head is not None, 60, "the head of the request")
+        for each in (reading, of(resting)):
             each.loop.call_soon_threadsafe(each.shutdown)
         assert resting.recv(1) == b""
         connected.sendall(sent[-5:])
@@ -234,8 +242,10 @@ def test_what_has_begun_when_the_service_ends_is_answered_and_its_connection_clo
         assert connected.recv(1) == b""
 
 
-def connections() -> list[Connection]:
-    return [each for each in gc.get_objects() if isinstance(each, Connection) and not each.transport.is_closing()]
+def of(connected: socket.socket) -> Connection:
+    """Return the service's end of a connection."""
+    there = [each for each in gc.get_objects() if isinstance(each, Connection)]
+    return next(each for each in there if each.client == connected.getsockname() and not each.transport.is_closing())
 
 
 def test_a_log_that_cannot_be_written_is_said_and_the_connection_goes_on(
@@ -370,21 +380,15 @@ def test_no_more_heads_are_kept_than_it_says(house: House) -> None:
         assert len(house.door.heads) == 1
 
 
-def test_a_connection_at_rest_is_closed_and_one_that_is_used_is_not(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = Connection.__init__
-
-    def impatient(connection: Connection, *given: object, **named: object) -> None:
-        made(connection, *given, **named)
-        connection.timeout_keep_alive = 1
-
-    monkeypatch.setattr(Connection, "__init__", impatient)
+def test_a_connection_at_rest_is_closed_and_one_that_is_used_is_not(house: House) -> None:
+    """The timer that began with the first answer comes while it is in use, and again when it has rested for long enough."""
     with house.connection() as connected:
-        for _ in range(10):
-            time.sleep(0.2)
+        mine = of(connected)
+        assert mine.timeout_keep_alive_task is not None
+        for _ in range(3):
+            mine.loop.call_soon_threadsafe(mine.timeout_keep_alive_handler)
             connected.sendall(request())
             assert read(connected)[0] == 200
-        began = time.monotonic()
+        mine.timeout_keep_alive = 1
+        mine.loop.call_soon_threadsafe(mine.timeout_keep_alive_handler)
         assert connected.recv(1) == b""
-        assert time.monotonic() - began > 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -77,7 +78,7 @@ def test_new_processes_a_changed_model_and_the_end_come_under_load_without_a_fai
     models: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(models / "1", tmp_path / "model")
-    served = Served(tmp_path / "home", f"{world.MODEL}={folder}")
+    served = Served(tmp_path / "home", f"{world.MODEL}={folder}", CELLWORK_DRAIN_SECONDS="10")
     try:
         with load(served) as asking:
             served.renew()
@@ -103,6 +104,7 @@ def test_a_worker_that_is_killed_is_started_again_and_the_others_answer_meanwhil
     served = Served(tmp_path / "home", f"{world.MODEL}={models / '1'}", "--workers", "2")
     try:
         before = served.workers()
+        wait_until(lambda: all(listens(psutil.Process(worker)) for worker in before))
         os.kill(min(before), signal.SIGKILL)
         wait_until(lambda: len(served.workers() - before) == 1)
         with served.caller() as http:
@@ -127,7 +129,10 @@ def test_what_a_worker_starts_does_not_hold_its_socket_and_so_no_caller_waits_at
 
 
 def listens(process: psutil.Process) -> bool:
-    return any(connection.status == psutil.CONN_LISTEN for connection in process.net_connections())
+    """Say whether the process listens; one that has ended does not."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return any(connection.status == psutil.CONN_LISTEN for connection in process.net_connections())
+    return False
 
 
 def every_prediction(home: Path) -> list[Any]:

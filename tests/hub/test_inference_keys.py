@@ -97,7 +97,7 @@ def test_a_revoked_or_expired_key_opens_nothing_any_more(client: Client, context
     first = client.keys.revoke(revoked.key.id)
     assert client.keys.revoke(revoked.key.id) == first
     wait_for(url, revoked.token, 401)
-    with sqlite3.connect(context.home.database("inference")) as db:
+    with sqlite3.connect(context.home.database("inference"), timeout=60) as db:
         db.execute(
             "UPDATE keys SET expires = ? WHERE id = ?", (datetime.now(UTC).timestamp() * 1e6 - 1, expired.key.id)
         )

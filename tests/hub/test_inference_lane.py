@@ -80,9 +80,8 @@ def client(house: House) -> Iterator[Client]:
 
 def post(client: Client, path: str, body: Any, token: str = "deployer") -> httpx.Response:
     content = body if isinstance(body, bytes) else msgspec.json.encode(body)
-    return httpx.post(
-        client.connection.url + path, content=content, headers={"authorization": f"Bearer {token}"}, trust_env=False
-    )
+    headers = {"authorization": f"Bearer {token}"}
+    return httpx.post(client.connection.url + path, content=content, headers=headers, trust_env=False, timeout=60)
 
 
 FEATURES = {"visits": 3.0, "plan": "free"}
@@ -186,7 +185,7 @@ def test_the_open_inference_protocol_gives_the_same_scores_as_json_and_in_binary
     head = msgspec.json.encode({"inputs": tensors})
     headers = {"authorization": "Bearer deployer", "inference-header-content-length": str(len(head))}
     url = f"{client.connection.url}/v2/models/{model}/infer"
-    binary = httpx.post(url, content=head + b"".join(parts), headers=headers, trust_env=False)
+    binary = httpx.post(url, content=head + b"".join(parts), headers=headers, trust_env=False, timeout=60)
     assert binary.json()["outputs"][0]["data"] == expected
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import endpoint_house
 import pytest
 import serving_world as world
 from endpoint_house import row, together
+from running import wait_for
 
 from cellwork import db
 from cellwork.client import Client
@@ -99,8 +99,8 @@ def test_swapping_versions_under_load_fails_no_request_and_the_log_names_each_an
     def swap() -> None:
         try:
             for _ in range(10):
-                client.endpoints.rollback(moving)
-                time.sleep(0.02)
+                version, before = client.endpoints.rollback(moving).live.version, len(answers)
+                wait_for(lambda: version in {seen for _, seen in answers[before:]}, 60, "an answer")  # noqa: B023
             client.endpoints.deploy(moving, Deploy(version=3))
         finally:
             stop.set()

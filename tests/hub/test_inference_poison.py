@@ -20,6 +20,8 @@ from cellwork_hub.inference.door import FrontDoor
 
 AT_ONCE = {"damaged": "can't be loaded", "wrong signature": "raised|feature", "not finite": "not finite"}
 NAMES = [*poisons.POISONS, *AT_ONCE]
+HANGS_MS = 1000
+"""What a request may take that a version may hang at."""
 PAUSE_SECONDS = 0.01
 """Between a caller's requests: what starts beside them needs the processor too."""
 VERSION = {name: number for number, name in enumerate(NAMES, start=2)}
@@ -36,7 +38,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     context = world.context(tmp_path_factory.mktemp("home"))
 
     def service() -> FrontDoor:
-        return build(context, authorise=world.authorise, registry=folders, lookup=lambda *_: {}, deadline=1.0)
+        return build(
+            context, authorise=world.authorise, registry=folders, lookup=lambda *_: {}, deadline=world.DEADLINE
+        )
 
     with world.running(service, context.ports["inference"]) as address, world.caller(address) as client:
         client.endpoints.deploy("shop/good", Deploy(version=1, model=world.MODEL))
@@ -44,7 +48,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 
 
 @contextmanager
-def good_callers(client: Client, endpoint: str) -> Iterator[tuple[list[float], list[object]]]:
+def good_callers(
+    client: Client, endpoint: str, deadline_ms: int | None = None
+) -> Iterator[tuple[list[float], list[object]]]:
     """Ask good rows all the time; yields the seconds that each took, and what failed."""
     stop, seconds, failed = threading.Event(), list[float](), list[object]()
 
@@ -54,7 +60,8 @@ def good_callers(client: Client, endpoint: str) -> Iterator[tuple[list[float], l
             while not stop.is_set():
                 began = time.perf_counter()
                 try:
-                    own.endpoints.predict(endpoint, Request(rows=[Row(features=poisons.GOOD)], unit="good"))
+                    request = Request(rows=[Row(features=poisons.GOOD)], unit="good", deadline_ms=deadline_ms)
+                    own.endpoints.predict(endpoint, request)
                 except errors.CellworkError as error:
                     failed.append(error)
                 seconds.append(time.perf_counter() - began)
@@ -74,8 +81,8 @@ def good_callers(client: Client, endpoint: str) -> Iterator[tuple[list[float], l
             thread.join(60)
 
 
-def ask(client: Client, endpoint: str, row: dict[str, Any]) -> Answer:
-    return client.endpoints.predict(endpoint, Request(rows=[Row(features=row)], unit="poison"))
+def ask(client: Client, endpoint: str, row: dict[str, Any], deadline_ms: int | None = HANGS_MS) -> Answer:
+    return client.endpoints.predict(endpoint, Request(rows=[Row(features=row)], unit="poison", deadline_ms=deadline_ms))
 
 
 @pytest.mark.parametrize("kind", AT_ONCE)
@@ -93,7 +100,7 @@ def test_a_poisoned_canary_fails_no_request_and_the_good_version_answers_on(clie
     endpoint = f"shop/p{VERSION[poison]}"
     client.endpoints.deploy(endpoint, Deploy(version=1, model=world.MODEL))
     client.endpoints.put_arm(endpoint, VERSION[poison], ArmWish(model=world.MODEL, units=["poison"]))
-    assert ask(client, endpoint, poisons.GOOD).route == "canary"
+    assert ask(client, endpoint, poisons.GOOD, deadline_ms=None).route == "canary"
     with good_callers(client, endpoint) as (seconds, failed):
         answers = [ask(client, endpoint, poisons.POISONS[poison]) for _ in range(3)]
     assert [(answer.model.version, answer.route) for answer in answers] == [(1, "fallback")] * 3
@@ -109,7 +116,7 @@ def test_a_poisoned_live_version_is_answered_for_by_the_previous_one(client: Cli
     endpoint, version = "shop/live", VERSION["never returns from C"]
     client.endpoints.deploy(endpoint, Deploy(version=1, model=world.MODEL))
     client.endpoints.deploy(endpoint, Deploy(version=version, model=world.MODEL))
-    with good_callers(client, endpoint) as (seconds, failed):
+    with good_callers(client, endpoint, HANGS_MS) as (seconds, failed):
         answers = [ask(client, endpoint, poisons.POISONS["never returns from C"]) for _ in range(4)]
     assert {(answer.model.version, answer.route) for answer in answers} == {(1, "fallback")}
     assert (failed, len(seconds) > 0) == ([], True)

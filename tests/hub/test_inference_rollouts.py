@@ -45,7 +45,9 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
 @contextmanager
 def service(context: Context, folders: world.Folders) -> Iterator[Client]:
     def start() -> FrontDoor:
-        return build(context, authorise=world.authorise, registry=folders, lookup=lambda *_: {}, deadline=1.0)
+        return build(
+            context, authorise=world.authorise, registry=folders, lookup=lambda *_: {}, deadline=world.DEADLINE
+        )
 
     with world.running(start, context.ports["inference"]) as address, world.caller(address) as client:
         yield client
@@ -62,7 +64,8 @@ def endpoint(client: Client, name: str) -> str:
 
 
 def wish(version: int, **more: object) -> RolloutWish:
-    limits = {"stages": [0.3, 1.0], "hold_seconds": HOLD, "least": 30, **more}
+    """How slow a version may be is not what these tests are about: it hangs on what else the machine does."""
+    limits = {"stages": [0.3, 1.0], "hold_seconds": HOLD, "least": 30, "slower": 1e6, **more}
     return RolloutWish(version=version, model=world.MODEL, **limits)  # type: ignore[arg-type]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs_world import USERS, RunTokens, World, page
+from jobs_world import USERS, RunTokens, World, lose, page
 from jobs_world import state as make_state
 from running import wait_for
 from sqlalchemy import text
@@ -109,7 +109,7 @@ def test_a_service_starts_runs_for_the_platforms_one_user_without_its_own_powers
 
 
 def test_pause_and_resume_say_the_end_state_and_remove_stops_what_waits(world: World, jobs: Jobs) -> None:
-    jobs.ensure(job(schedule=Schedule(cron="0 3 * * *")))
+    jobs.ensure(job(schedule=Schedule(cron="0 3 29 2 *")))
     assert jobs.pause("flights/score").next_due is None
     assert jobs.pause("flights/score").paused
     assert jobs.pause("flights/score", paused=False).next_due is not None
@@ -252,6 +252,7 @@ def test_the_token_of_a_run_is_written_nowhere(world: World, jobs: Jobs) -> None
 def test_a_silent_runner_loses_the_run_and_its_late_result_is_refused(world: World, jobs: Jobs) -> None:
     run = jobs.start(once())
     old = claim(world)
+    lose(world.state)
     new = wait_for(lambda: world.client("runner").jobs.claim("r1", wait_seconds=1), 60, "the end of the lease")
     assert (new.run.id, new.attempt, new.fence) == (run.id, 2, old.fence + 1)
     for state in ("running", "succeeded"):

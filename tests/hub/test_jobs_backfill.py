@@ -11,7 +11,7 @@ import postgres_server
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jobs_world import USERS, RunTokens
+from jobs_world import USERS, RunTokens, shortly_after_noon
 from jobs_world import state as make_state
 from test_jobs_fires import add, runs
 from test_jobs_policies import by_hand, end, take
@@ -28,6 +28,11 @@ from cellwork_hub.route import Call
 
 DAILY = Schedule(cron="0 6 * * *", timezone="America/New_York")
 FIRST, LAST = datetime(2013, 11, 1, tzinfo=UTC), datetime(2013, 11, 6, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def noon(monkeypatch: pytest.MonkeyPatch) -> None:
+    shortly_after_noon(monkeypatch)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -12,13 +12,22 @@ from pathlib import Path
 import psutil
 import pytest
 from distributed import Client, LocalCluster
-from jobs_world import World
-from test_jobs_runner import gone, published, request, until
+from jobs_world import World, page
+from running import gone
+from test_jobs_runner import published, request, until
 
 from cellwork.errors import Unavailable
+from cellwork.wire.jobs import RunRequest
 from cellwork_hub.jobs.runners import dask
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
+UNTIL_TOLD = """
+import os, time
+from pathlib import Path
+(Path({folder!r}) / os.environ["CELLWORK_RUN"]).touch()
+while not (Path({folder!r}) / "go").exists():
+    time.sleep(0.05)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +49,9 @@ def cluster() -> Iterator[LocalCluster]:
 def pids(cluster: LocalCluster) -> dict[str, int]:
     """Return the process of each worker that is there, by its name."""
     with Client(cluster.scheduler_address) as client:
+        found = client.run(os.getpid, on_error="ignore")
         workers = client.scheduler_info(n_workers=-1)["workers"]
-        return {f"dask {workers[address]['name']}": pid for address, pid in client.run(os.getpid).items()}
+        return {f"dask {workers[each]['name']}": pid for each, pid in found.items() if each in workers}
 
 
 def test_two_workers_share_the_runs_and_a_killed_ones_run_is_done_by_another_and_published_once(
@@ -50,8 +60,9 @@ def test_two_workers_share_the_runs_and_a_killed_ones_run_is_done_by_another_and
     jobs = world.client().jobs
     with dask.runners(cluster.scheduler_address, dask.Beside(world.url, "runner-token", 1)) as count:
         assert count == 2
-        marks = {"folder": str(tmp_path), "seconds": 3.0}
-        started = [jobs.start(request("marks", parameters=marks)).id for _ in range(2)]
+        waits = page(UNTIL_TOLD.format(folder=str(tmp_path)))
+        asked = RunRequest(project="flights", notebook="waits.ipynb", content=waits)
+        started = [jobs.start(asked).id for _ in range(2)]
         until(lambda: len(list(tmp_path.glob("run_*"))) == 2, "both run at the same time")
         holders = {run: jobs.run(run).attempts[0].runner for run in started}
         before = pids(cluster)
@@ -61,7 +72,9 @@ def test_two_workers_share_the_runs_and_a_killed_ones_run_is_done_by_another_and
         family = [process.pid for process in worker.children(recursive=True)]
         assert len(family) >= 3, "a runner, a slot and a kernel"
         worker.send_signal(signal.SIGKILL)
-        ended = {run: jobs.wait(run, timeout=120) for run in started}
+        until(lambda: jobs.run(lost).attempts[0].ended, "its run is taken from it")
+        (tmp_path / "go").touch()
+        ended = {run: jobs.wait(run, timeout=240) for run in started}
         assert {run.state for run in ended.values()} == {"succeeded"}
         assert [a.state for a in ended[lost].attempts] in (["queued", "succeeded"], ["failed", "succeeded"])
         assert len(ended[started[1]].attempts) == 1, "the other worker's run went on"

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jobs_world import USERS, RunTokens
+from jobs_world import USERS, RunTokens, shortly_after_noon
 from jobs_world import state as make_state
 from test_jobs_fires import add, due_since, event, runs
 
@@ -32,6 +32,11 @@ from cellwork_hub.jobs import runs as queue
 from cellwork_hub.jobs.store import State
 from cellwork_hub.records import micros
 from cellwork_hub.route import Call
+
+
+@pytest.fixture(autouse=True)
+def noon(monkeypatch: pytest.MonkeyPatch) -> None:
+    shortly_after_noon(monkeypatch)
 
 
 @pytest.fixture
@@ -180,7 +185,9 @@ def test_a_run_past_its_deadline_never_starts_and_one_that_starts_gets_what_is_l
     assert (run.state, "deadline" in run.attempts[0].error) == ("failed", True)
 
 
-def test_retries_wait_ever_longer_as_the_job_says(state: State) -> None:
+def test_retries_wait_ever_longer_as_the_job_says(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = clock.now()
+    monkeypatch.setattr(clock, "now", lambda: at)
     add(state, retries=3, policy=Policy(backoff_seconds=100))
     identity, waits = by_hand(state, "score"), []
     for _ in range(3):
@@ -189,9 +196,9 @@ def test_retries_wait_ever_longer_as_the_job_says(state: State) -> None:
         end(state, of, "failed")
         with state.engine.begin() as db:
             row = store.run_row(db, identity)
-            waits.append(round((row["not_before"] - store.now()) / 1e6))
+            waits.append((row["not_before"] - store.now()) // 1_000_000)
             store.write(db, "UPDATE runs SET not_before = 0")
-    assert [round(wait, -1) for wait in waits] == [100, 200, 400]
+    assert waits == [100, 200, 400]
 
 
 class Hook(BaseHTTPRequestHandler):
@@ -380,6 +387,32 @@ def test_a_host_that_slept_or_a_clock_that_was_set_ends_no_run_and_no_kernel(
         monkeypatch.setattr(clock, "now", lambda on=on: now() + jump + on)
         monkeypatch.setattr(store.time, "monotonic", lambda on=on, at=time.monotonic: at() + on.total_seconds())
         assert (attempts.expire(state), leases.expire(state)) == (lost, lost)
+
+
+@pytest.mark.parametrize(("passes", "word"), [([90], "running"), ([90, *[10] * 7], "queued")])
+def test_a_machine_that_stood_still_takes_no_run_from_its_runner(
+    state: State, monkeypatch: pytest.MonkeyPatch, passes: list[int], word: str
+) -> None:
+    """The runner could not report either. Who is silent for a whole lease afterwards is lost, as ever."""
+    add(state)
+    by_hand(state, "score")
+    assert take(state) is not None
+    ticker, now, monotonic, on = fires.Ticker(state, lambda after: []), clock.now, time.monotonic, timedelta()
+    monkeypatch.setattr(clock, "now", lambda: now() + on)
+    monkeypatch.setattr(fires.time, "monotonic", lambda: monotonic() + on.total_seconds())
+    left = iter(passes)
+
+    def wait(_: float) -> bool:
+        """Let the seconds of the next turn pass; there are no more turns than those."""
+        nonlocal on
+        step = next(left, None)
+        on += timedelta(seconds=step or 0)
+        return step is None
+
+    monkeypatch.setattr(ticker._stop, "wait", wait)
+    ticker._tick()
+    [run] = runs(state)
+    assert run.state == word
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from jobs_world import USERS, RunTokens, World, start_runner
+from jobs_world import USERS, RunTokens, World, kill, lose, shortly_after_noon, start_runner
 from jobs_world import state as make_state
 from test_jobs_fires import WORKS, add, due_since, runs
 from test_jobs_runner import gone, printed, until
@@ -29,11 +29,12 @@ from cellwork_hub.jobs.store import State
 from cellwork_hub.route import Call
 
 CELLS, BROKEN = 36, 28
+KEEP = timedelta(minutes=30)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    world = World(tmp_path_factory.mktemp("home"), keep=timedelta(seconds=120), keep_most=2)
+    world = World(tmp_path_factory.mktemp("home"), keep=KEEP, keep_most=2)
     yield world
     world.close()
 
@@ -181,18 +182,21 @@ def test_a_kept_kernel_that_grows_too_large_is_ended(jobs: Jobs, world: World) -
 
 
 def test_a_lost_runner_leaves_the_run_failed_and_a_new_kernel_starts_from_the_first_cell(tmp_path: Path) -> None:
-    world = World(tmp_path / "home", keep=timedelta(seconds=60))
+    world = World(tmp_path / "home", keep=KEEP)
     first = start_runner(world.url, 1, tmp_path / "log")
     jobs = world.client().jobs
     try:
         run = fail(jobs, notebook("print('one')", "1 / 0"))
-        family = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
-        for process in family:
-            process.kill()
-        first.wait(60)
+        kill(first)
         jobs.resume(run.id, ResumeRequest(content=notebook("print('one')", "print('two')")))
-        until(lambda: jobs.run(run.id).kept is None, "the runner was missed")
-        until(lambda: jobs.run(run.id).state in ("failed", "queued"), "what a dying runner still took is given back")
+
+        def missed() -> bool:
+            """What a dying runner had asked for may come to it meanwhile; then that is given back."""
+            lose(world.state)
+            found = jobs.run(run.id)
+            return found.kept is None and found.state in ("failed", "queued")
+
+        until(missed, "the runner was missed")
         second = start_runner(world.url, 1, tmp_path / "log")
         try:
             if jobs.run(run.id).state == "failed":
@@ -299,13 +303,18 @@ def test_an_error_that_no_database_keeps_as_it_is_arrives_without_its_odd_charac
     assert len(slot.plain("\ud800" * 100_000).encode()) <= slot.MOST_ERROR
 
 
+@pytest.fixture
+def noon(monkeypatch: pytest.MonkeyPatch) -> None:
+    shortly_after_noon(monkeypatch)
+
+
 def call(who: str, body: Any = None, **path: str) -> Call:
     return Call(USERS[f"{who}-token"], "req_1", Origin(), path, {}, body, {})
 
 
 def kept(folder: Path, **policy: Any) -> tuple[State, str, int]:
     """Return a service whose scheduled job has a failed run, with its kernel kept under the fence, by a runner that isn't there."""
-    state = make_state(folder, RunTokens(), keep=timedelta(seconds=100))
+    state = make_state(folder, RunTokens(), keep=KEEP)
     add(state, policy=Policy(while_running="skip", **policy), schedule=Schedule(every_seconds=60))
     run = queue.start(state, call("ada", RunRequest(job="flights/score"))).id
     claim = claims.take(state, call("runner"), "r")
@@ -315,6 +324,7 @@ def kept(folder: Path, **policy: Any) -> tuple[State, str, int]:
     return state, run, claim.fence
 
 
+@pytest.mark.usefixtures("noon")
 @pytest.mark.parametrize("new_kernel", [True, False])
 def test_a_resumed_run_is_under_way_again_and_its_old_deadline_is_over(tmp_path: Path, new_kernel: bool) -> None:
     state, run, fence = kept(tmp_path, deadline_seconds=1)
@@ -332,6 +342,7 @@ def test_a_resumed_run_is_under_way_again_and_its_old_deadline_is_over(tmp_path:
     assert again.timeout_seconds == 3600
 
 
+@pytest.mark.usefixtures("noon")
 def test_a_job_goes_on_after_a_resumed_run_whose_runner_was_lost(tmp_path: Path) -> None:
     state, run, _ = kept(tmp_path)
     reopen.resume(state, call("ada", ResumeRequest(), run=run))

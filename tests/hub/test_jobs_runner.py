@@ -14,8 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 from account import UID, Account
-from jobs_world import World, start_runner, start_service
+from jobs_world import World, kill, lose, start_runner, start_service
 from ports import free_port
+from running import gone
 
 from cellwork.client import Client
 from cellwork.client.jobs import Jobs
@@ -80,18 +81,11 @@ def request(name: str, **fields: object) -> RunRequest:
     )  # type: ignore[arg-type]
 
 
-def until(true: Callable[[], object], what: str, seconds: float = 90) -> None:
+def until(true: Callable[[], object], what: str, seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, f"not within {seconds} s: {what}"
         time.sleep(0.05)
-
-
-def gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def printed(jobs: Jobs, run: Run) -> str:
@@ -161,16 +155,14 @@ def test_a_killed_runner_loses_its_run_to_another_and_it_is_published_once(alone
     first = start_runner(alone.url, 1, tmp_path / "log")
     run = jobs.start(request("marks", parameters={"folder": str(tmp_path), "seconds": 1.0}))
     until(lambda: list(tmp_path.glob("run_*")), "it runs")
-    family = [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]
-    for process in family:
-        process.kill()
-    first.wait(60)
+    family = kill(first)
+    lose(alone.state)
     with runner_beside(alone, tmp_path):
         ended = jobs.wait(run.id, timeout=60)
     assert (ended.state, [a.state for a in ended.attempts]) == (SUCCEEDED, ["failed", SUCCEEDED])
     assert "runner was lost" in ended.attempts[0].error
     assert published(alone.client(), run.id) == 1
-    until(lambda: all(gone(p.pid) for p in family), "nothing of the killed runner is left")
+    until(lambda: all(map(gone, family)), "nothing of the killed runner is left")
 
 
 def test_a_killed_runner_process_takes_its_slots_and_kernels_with_it(alone: World, tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_sealed_values_are_in_no_answer_and_in_no_file_that_is_open(author: Clie
     author.batches.ingest("demo", "flights", truth, "2013-10")
     batch = author.batches.ingest("demo", "flights", truth.with_columns(pl.col("delay") + 1), "2013-11").batch
     assert batch.sealed == "november"
-    http = httpx.Client(base_url=url, headers={"authorization": "Bearer author"}, trust_env=False)
+    http = httpx.Client(base_url=url, headers={"authorization": "Bearer author"}, trust_env=False, timeout=60)
     answers = [
         http.get(f"/api/v1/batches/{batch.id}").text,
         http.get("/api/v1/events").text,
@@ -204,7 +204,7 @@ def test_wrong_names_ids_and_bodies_have_their_answers(author: Client, url: str)
     for kind, words, attempt in cases:
         with pytest.raises(kind, match=words):
             attempt()  # type: ignore[operator]
-    http = httpx.Client(base_url=url, headers={"authorization": "Bearer author"}, trust_env=False)
+    http = httpx.Client(base_url=url, headers={"authorization": "Bearer author"}, trust_env=False, timeout=60)
     broken = http.put("/api/v1/batches/demo/flights/2", content=b"PAR1 and so on PAR1")
     assert (broken.status_code, "not a readable parquet file" in broken.text) == (422, True)
     assert http.put("/api/v1/batches/demo/flights/2", content=b"").status_code == 422

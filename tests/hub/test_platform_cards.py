@@ -101,11 +101,11 @@ def test_a_card_is_read_as_a_page_and_by_the_command_line(
 ) -> None:
     path = f"{url}/services/cellwork/api/v1/cards/rail/carded/{version}"
     headers = {"authorization": "Bearer viewer"}
-    page = httpx.get(path, params={"format": "html"}, headers=headers, trust_env=False)
+    page = httpx.get(path, params={"format": "html"}, headers=headers, trust_env=False, timeout=60)
     assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert page.text.startswith("<!doctype html>")
-    assert httpx.get(path, params={"format": "pdf"}, headers=headers, trust_env=False).status_code == 422
-    assert httpx.get(path, trust_env=False).status_code == 401
+    assert httpx.get(path, params={"format": "pdf"}, headers=headers, trust_env=False, timeout=60).status_code == 422
+    assert httpx.get(path, trust_env=False, timeout=60).status_code == 401
     monkeypatch.setenv("CELLWORK_URL", url)
     monkeypatch.setenv("CELLWORK_TOKEN", "viewer")
     answer = CliRunner().invoke(main, ["model", "card", f"rail/carded@{version}"])

@@ -18,7 +18,7 @@ import pytest
 import serving_world as world
 from browsing import asked_for, logged_in
 from log_world import DAY, World
-from running import Platform, wait_for
+from running import Platform, gone, wait_for
 
 from cellwork import errors, scopes
 from cellwork.wire.dashboards import Published, PublishedContent, PublishRequest
@@ -130,10 +130,11 @@ def test_a_profile_that_is_not_on_the_menu_is_refused_with_the_near_one(page: Pa
 
 @dataclass(frozen=True)
 class Report:
-    """A page that shows figures and, while `broken` is there, fails below them."""
+    """A page that shows figures and, while `broken` is there, fails below them; while `held` is there, it is not made to its end."""
 
     page: Page
     broken: Path
+    held: Path
 
     def look(self) -> httpx.Response:
         return self.page.get(token=self.page.owner(), follow_redirects=True)
@@ -141,19 +142,25 @@ class Report:
 
 @pytest.fixture(scope="module")
 def published_report(page: Page, tmp_path_factory: pytest.TempPathFactory) -> Report:
-    broken = tmp_path_factory.mktemp("report") / "broken"
-    source = f"import pathlib, time\ntime.sleep(2)\nprint('figures of', 6 * 7)\nassert not pathlib.Path({str(broken)!r}).exists(), 'the inner workings'"
+    folder = tmp_path_factory.mktemp("report")
+    broken, held = folder / "broken", folder / "held"
+    source = f"""import pathlib, time
+while pathlib.Path({str(held)!r}).exists():
+    time.sleep(0.1)
+print('figures of', 6 * 7)
+assert not pathlib.Path({str(broken)!r}).exists(), 'the inner workings'"""
     (page.folder / "report.ipynb").write_text(notebook("'first'", source))
     done = page.platform.command("dashboard", "publish", str(page.folder / "report.ipynb"))
     assert done.returncode == 0, done.stdout + done.stderr
-    return Report(page, broken)
+    return Report(page, broken, held)
 
 
 @pytest.fixture
 def report(published_report: Report) -> Iterator[Report]:
     """It is whole when a test begins."""
     yield published_report
-    published_report.broken.unlink(missing_ok=True)
+    for file in (published_report.broken, published_report.held):
+        file.unlink(missing_ok=True)
 
 
 def test_a_page_that_fails_later_is_shown_as_it_last_was_and_anew_when_it_is_mended(report: Report) -> None:
@@ -175,8 +182,10 @@ def test_in_a_browser_the_line_stands_above_what_was_shown(
 ) -> None:
     with logged_in(report.page.platform, chromium, tmp_path_factory.mktemp("profile")) as browser:
         loaded = asked_for(browser)
+        report.held.touch()
         browser.goto(report.page.address, wait_until="commit")
         browser.get_by_text("Running cell 2 of 2").wait_for()
+        report.held.unlink()
         browser.get_by_text("figures of 42").wait_for()
         assert browser.locator("#cellwork-making").count() == 0
         assert browser.url.endswith("/voila/render/report.ipynb")
@@ -224,7 +233,9 @@ def test_when_hub_and_server_are_killed_the_page_is_shown_as_it_was_until_it_is_
         os.kill(before["pid"], signal.SIGKILL)
         wait_for(lambda: platform.status("hub")["restarts"] > before["restarts"], 60, "the hub's death")
         wait_for(lambda: state(platform) == "stopped", 120, "the hub's look at the page")
-        assert not any(process.is_running() for process in behind), "what the page had started ended with it"
+        wait_for(lambda: all(gone(process.pid) for process in behind), 60, "the end of what the page had started")
+
+        browser.route("**/state", lambda route: route.abort())  # it waits until it was looked at
 
         def waits() -> bool:
             """The proxy's route to the dead server goes with the hub's first look."""
@@ -233,6 +244,7 @@ def test_when_hub_and_server_are_killed_the_page_is_shown_as_it_was_until_it_is_
 
         wait_for(waits, 60, "the page that waits")
         browser.frame_locator("#last").get_by_text("figures of 42").wait_for()
+        browser.unroute("**/state")
         line = browser.locator("#cellwork-last-good")
         line.wait_for()
         assert "cell 2 failed (AssertionError). Shown is how it was at 20" in line.inner_text()

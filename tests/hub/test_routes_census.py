@@ -76,8 +76,8 @@ def test_the_running_services_describe_the_routes_that_the_table_has(team: Team)
 def test_the_proxy_leads_to_the_hub_and_the_services_and_nowhere_else(team: Team) -> None:
     password = (team.home / "secrets" / "proxy-token").read_text().strip()
     api = f"http://127.0.0.1:{team.ports['proxy-api']}/api/http/routers"
-    assert httpx.get(api, trust_env=False).status_code == 401
-    routers = httpx.get(api, auth=("jupyterhub", password), trust_env=False).json()
+    assert httpx.get(api, trust_env=False, timeout=60).status_code == 401
+    routers = httpx.get(api, auth=("jupyterhub", password), trust_env=False, timeout=60).json()
     prefixes = {path for router in routers for path in re.findall(r"PathPrefix\(`([^`]+)`\)", router["rule"])}
     ours = {path.rstrip("/") for path in prefixes if not path.startswith(("/api", "/ping", "/metrics"))}
     assert ours <= {"", *PREFIX.values()} | {path for path in ours if path.startswith("/user/")}
@@ -200,8 +200,9 @@ def hidden(answer: httpx.Response) -> bool:
 def socket_refused(team: Team, url: str, token: str) -> bool:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        with connect(team.url.replace("http", "ws", 1) + url, additional_headers=headers, proxy=None) as socket:
-            socket.recv(timeout=5)
+        where = team.url.replace("http", "ws", 1) + url
+        with connect(where, additional_headers=headers, proxy=None, open_timeout=60) as socket:
+            socket.recv(timeout=60)
     except InvalidStatus as error:
         return error.response.status_code in REFUSED
     except Exception as error:
@@ -280,7 +281,8 @@ def test_a_path_that_reads_two_ways_opens_nothing(team: Team, secret: dict[str, 
     for trick in tricks:
         path = trick("/services/cellwork/api/v1/raw/census")
         for base in (team.url, direct):
-            answer = httpx.get(base + path, headers={"authorization": f"Bearer {token}"}, trust_env=False)
+            headers = {"authorization": f"Bearer {token}"}
+            answer = httpx.get(base + path, headers=headers, trust_env=False, timeout=60)
             assert answer.status_code in (400, 404, 422), (base, path, answer.status_code, answer.text)
 
 

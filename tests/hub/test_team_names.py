@@ -143,7 +143,8 @@ def test_a_stored_password_is_a_salted_argon2id_hash_and_matches_only_itself() -
         assert not passwords.matches(stored, password)
 
 
-def test_guesses_wait_longer_and_longer_by_name_and_address() -> None:
+def test_guesses_wait_longer_and_longer_by_name_and_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passwords.time, "monotonic", lambda: 1000.0)
     throttle = passwords.Throttle(most=3)
     for _ in range(passwords.FREE):
         throttle.check("ada", "here")

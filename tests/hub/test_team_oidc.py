@@ -41,7 +41,7 @@ class Provider:
 
     def set_groups(self, subject: str, groups: list[str]) -> None:
         claims = {**CLAIMS[subject], "groups": groups}
-        httpx.put(f"{self.issuer}/users/{subject}", json=claims, trust_env=False).raise_for_status()
+        httpx.put(f"{self.issuer}/users/{subject}", json=claims, trust_env=False, timeout=60).raise_for_status()
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def provider() -> Iterator[Provider]:
 
 def _answers(issuer: str) -> bool:
     try:
-        return httpx.get(issuer + logins.DISCOVERY, trust_env=False).status_code == 200
+        return httpx.get(issuer + logins.DISCOVERY, trust_env=False, timeout=60).status_code == 200
     except httpx.TransportError:
         return False
 

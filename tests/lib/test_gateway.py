@@ -26,6 +26,8 @@ c.DaskGateway.authenticator_class = "dask_gateway_server.auth.SimpleAuthenticato
 c.SimpleAuthenticator.password = "one of the test"
 c.Proxy.address = "127.0.0.1:{port}"
 c.UnsafeLocalBackend.clusters_directory = "{folder}"
+c.UnsafeLocalBackend.cluster_start_timeout = c.UnsafeLocalBackend.worker_start_timeout = 240
+c.UnsafeLocalBackend.cluster_heartbeat_timeout = 240
 c.ClusterConfig.scheduler_cmd = ["{python}", "-m", "dask", "scheduler"]
 c.ClusterConfig.worker_cmd = ["{python}", "-m", "dask", "worker"]
 """
@@ -41,7 +43,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (folder / "clusters").mkdir()
     with (folder / "log").open("wb") as log:
         process = tied.start([SERVER, "-f", folder / "config.py"], cwd=folder, stdout=log, stderr=log)
-        end = time.monotonic() + 60
+        end = time.monotonic() + 240
         while not _answers(port):
             assert process.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < end, (folder / "log").read_text()

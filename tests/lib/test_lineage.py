@@ -30,6 +30,7 @@ from cellwork.wire.outcomes import OutcomesAnswer
 from cellwork.wire.records import Step
 
 PROJECT, ENDPOINT = "trail", "trail/tardy"
+pytestmark = pytest.mark.timeout(900)  # the first test waits for the story
 
 
 @dataclass

@@ -215,7 +215,7 @@ def test_random_writes_in_random_order_from_several_processes_leave_the_newest_e
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(60)
+        writer.join(240)
         assert writer.exitcode == 0
     names = sorted({value[0] for value in values})
     newest = {

@@ -7,11 +7,11 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from running import gone, wait_for
 
 from cellwork.errors import BadInput, NotFound, Unavailable
 from cellwork.runs import engine
@@ -32,14 +32,6 @@ def execute(name: str, folder: Path, *given: Any, **options: Any) -> Path:
     output = folder / f"{name}.out.ipynb"
     engine.execute(NOTEBOOKS / f"{name}.ipynb", output, *given, **options)
     return output
-
-
-def gone(pid: int) -> bool:
-    """Say whether the process has ended; a zombie whose new parent has not looked yet has."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 def test_a_run_takes_its_parameters_and_tells_each_cell(tmp_path: Path) -> None:
@@ -72,12 +64,18 @@ def test_braces_in_a_path_are_no_template(tmp_path: Path) -> None:
     ],
 )
 def test_a_failed_run_names_the_cell_and_keeps_the_output_under_papermills_banner(
-    tmp_path: Path, name: str, options: dict[str, Any], cell: int, verdict: str
+    tmp_path: Path, name: str, options: dict[str, Any], cell: int, verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started = time.monotonic()
+    """Only the cell that hangs is bound by the time: on a busy machine any other may take longer."""
+    import papermill.engines  # noqa: F401, which loads the plugin, which imports papermill
+
+    from cellwork.runs.plugin import Client
+
+    left = Client._seconds_left
+    monkeypatch.setattr(Client, "_seconds_left", lambda self, at: left(self, at) if "sleep" in at.source else None)
     with pytest.raises(engine.RunFailed, match=verdict) as caught:
         execute(name, tmp_path, **options)
-    assert (caught.value.cell, time.monotonic() - started < 120) == (cell, True)
+    assert caught.value.cell == cell
     cells = json.loads((tmp_path / f"{name}.out.ipynb").read_text())["cells"]
     assert "An Exception was encountered" in "".join(cells[0]["source"])
     assert name == "exits_3" or "before" in text_of(tmp_path / f"{name}.out.ipynb")
@@ -150,19 +148,22 @@ def test_a_kernel_started_ahead_gets_the_run_afterwards_and_no_history_of_it(tmp
 
 
 def test_what_a_cell_started_ends_with_the_run(tmp_path: Path) -> None:
-    printed = text_of(execute("leaves_a_child", tmp_path))
-    assert gone(int(printed))
+    child = int(text_of(execute("leaves_a_child", tmp_path)))
+    wait_for(lambda: gone(child), 60, "the end of what was killed")
 
 
 def test_the_notebook_on_disk_is_whole_at_every_moment_of_the_run(tmp_path: Path) -> None:
     output, broken, seen, over = tmp_path / "out.ipynb", list[str](), set[int](), threading.Event()
 
+    def saved() -> int:
+        """Return how many of the cells that are saved have an output."""
+        return sum(bool(cell.get("outputs")) for cell in json.loads(output.read_text())["cells"])
+
     def look() -> None:
         while not over.is_set():
             if output.exists():
                 try:
-                    cells = json.loads(output.read_text())["cells"]
-                    seen.add(sum(bool(cell.get("outputs")) for cell in cells))
+                    saved()
                 except ValueError as error:
                     broken.append(str(error))
 
@@ -173,6 +174,7 @@ def test_the_notebook_on_disk_is_whole_at_every_moment_of_the_run(tmp_path: Path
             NOTEBOOKS / "marks.ipynb",
             output,
             {"folder": str(tmp_path), "seconds": 0.3},
+            progress=lambda cell, of: seen.add(saved()),
             environment={"CELLWORK_RUN": "r", "CELLWORK_ATTEMPT": "1"},
         )
     finally:

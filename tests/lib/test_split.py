@@ -61,7 +61,7 @@ def test_a_time_split_keeps_every_row_once_and_time_apart(hours: list[int], cuts
 
 
 @quick
-@given(st.integers(20, 200), st.integers(0, 99), st.floats(0.2, 0.8))
+@given(st.integers(80, 200), st.integers(0, 99), st.floats(0.2, 0.8))
 def test_a_random_split_keeps_every_row_once_and_a_row_on_its_side(count: int, seed: int, share: float) -> None:
     parts = split.random(rows(list(range(count))), share, seed=seed).parts
     first, second = map(numbers, parts)

@@ -10,7 +10,9 @@ import socket
 import socketserver
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow_server
@@ -21,11 +23,10 @@ import pytest
 import tied
 from need import need
 from polars.testing import assert_frame_equal
-from ports import free_port
 from sklearn.linear_model import LogisticRegression
 
 from cellwork import training
-from cellwork.client import Client
+from cellwork.client import Client, base
 from cellwork.data import split
 from cellwork.errors import BadInput, Unavailable
 from cellwork.models import package, registry, tracking, versions
@@ -136,9 +137,24 @@ def by_setting(found: training.Search) -> pl.DataFrame:
 
 
 class Door(socketserver.ThreadingTCPServer):
-    """A port in front of MLflow that can be closed and opened."""
+    """A port in front of MLflow that is ours from the first, and closed until `open`."""
 
     daemon_threads = allow_reuse_address = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Relay, bind_and_activate=False)
+        self.server_bind()
+        self._thread = threading.Thread(target=self.serve_forever, daemon=True)
+
+    def open(self) -> None:
+        if not self._thread.is_alive():
+            self.server_activate()
+            self._thread.start()
+
+    def close(self) -> None:
+        if self._thread.is_alive():
+            self.shutdown()
+        self.server_close()
 
 
 class Relay(socketserver.BaseRequestHandler):
@@ -161,12 +177,13 @@ def pump(source: socket.socket, target: socket.socket) -> None:
 
 
 @pytest.fixture
-def port(monkeypatch: pytest.MonkeyPatch) -> int:
+def door(monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
     mlflow_server.url()
-    number = free_port()
-    monkeypatch.setenv("CELLWORK_URL", f"http://127.0.0.1:{number}")
+    door = Door()
+    monkeypatch.setenv("CELLWORK_URL", f"http://127.0.0.1:{door.server_address[1]}")
     monkeypatch.setenv("CELLWORK_TOKEN", "token")
-    return number
+    yield door
+    door.close()
 
 
 def trained_on(project: str) -> Dataset:
@@ -178,30 +195,21 @@ def trained_on(project: str) -> Dataset:
     )  # fmt: skip
 
 
-def test_a_model_is_not_lost_when_mlflow_is_away_and_registers_when_it_is_back(port: int, tmp_path: Path) -> None:
+def test_a_model_is_not_lost_when_mlflow_is_away_and_registers_when_it_is_back(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trained = trained_on("away")
     model = training.fit(catalogue.pipeline("hist_gradient_boosting", FRAME, LATE, max_iter=5), FRAME, LATE)
-    with Client(f"http://127.0.0.1:{port}", "token") as client:
+    with Client(f"http://127.0.0.1:{door.server_address[1]}", "token") as client:
         part = split.Part(trained, FRAME, "train", {"kind": "time", "cuts": ["2013-09-01"]})
         terms: dict[str, Any] = {"dataset": part, "X_example": FRAME.head(), "client": client}
         with pytest.raises(Unavailable, match="service 'mlflow': does not answer"):
             registry.register(model, "delay", **terms)
-        opened: list[Door] = []
-
-        def back() -> None:
-            opened.append(Door(("127.0.0.1", port), Relay))
-            opened[0].serve_forever()
-
-        threading.Timer(0.5, back).start()  # while it is asked for again
-        try:
-            version = registry.register(model, "delay", **terms)
-            found = versions.get(client, "away/delay", 1)
-            assert (version.version, found.digest) == (1, version.digest)
-            assert json.loads(found.tags["split"]) == {"kind": "time", "cuts": ["2013-09-01"], "part": "train"}
-        finally:
-            for door in opened:
-                door.shutdown()
-                door.server_close()
+        monkeypatch.setattr(base, "time", SimpleNamespace(sleep=lambda seconds: door.open()))  # before it asks again
+        version = registry.register(model, "delay", **terms)
+        found = versions.get(client, "away/delay", 1)
+        assert (version.version, found.digest) == (1, version.digest)
+        assert json.loads(found.tags["split"]) == {"kind": "time", "cuts": ["2013-09-01"], "part": "train"}
 
 
 def test_a_full_artifact_store_is_told_leaves_no_version_and_takes_the_model_when_there_is_room(tmp_path: Path) -> None:

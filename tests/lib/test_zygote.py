@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from cellwork.runs import engine
+from cellwork.runs import zygote as zygotes
 from cellwork.runs.kernel import Kernel, allowed
 from cellwork.runs.zygote import Zygote
 
@@ -21,11 +22,15 @@ MODULES = ("numpy", "polars", "sklearn.linear_model", "no_such_module")
 
 @pytest.fixture(scope="module")
 def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    """One for all; the test that kills it is the last that uses it."""
-    made = Zygote.start(tmp_path_factory.mktemp("z"), MODULES, {**allowed(os.environ), "ONLY_OF_THE_ZYGOTE": "1"})
-    assert made is not None
-    yield made
-    made.stop()
+    """One for all, however long the machine takes to answer; the test that kills it is the last that uses it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zygotes, "ANSWER_SECONDS", 120.0)
+        patch.setattr(zygotes, "SMOKE_SECONDS", 240.0)
+        patch.setattr(zygotes, "START_SECONDS", 240.0)
+        made = Zygote.start(tmp_path_factory.mktemp("z"), MODULES, {**allowed(os.environ), "ONLY_OF_THE_ZYGOTE": "1"})
+        assert made is not None
+        yield made
+        made.stop()
 
 
 def run(folder: Path, kernel: Kernel, *sources: str) -> str:

@@ -271,15 +271,20 @@ class Ticker:
         return all(thread.is_alive() for thread in self._threads)
 
     def _tick(self) -> None:
-        swept = time.monotonic()
+        swept = looked = time.monotonic()
         while not self._stop.wait(TICK_SECONDS):
+            if (still := time.monotonic() - looked) > self.state.lease.total_seconds() / 2:
+                log.warning("the clock stood still for %.0f s, as its runners may have: every lease is renewed", still)
+                self._do(attempts.extend)
+                self._do(leases.extend)
+            looked = time.monotonic()
             if time.monotonic() - swept > SWEEP_SECONDS:
                 self._do(retention.forget)
                 swept = time.monotonic()
             for duty in (attempts.expire, leases.expire, attempts.miss, tick):
                 self._do(duty)
 
-    def _do(self, duty: Callable[[State], int]) -> None:
+    def _do(self, duty: Callable[[State], object]) -> None:
         """Do `duty`, or say in the log why not: neither the other duties nor the thread end with it."""
         try:
             duty(self.state)

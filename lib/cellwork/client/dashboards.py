@@ -85,7 +85,7 @@ class Dashboards:
             return
         self._hub("DELETE", f"/users/{about.owner}/servers/{about.server}", {"remove": remove})
         end = time.monotonic() + STOP_SECONDS
-        while self._server(about) is not None and time.monotonic() < end:
+        while self._server(about, stopped=remove) is not None and time.monotonic() < end:
             time.sleep(0.3)
 
     def _server(self, about: Published, *, stopped: bool = False) -> dict[str, Any] | None:

@@ -55,6 +55,11 @@ class Live:
         """End it with what is done; may be called twice."""
         self._stop.set()
 
+    @property
+    def cancelling(self) -> bool:
+        """Whether it was told to end and has not ended yet."""
+        return self.state == "running" and self._stop.is_set()
+
     def wait(self, timeout: float | None = None) -> Search | None:
         """Return the result when it has ended; None where it failed or is not over after `timeout` seconds."""
         self._thread.join(timeout)

@@ -65,8 +65,9 @@ class DeployButton(widgets.VBox):
         self._gate, self._routes, self._message = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.deploy_button = widgets.Button(description=f"Deploy version {version}", icon="rocket")
         self.rollback_button = widgets.Button(description="Roll back", icon="undo")
-        self.deploy_button.on_click(lambda _: self._start(self.deploy))
-        self.rollback_button.on_click(lambda _: self._start(self.rollback))
+        for button, action in ((self.deploy_button, self.deploy), (self.rollback_button, self.rollback)):
+            # pressed twice before it shows that it was, it acts once
+            button.on_click(lambda pressed, action=action: pressed.disabled or self._start(action))
         super().__init__(
             [self._gate, self._routes, widgets.HBox([self.deploy_button, self.rollback_button]), self._message]
         )

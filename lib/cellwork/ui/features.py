@@ -105,7 +105,7 @@ class FeatureBrowser(widgets.VBox):
         self._found: list[Found] = []
         self.picked: list[str] = []
         self.words = widgets.Text(placeholder="name, description, owner, tag …", continuous_update=False)
-        self.list = widgets.Select(rows=8, layout=widgets.Layout(width="45%"))
+        self.list = widgets.Select(rows=8, layout=widgets.Layout(width="auto"))
         self._details, self._message = widgets.HTML(), widgets.HTML()
         self.pick_button = widgets.Button(description="Pick", icon="plus")
         self.clear_button = widgets.Button(description="Clear", icon="trash")
@@ -115,7 +115,9 @@ class FeatureBrowser(widgets.VBox):
         self.pick_button.on_click(lambda _: self.pick())
         self.clear_button.on_click(lambda _: self.clear())
         buttons = widgets.HBox([self.pick_button, self.clear_button])
-        super().__init__([self.words, widgets.HBox([self.list, self._details]), buttons, self._message, self.code])
+        # what grows stands beside what is pressed, or below
+        choice = widgets.VBox([self.list, buttons], layout=widgets.Layout(width="45%"))
+        super().__init__([self.words, widgets.HBox([choice, self._details]), self._message, self.code])
         self.search()
 
     def search(self) -> None:
@@ -125,9 +127,14 @@ class FeatureBrowser(widgets.VBox):
             self._message.value = ""
         except CellworkError as error:
             found, self._message.value = [], f"<b>{html.escape(str(error))}</b>"
+        before = self._label(self.chosen())
         kinds = [each for each in found if each.kind in ("view", "feature", "label")]
         self._found = sorted(kinds, key=lambda each: each.project != self.project)
-        self.list.options = [(f"{each.project}/{each.name}", number) for number, each in enumerate(self._found)]
+        labels = [self._label(each) for each in self._found]
+        with self.list.hold_sync():  # what was chosen stays chosen while it is found
+            self.list.options = [(label, number) for number, label in enumerate(labels)]
+            if before in labels:
+                self.list.index = labels.index(before)
         self.show()
 
     def show(self) -> None:
@@ -135,6 +142,10 @@ class FeatureBrowser(widgets.VBox):
         found = self.chosen()
         self.pick_button.disabled = found is None or found.project != self.project or found.kind == "label"
         self._details.value = details(found, self._describe(found)) if found else "nothing found"
+
+    @staticmethod
+    def _label(found: Found | None) -> str:
+        return f"{found.project}/{found.name}" if found else ""
 
     def chosen(self) -> Found | None:
         return self._found[self.list.value] if self._found and self.list.value is not None else None

@@ -58,10 +58,9 @@ class RunList(widgets.VBox):
         self.buttons = {name: widgets.Button(description=name) for name in ("Refresh", "Stop", "Run again", "Compare")}
         for name, button in self.buttons.items():
             button.on_click(lambda _, name=name: self._press(name))
-        choice = widgets.HBox([self.first, self.second])
-        super().__init__(
-            [self._table, choice, widgets.HBox(list(self.buttons.values())), self._message, self.difference]
-        )
+        choice, buttons = widgets.HBox([self.first, self.second]), widgets.HBox(list(self.buttons.values()))
+        # what grows stands below what is pressed
+        super().__init__([choice, buttons, self._message, self._table, self.difference])
         self.refresh()
 
     def refresh(self) -> None:

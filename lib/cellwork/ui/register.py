@@ -84,13 +84,14 @@ class RegisterForm(widgets.VBox):
         self.register_button = widgets.Button(description="Register", icon="tag")
         self.evaluate_button = widgets.Button(description="Evaluate (counted)", icon="balance-scale")
         self.promote_button = widgets.Button(description="Promote", icon="trophy")
-        self._version, self._report, self._gate, self._message = (widgets.HTML() for _ in range(4))
-        self._card = widgets.HTML()
+        self._version, self._report, self._gate, self._card = (widgets.HTML() for _ in range(4))
+        self._message = widgets.HTML(layout=widgets.Layout(min_height="32px"))  # what stands below it stays where it is
         folded = widgets.Accordion([self._card], titles=["Card"], selected_index=None)
         for button, step in (
             (self.register_button, self.register), (self.evaluate_button, self.evaluate), (self.promote_button, self.promote),
         ):  # fmt: skip
-            button.on_click(lambda _, step=step: self._start(step))
+            # pressed twice before it shows that it was, it acts once
+            button.on_click(lambda pressed, step=step: pressed.disabled or self._start(step))
         super().__init__([
             self.description, self.register_button, self._version, widgets.HBox([self.holdout, self.evaluate_button]), self._report,
             self._gate, widgets.HBox([self.reason, self.promote_button]), self._message, folded,
@@ -115,15 +116,15 @@ class RegisterForm(widgets.VBox):
 
     def refresh(self) -> None:
         """Read the version's card and gate again, and show them."""
-        there = self.version > 0
-        self.register_button.disabled, self.evaluate_button.disabled, self.promote_button.disabled = (
-            there,
-            not there,
-            True,
-        )
-        self.description.disabled = there
-        if not there:
-            return
+        there, may_promote = self.version > 0, False
+        try:
+            may_promote = there and self._show()
+        finally:  # last: a button that moves under the pointer is not pressed
+            self.register_button.disabled = self.description.disabled = there
+            self.evaluate_button.disabled, self.promote_button.disabled = not there, not may_promote
+
+    def _show(self) -> bool:
+        """Show the version; return whether it may be promoted."""
         found, gate = (
             self._client.evaluations.card(self.name, self.version),
             self._client.gate.check(self.name, self.version),
@@ -136,7 +137,7 @@ class RegisterForm(widgets.VBox):
             newest = report(found.evaluations[0])
             self._report.value = newest._repr_html_() + intervals(newest)
         self._gate.value, self._card.value = checklist(gate), card.html(found, page=False)
-        self.promote_button.disabled = champion or not gate.passed
+        return gate.passed and not champion
 
     def _start(self, step: Callable[[], None]) -> None:
         for button in (self.register_button, self.evaluate_button, self.promote_button):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import html
 import math
+import threading
 
 import ipywidgets as widgets
 
@@ -120,6 +121,7 @@ class TrainingPanel(widgets.VBox):
         self.metric = widgets.Dropdown(options=_metrics(labels, kind), description="Metric")
         self.start_button = widgets.Button(description="Start", icon="play", button_style="success")
         self.cancel_button = widgets.Button(description="Cancel", icon="stop", disabled=True)
+        self._showing = threading.Lock()
         self._space, self._state, self._board, self._curve = (widgets.HTML() for _ in range(4))
         self.models.observe(lambda _: self._show_space(), "value")
         self.start_button.on_click(lambda _: self.start())
@@ -164,17 +166,17 @@ class TrainingPanel(widgets.VBox):
         """End the search with what is done."""
         if self.live:
             self.live.cancel()
-            self.cancel_button.disabled = True
-            self._state.value = "cancelling: what is done is kept …"
+            self.refresh()
 
     def refresh(self) -> None:
-        """Show what is true now."""
-        live = self.live
-        running = live is not None and live.state == "running"
-        self.start_button.disabled, self.cancel_button.disabled = running, not running
-        self._state.value = state(live)
-        self._board.value = board(live)
-        self._curve.value = curve(live.curve(), live.steps[0].metric) if live and live.steps else ""
+        """Show what is true now; the search's thread calls it too, and the one that comes last has looked last."""
+        with self._showing:
+            live = self.live
+            running = live is not None and live.state == "running"
+            self.start_button.disabled, self.cancel_button.disabled = running, not running or live.cancelling
+            self._state.value = state(live)
+            self._board.value = board(live)
+            self._curve.value = curve(live.curve(), live.steps[0].metric) if live and live.steps else ""
 
     def _show_space(self) -> None:
         self._space.value = f"<details><summary>what is searched</summary>{ranges(self.models.value)}</details>"
@@ -198,6 +200,8 @@ def state(live: Live | None) -> str:
         return "nothing was tried yet"
     if live.state == "failed" or (live.error and live.result is None):
         return f"<b>{html.escape(live.error)}</b>"
+    if live.cancelling:
+        return "cancelling: what is done is kept …"
     if live.state == "running":
         if not live.steps:
             return "starting workers …"

@@ -14,12 +14,26 @@
 
   const pause = ms => new Promise(done => setTimeout(done, ms));
 
-  const show = (cell, one) => {
+  // What came to `outputs` after `before`; nothing is known where something of it was replaced.
+  const added = (before, outputs) => {
+    const same = (one, other) => JSON.stringify(one) === JSON.stringify(other), last = before.length - 1;
+    const [was, is] = [before[last], outputs[last]], rest = outputs.slice(last + 1);
+    if (!is || !same(before.slice(0, last), outputs.slice(0, last))) return undefined;
+    if (same(was, is)) return rest;
+    return is.output_type === 'stream' && is.text.startsWith(was.text) && is.name === was.name && [{ ...is, text: is.text.slice(was.text.length) }, ...rest];
+  };
+
+  // Show the outputs of `one` in a cell that shows `before` of it; what is there stays, so that no widget is made anew under the pointer.
+  const show = (cell, one, before) => {
+    const outputs = one.outputs.map(({ display_id, ...output }) => output), model = cell.model.outputs;
+    const more = before?.length === model.length && added(before, outputs);
     cell.model.trusted = true; // it is what the user's own kernel said to this very code
-    cell.model.outputs.fromJSON(one.outputs.map(({ display_id, ...output }) => output));
+    if (more) more.forEach(output => model.add(output));
+    else model.fromJSON(outputs);
     cell.model.executionCount = one.count;
     cell.model.executionState = one.ended ? 'idle' : 'running';
     cell.setPrompt(one.ended ? `${one.count ?? ''}` : '*');
+    return outputs;
   };
 
   // Kept outputs are the cell's if another page asked for them after the notebook was saved, and its code is still the same.
@@ -40,8 +54,9 @@
       for (const one of mine.filter(one => one.begun)) {
         const cell = panel.content.widgets.find(found => found.model.id === one.cell);
         if (cell?.model.type !== 'code' || cell.model.sharedModel.source !== one.code) continue;
-        if (shown.get(one.id) !== one.changes) show(cell, one);
-        shown.set(one.id, one.changes);
+        if (cell.outputArea.future) continue; // this page has asked for it too, while it heard of what was before
+        const { changes, outputs } = shown.get(one.id) ?? {};
+        if (changes !== one.changes) shown.set(one.id, { changes: one.changes, outputs: show(cell, one, outputs) });
       }
       quiet = mine.some(one => one.begun && !one.ended) ? 0 : quiet + 1;
       if (quiet > 1 || !mine.length) return; // one look later the next in the queue would have begun
