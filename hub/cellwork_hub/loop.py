@@ -44,7 +44,10 @@ class Loop:
         """Done once in the thread before the first step."""
 
     def _work(self) -> None:
-        self.warm()
+        try:
+            self.warm()
+        except Exception:  # what it would have spared the steps, they can do without
+            log.exception("%s could not be warmed", self.name)
         while not self.stopping.is_set():
             wait = self.idle
             try:

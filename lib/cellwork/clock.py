@@ -22,12 +22,14 @@ def now() -> datetime:
 
 
 def utc(at: datetime | str) -> datetime:
-    """Return `at` in UTC; text is read as ISO 8601. Raises BadInput for a time without a zone, or one that UTC has no year for."""
+    """Return `at` in UTC; text is read as ISO 8601. Raises BadInput for what is neither, for a time without a zone, or one that UTC has no year for."""
     if isinstance(at, str):
         try:
             at = datetime.fromisoformat(at)
         except ValueError:
             raise BadInput("time", at, "is not ISO 8601", "write it as 2013-11-01T00:00:00Z") from None
+    if not isinstance(at, datetime):
+        raise BadInput("time", at, "is no ISO 8601 text", "write 2013-11-01T00:00:00Z")
     if at.tzinfo is None:
         raise BadInput("time", at.isoformat(), "has no time zone", "append 'Z' for UTC or an offset such as '-05:00'")
     try:

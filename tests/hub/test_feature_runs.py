@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +19,10 @@ from cellwork.client import Client
 from cellwork.errors import Conflict, Unavailable
 from cellwork.wire.batches import Batch, RawDataset
 from cellwork.wire.features import Definitions
+from cellwork_hub.loop import Loop
 from cellwork_hub.platform import feature_queue
-from cellwork_hub.platform.feature_worker import Worker, execute
+from cellwork_hub.platform.feature_queue import Rests
+from cellwork_hub.platform.feature_worker import Worker, execute, step
 from cellwork_hub.platform.state import State
 
 
@@ -170,3 +173,96 @@ def test_the_worker_follows_batches_and_stops_twice(client, state):
     assert seen[-1] == 0
     assert client.features.rows("air", "late").height
     assert not any(thread.name == "feature-pipelines" for thread in threading.enumerate())
+
+
+def test_a_damaged_online_file_of_one_project_ends_nobodys_pipelines(client, state):
+    for project in ("air", "sea"):
+        client.batches.ingest(project, "flights", flights(0), "day0")
+        client.features.apply(definitions(project))
+    work(state)
+    online = state.home.online("air")
+    for end in ("-wal", "-shm"):
+        Path(f"{online}{end}").unlink(missing_ok=True)
+    online.write_bytes(b"not a database" * 1000)
+    client.batches.ingest("sea", "flights", flights(1), "day1")
+    worker = Worker(state)
+    worker.start()
+    client.features.wait("sea", timeout=60)
+    worker.stop()
+    assert {run.state for run in client.features.runs("sea")} == {"succeeded"}
+
+
+def test_a_loop_goes_on_whatever_its_warming_meets():
+    stepped = threading.Event()
+
+    class Cold(Loop):
+        def warm(self) -> None:
+            raise ValueError("cold")
+
+    loop = Cold("cold", lambda: bool(stepped.set()), idle=0.01)
+    loop.start()
+    assert stepped.wait(60)
+    loop.stop()
+
+
+def lose(client: Client, state: State) -> tuple[Path, Path]:
+    """Queue a batch in `air`, whose file is lost, and one in `sea` behind it; returns where the file was and where it is."""
+    for project in ("air", "sea"):
+        client.batches.ingest(project, "flights", flights(0), "day0")
+        client.features.apply(definitions(project))
+    work(state)
+    lost = ingest(client, 1)[0]
+    raw = Path(state.raw_table("air", "flights").uri)
+    place, aside = raw / f"_batch={lost.id}", raw.parent / "aside"
+    shutil.move(place, aside)
+    client.batches.ingest("sea", "flights", flights(1), "day1")
+    return place, aside
+
+
+def test_the_worker_goes_on_with_others_while_a_project_lacks_a_file_and_with_it_when_it_is_back(client, state):
+    place, aside = lose(client, state)
+    worker = Worker(state)
+    worker.start()
+    client.features.wait("sea", timeout=60)
+    assert len(list(client.features.runs("air", state="succeeded"))) == 2
+    shutil.move(aside, place)
+    client.features.wait("air", timeout=120)
+    worker.stop()
+    assert {run.state for run in client.features.runs("air")} == {"succeeded"}
+
+
+def test_a_lost_file_of_one_project_holds_up_no_other(client, state):
+    place, aside = lose(client, state)
+    now = [0.0]
+    rests = Rests(lambda: now[0])
+
+    def states(project: str) -> list[str]:
+        return [run.state for run in client.features.runs(project)]
+
+    steps = 0
+    while step(state, rests):
+        steps += 1
+    assert steps == 3, "the lost one, and two of the other project"
+    assert states("sea") == ["succeeded"] * 4
+    assert states("air") == ["succeeded", "succeeded", "queued", "queued"]
+    shutil.move(aside, place)
+    assert not step(state, rests)
+    now[0] = 1.0
+    while step(state, rests):
+        pass
+    assert states("air") == ["succeeded"] * 4
+
+
+def test_who_meets_the_same_again_rests_twice_as_long_up_to_a_minute():
+    now = [0.0]
+    rests = Rests(lambda: now[0])
+    for seconds in (1, 2, 4, 8, 16, 32, 60, 60):
+        rests.begin("air")
+        now[0] += seconds - 0.5
+        assert rests.resting() == ["air"]
+        now[0] += 0.5
+        assert rests.resting() == []
+    rests.end("air")
+    rests.begin("air")
+    now[0] += 1
+    assert rests.resting() == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
@@ -19,7 +19,7 @@ from cellwork.client import Client
 from cellwork.errors import BadInput, NotFound, Unavailable
 from cellwork.features import history
 from cellwork.wire.batches import Batch, RawDataset
-from cellwork.wire.features import Field, PushRequest
+from cellwork.wire.features import Entity, Field, Prepared, PushRequest, Select, View
 from cellwork_hub import records
 from cellwork_hub.platform import features
 from cellwork_hub.platform.feature_worker import Worker
@@ -204,8 +204,18 @@ def test_an_older_push_does_not_overwrite_a_newer_one(client, state):
         ({"id": 5, "delay": 1.5, "event_timestamp": "2013-06-01T00:00:00"}, "no time zone"),
         ({"id": 5, "delays": 1.5, "event_timestamp": "2013-06-01T00:00:00Z"}, "did you mean 'delays'"),
         ({"id": None, "delay": 1.5, "event_timestamp": "2013-06-01T00:00:00Z"}, "have no key of its type"),
-        ({"id": "five", "delay": 1.5, "event_timestamp": "2013-06-01T00:00:00Z"}, "have no key of its type"),
+        ({"id": "five", "delay": 1.5, "event_timestamp": "2013-06-01T00:00:00Z"}, "not of its key's type"),
         ({"id": 5, "delay": "much", "event_timestamp": "2013-06-01T00:00:00Z"}, "not of its field's type"),
+        ({"id": 5, "delay": {"a": 1}, "event_timestamp": "2013-06-01T00:00:00Z"}, "not one value"),
+        ({"id": 5, "delay": 10**40, "event_timestamp": "2013-06-01T00:00:00Z"}, "beyond 128 bits"),
+        ({"id": [5], "delay": 1.5, "event_timestamp": "2013-06-01T00:00:00Z"}, "not one value"),
+        ({"id": 1.9, "delay": 1.5, "event_timestamp": "2013-06-01T00:00:00Z"}, "1.9 is no whole number"),
+        ({"id": 2**63, "delay": 1.5, "event_timestamp": "2013-06-01T00:00:00Z"}, "not of its key's type"),
+        ({"id": 10**40, "delay": 1.5, "event_timestamp": "2013-06-01T00:00:00Z"}, "beyond 128 bits"),
+        ({"id": 5, "delay": 1.5, "event_timestamp": 1757000000000}, "'1757000000000': is no ISO 8601 text"),
+        ({"id": 5, "delay": 1.5, "event_timestamp": ["2013"]}, "is no ISO 8601 text"),
+        ({"id": 5, "delay": 1.5, "event_timestamp": "2013-06-01T00:00:00Z", "created_timestamp": 5}, "is no ISO 8601"),
+        ({"id": 5, "delay": 1.5, "event_timestamp": "2013-06-01T00:00:00Z", "created_timestamp": 0}, "is no ISO 8601"),
     ],
 )
 def test_a_push_that_makes_no_sense_is_refused(client, state, row, message):
@@ -214,6 +224,127 @@ def test_a_push_that_makes_no_sense_is_refused(client, state, row, message):
     work(state)
     with pytest.raises(BadInput, match=message):
         client.features.push("plan", PushRequest(project="air", rows=[row]))
+
+
+PROFILE_TIME = datetime(2013, 6, 2, tzinfo=UTC)
+
+
+def profiles(client: Client, state: State) -> None:
+    """Apply and fill a view whose features are of every kind; user 1 has a row of it."""
+    wanted = definitions()
+    wanted.entities.append(Entity(name="user", join_keys=["uid"]))
+    wanted.prepared.append(Prepared(name="u", sources=["users"], sql="SELECT * FROM users"))
+    fields = [Field(name="n", type="Int64"), Field(name="seen", type="UnixTimestamp"), Field(name="ok", type="Bool")]
+    pipeline = Select(rows="u", event="t", known="t")
+    wanted.views.append(View(name="prof", entities=["user"], pipeline=pipeline, fields=fields))
+    ingest(client, 0)
+    row = {"uid": 1, "n": 1, "t": DAY, "seen": DAY, "ok": True}
+    client.batches.ingest("air", "users", pl.DataFrame([row]), "users0")
+    client.features.apply(wanted)
+    work(state)
+
+
+def profile(**values: object) -> dict[str, object]:
+    return {"uid": 1, "n": 2, "seen": None, "ok": None, "event_timestamp": PROFILE_TIME.isoformat(), **values}
+
+
+def test_a_pushed_value_is_kept_as_it_is_or_refused(client, state):
+    profiles(client, state)
+    for values, why in (
+        ([{"uid": 1.9}], "1.9 is no whole number"),
+        ([{"n": 5.7}], "5.7 is no whole number"),
+        ([{"n": 2.0**53}], "is no whole number below 2"),
+        ([{"ok": 7}], "7 is a number"),
+        ([{"seen": 1370044800}], "1370044800 is a number"),
+        ([{"seen": "2013-06-02T00:00:00"}], "no time zone"),
+        ([{"seen": "yesterday"}], "is not ISO 8601"),
+        ([{"n": 2**53 + 1}, {"n": 1.0}], "stands beside a fraction"),
+        ([{"uid": 2**53 + 3}, {"uid": 10.0}], "stands beside a fraction"),
+        ([{"n": 2**64 - 1}], "not of its field's type"),
+    ):
+        with pytest.raises(BadInput, match=why):
+            client.features.push("prof", PushRequest(project="air", rows=[profile(**each) for each in values]))
+    assert client.features.rows("air", "prof").height == 1
+    taken = [
+        profile(uid=2.0, n=3.0, ok=True, seen="2013-06-02T00:00:00+02:00"),
+        profile(uid=3, n=None),
+        profile(uid=4, n=4),
+    ]
+    assert client.features.push("prof", PushRequest(project="air", rows=taken)) == 3
+    assert client.features.push("prof", PushRequest(project="air", rows=[profile(uid=2**60 + 1, n=2**60 + 3)])) == 1
+    rows = client.features.rows("air", "prof").sort("uid").select("uid", "n", "seen", "ok").rows()
+    assert rows[1:] == [
+        (2, 3, datetime(2013, 6, 1, 22, tzinfo=UTC), True),
+        (3, None, None, None),
+        (4, 4, None, None),
+        (2**60 + 1, 2**60 + 3, None, None),
+    ]
+
+
+def test_a_whole_number_that_no_rolling_feature_holds_is_refused(client, state):
+    client.batches.declare("air", RawDataset(name="flights"))
+    client.features.apply(definitions())
+    row = {"origin": "JFK", "flights": 2**64 - 1, "delay": 1.0, "event_timestamp": "2013-06-01T00:00:00Z"}
+    with pytest.raises(BadInput, match="not of its field's type"):
+        client.features.push("late", PushRequest(project="air", rows=[row]))
+    with pytest.raises(BadInput, match="not of its key's type"):
+        client.features.push("late", PushRequest(project="air", rows=[{**row, "origin": 2**64 - 1, "flights": 1}]))
+    with pytest.raises(BadInput, match="not one value"):
+        client.features.push("late", PushRequest(project="air", rows=[{**row, "origin": ["JFK"], "flights": 1}]))
+    ignored = {**row, "flights": 1, "more": {"a": [10**20]}, "most": 10**30}
+    assert client.features.push("late", PushRequest(project="air", rows=[ignored])) == 1
+
+
+def test_an_entity_that_no_store_can_name_is_refused(client, state):
+    ingest(client, 0)
+    client.features.apply(definitions())
+    work(state)
+    with pytest.raises(BadInput, match="beyond 64 bits"):
+        client.features.online("air", ["plan"], {"id": [1, 10**25]})
+
+
+def pushed(client: Client, origin: str, count: int, day: int) -> int:
+    row = {"origin": origin, "flights": count, "delay": 1.0, "event_timestamp": (DAY + day * 24 * HOUR).isoformat()}
+    return client.features.push("late", PushRequest(project="air", rows=[row], distinct=True))
+
+
+def counts(client: Client, *origins: str) -> list[object]:
+    found = client.features.online("air", ["late"], {"origin": list(origins)}).views["late"]
+    return [value.values["flights"] for value in found]
+
+
+def redefine(client: Client) -> None:
+    wanted = definitions()
+    wanted.views[0].fields[0] = Field(name="flights", type="Int32")
+    assert client.features.apply(wanted).changed == ["view:late"]
+
+
+def test_a_view_fed_by_pushes_goes_on_online_when_its_definition_changes(client, state):
+    client.batches.declare("air", RawDataset(name="flights"))
+    client.features.apply(definitions())
+    pushed(client, "SFO", 3, 1)
+    redefine(client)
+    assert counts(client, "SFO") == [None], "what nothing fills is served at once, as it is in history"
+    pushed(client, "SFO", 9, 2)
+    assert counts(client, "SFO") == [9]
+    with features.opened(state, "air") as store:
+        store.activate("late", 1)  # as when the platform ended right after the definitions were kept
+    pushed(client, "LAX", 5, 2)
+    assert counts(client, "SFO", "LAX") == [9, 5]
+
+
+def test_a_push_does_not_let_readers_see_a_view_that_is_still_being_filled(client, state):
+    ingest(client, 0)
+    client.features.apply(definitions())
+    work(state)
+    pushed(client, "SFO", 3, 1)
+    redefine(client)
+    pushed(client, "SFO", 9, 2)
+    before = counts(client, "JFK", "SFO")
+    assert before[0] is not None
+    assert before[1] == 3
+    work(state)
+    assert counts(client, "JFK", "SFO") == [before[0], 9]
 
 
 def test_mistakes_against_the_data_are_found_when_definitions_are_applied(client):
@@ -263,7 +394,7 @@ def test_an_author_applies_a_definitions_file_waits_and_reads(client, state, tmp
     assert applied.changed == ["prepared:landed", "entity:origin", "view:late"]
     assert client.batches.declared("air")[0].owner == "ada"
     ingest(client, 0)
-    author.wait("air", progress=said.append, client=client, timeout=30)
+    author.wait("air", progress=said.append, client=client, timeout=120)
     worker.stop()
     assert not said or said[-1] == "feature pipelines: done"
     assert author.read_online(["late"], {"origin": ["LGA"]}, "air", client=client).views["late"][0].values == {"n": 2}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import signal
@@ -9,21 +10,28 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import polars as pl
 import pytest
+from click.testing import CliRunner
 from feature_world import DAY, definitions, new_state, service, work
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from kafka_cluster import kafka_cluster
 
+from cellwork import clock
+from cellwork.cli import main
 from cellwork.client import Client
-from cellwork.errors import Unavailable
+from cellwork.data.delivery import partition_key
+from cellwork.errors import BadInput, Conflict, Refused, Unavailable
 from cellwork.features import brokers, streams
-from cellwork.wire.batches import RawDataset
+from cellwork.wire.batches import Check, RawDataset
 from cellwork.wire.features import PushRequest
 from cellwork_hub.platform import feature_online
 from cellwork_hub.platform.state import State
@@ -167,6 +175,206 @@ def test_what_is_given_out_again_is_not_ingested_again(client):
     assert sorted(client.batches.rows("air", "flights")["id"]) == list(range(6))
 
 
+@dataclass
+class Given:
+    """A broker that has given out `messages`, once each, and is gone then."""
+
+    messages: list[streams.Message]
+    acknowledged: list[int] = field(default_factory=list)
+
+    def poll(self, most: int, seconds: float) -> list[streams.Message]:
+        if not self.messages:
+            raise Unavailable("broker", "", "is gone", "")
+        found, self.messages = self.messages[:most], self.messages[most:]
+        return found
+
+    def acknowledge(self, messages: Sequence[streams.Message]) -> None:
+        self.acknowledged += [message.place for message in messages]
+
+    def close(self) -> None: ...
+
+    def into(self, deliver: Any, **more: Any) -> streams.Count:
+        return streams.consume(self, deliver, stop=lambda: not self.messages, **more)
+
+
+def of_topic(topic: str, *bodies: bytes, partition: int = 0, first: int = 0) -> list[streams.Message]:
+    names = streams.stream_name(topic, partition), streams.former_name(topic, partition)
+    return [streams.Message(names[0], first + number, DAY, body, former=names[1]) for number, body in enumerate(bodies)]
+
+
+topics = st.one_of(st.text(min_size=1), st.text("abcXYZ019._-", min_size=1, max_size=80))
+
+
+@settings(deadline=None)
+@given(st.lists(topics, unique=True, max_size=8))
+def test_each_stream_has_a_name_that_leaves_room_for_places(topics):
+    names = [streams.stream_name(topic, 2**31 - 1) for topic in topics]
+    assert len(set(names)) == len(topics)
+    assert len({streams.stream_name(topic, number) for topic in topics for number in (0, 1)}) == 2 * len(topics)
+    for name in names:
+        partition_key(f"{name}.{'z' * 13}.{'z' * 13}")  # the places of Kafka
+        partition_key(f"{name.removesuffix(str(2**31 - 1))}0.{'z' * 17}.{'z' * 17}")  # those of Redis
+    assert streams.stream_name("clicks", 3) == "clicks-3"
+
+
+@pytest.mark.parametrize(("partition", "place"), [(2**31 - 1, 2**63 - 2), (0, (2**64 - 1) * 1_000_000)])
+def test_messages_of_any_topic_and_place_are_kept(partition, place, client):
+    broker = Given(of_topic("9.Warehouse" + "x" * 230, flight(0), flight(1), partition=partition, first=place))
+    count = broker.into(streams.to_dataset(client, "air", "flights"))
+    assert (count.rows, count.refused, broker.acknowledged) == (2, [], [place, place + 1])
+    again = of_topic("9.Warehouse" + "x" * 230, flight(0), flight(1), flight(2), partition=partition, first=place)
+    assert streams.to_dataset(client, "air", "flights")(again) == 1
+    assert sorted(client.batches.rows("air", "flights")["id"]) == [0, 1, 2]
+
+
+def test_topics_whose_names_look_alike_are_not_taken_for_each_other(client):
+    for number, topic in enumerate(("orders.eu", "orders_eu", "Orders_eu", "o" * 50 + "1", "o" * 50 + "2")):
+        assert streams.to_dataset(client, "air", "flights")(of_topic(topic, flight(number))) == 1
+    assert sorted(client.batches.rows("air", "flights")["id"]) == list(range(5))
+
+
+def test_what_another_consumer_of_a_stream_had_in_hand_is_not_behind(client):
+    """A killed one had the first messages when another delivered later ones."""
+    messages = of_topic("clicks", *map(flight, range(4)))
+    assert streams.to_dataset(client, "air", "flights")(messages[2:]) == 2
+    assert streams.to_dataset(client, "air", "flights")(messages) == 2
+    assert sorted(client.batches.rows("air", "flights")["id"]) == list(range(4))
+
+
+def test_a_consumer_of_redis_takes_over_what_another_left_before_later_batches(redis_url, client):
+    import redis
+
+    topic = Topic("redis", redis_url, redis.Redis.from_url(redis_url), f"left_{uuid.uuid4().hex[:8]}")
+    other = topic.open()
+    assert other.poll(500, 0.01) == []  # nobody has left anything yet
+    killed = topic.open()
+    topic.send(flight(0), flight(1))
+    assert len(killed.poll(500, 5)) == 2
+    topic.send(flight(2), flight(3))
+    later = other.poll(500, 5)
+    assert streams.to_dataset(client, "air", "flights")(later) == 2
+    other.acknowledge(later)
+    killed.close()
+    assert drain(topic, streams.to_dataset(client, "air", "flights"), 2).rows == 2
+    assert sorted(client.batches.rows("air", "flights")["id"]) == list(range(4))
+
+
+def test_batches_that_are_named_as_they_once_were_are_known(client):
+    for topic, number in (("clicks", 0), ("clicks.eu", 10)):
+        rows = [msgspec.json.decode(flight(number + place)) for place in range(2)]
+        client.batches.ingest("air", "flights", pl.DataFrame(rows), f"{topic.replace('.', '_')}-0-0-1")
+        messages = of_topic(topic, *(flight(number + place) for place in range(3)))
+        assert streams.to_dataset(client, "air", "flights")(messages) == 1
+    assert sorted(client.batches.rows("air", "flights")["id"]) == [0, 1, 2, 10, 11, 12]
+
+
+def test_a_batch_named_as_it_once_was_has_no_message_that_came_after_it(client, monkeypatch):
+    """It may be another topic's: ``clicks.eu`` and ``clicks_eu`` were one name."""
+    client.batches.ingest("air", "flights", pl.DataFrame([msgspec.json.decode(flight(0))]), "clicks_eu-0-0-0")
+    monkeypatch.setattr(streams, "CLOCKS", -HOUR)  # as if the batch were there for an hour
+    message = dataclasses.replace(of_topic("clicks_eu", flight(1))[0], arrived=clock.now())
+    assert streams.to_dataset(client, "air", "flights")([message]) == 1
+    assert sorted(client.batches.rows("air", "flights")["id"]) == [0, 1]
+
+
+def test_a_topic_that_was_begun_anew_is_told_not_dropped(client, monkeypatch):
+    deliver = streams.to_dataset(client, "air", "flights")
+    assert deliver(of_topic("clicks", flight(0), flight(1))) == 2
+    monkeypatch.setattr(streams, "CLOCKS", -HOUR)  # as if the batch were there for an hour
+    now = clock.now()
+    anew = [dataclasses.replace(message, arrived=now) for message in of_topic("clicks", flight(8), flight(9))]
+    for each in (deliver, streams.to_dataset(client, "air", "flights")):
+        broker = Given(list(anew))
+        with pytest.raises(Conflict, match="begun anew"):
+            broker.into(each)
+        assert broker.acknowledged == []
+    to_come = [dataclasses.replace(message, arrived=now + 48 * HOUR) for message in anew]
+    assert deliver(to_come) == 0  # the sender's clock is wrong, which says nothing of the topic
+    assert streams.to_dataset(client, "air", "others")(anew) == 2
+
+
+ODD = {
+    "a number beyond all": b'{"delay": 123456789012345678901234567890123456789012}',
+    "nothing within": b'{"delay": {}}',
+    "depth": b'{"delay": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+}
+
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=list(ODD))
+@pytest.mark.parametrize("into", ["view", "dataset"])
+def test_one_odd_message_does_not_stop_a_topic(into, odd, client):
+    good = event("JFK", 1, 1) if into == "view" else flight(1)
+    deliver = streams.to_view(client, "air", "late") if into == "view" else streams.to_dataset(client, "air", "flights")
+    told: list[str] = []
+    broker = Given(of_topic("clicks", good, good[:-1] + b", " + odd[1:]))
+    count = broker.into(deliver, refused=told.append)
+    assert (count.messages, count.rows, count.aside, broker.acknowledged) == (2, 1, 1, [0, 1])
+    assert told == count.refused
+
+
+def test_fields_of_redis_that_are_no_text_and_numbers_of_any_length_are_told(redis_url, client):
+    import redis
+
+    topic = Topic("redis", redis_url, redis.Redis.from_url(redis_url), f"odd_{uuid.uuid4().hex[:8]}")
+    topic.producer.xadd(topic.name, {b"\xff\xfe": b"1", b"id": b"1"})
+    topic.producer.xadd(topic.name, {b"phone": b"123456789012345678901234567890123456789012"})
+    topic.producer.xadd(topic.name, {b"id": b"7", b"\xff\xfe": b"2"})
+    count = drain(topic, streams.to_dataset(client, "air", "odd"), 3)
+    assert (count.rows, count.aside) == (2, 1)
+    assert "too large" in count.refused[0]
+    assert client.batches.rows("air", "odd")["id"].to_list() == [1, 7]
+
+
+def test_a_time_that_no_calendar_has_is_1970():
+    assert streams.moment(10**18) == streams.moment(0) == streams.moment(-(10**18))
+    assert streams.moment(1_757_000_000_123).isoformat() == "2025-09-04T15:33:20.123000+00:00"
+
+
+def test_what_a_check_holds_back_is_told_and_acknowledged_and_known(client):
+    client.batches.declare("air", RawDataset(name="checked", checks=[Check(column="delay", least=1.0)]))
+    messages = of_topic("clicks", flight(0), flight(1))
+    broker = Given(list(messages))
+    count = broker.into(streams.to_dataset(client, "air", "checked"))
+    assert (count.messages, count.rows, count.aside, broker.acknowledged) == (2, 0, 2, [0, 1])
+    assert "cellwork data release" in count.refused[0]
+    held = client.batches.held("air", "checked")
+    assert [each.rows for each in held] == [2]
+    assert streams.to_dataset(client, "air", "checked")([*messages, *of_topic("clicks", flight(2), first=2)]) == 1
+    client.batches.release("air", "checked", held[0].id, "they left early")
+    assert streams.to_dataset(client, "air", "checked")(messages) == 0
+    assert sorted(client.batches.rows("air", "checked")["id"]) == [0, 1, 2]
+
+
+def test_a_consumer_that_may_not_write_acknowledges_nothing(client, monkeypatch):
+    def refused(*_: Any, **__: Any) -> Any:
+        raise Refused("token", "", "may not write", "ask an owner")
+
+    monkeypatch.setattr(client.features, "stream", refused)
+    broker = Given(of_topic("clicks", flight(0)))
+    with pytest.raises(Refused, match="may not write"):
+        broker.into(streams.to_dataset(client, "air", "flights"))
+    assert broker.acknowledged == []
+
+
+def test_names_that_are_none_are_said_before_a_message_is_taken(client):
+    for project, dataset in (("Air", "flights"), ("air", "my flights")):
+        with pytest.raises(BadInput, match="is not a name"):
+            streams.to_dataset(client, project, dataset)
+    with pytest.raises(BadInput, match="is not a name"):
+        streams.to_view(client, "Air", "late")
+
+
+def test_the_command_tells_what_is_set_aside_as_it_happens(client, monkeypatch):
+    broker = Given(of_topic("clicks", b"not json", flight(1)))
+    monkeypatch.setattr(brokers, "RedisStream", lambda *_: broker)
+    monkeypatch.setattr("cellwork.client.connect", lambda: client)
+    asked = ["feature", "consume", "clicks", "--redis", "redis://there", "--dataset", "flights", "--project", "air"]
+    answer = CliRunner().invoke(main, asked)
+    assert broker.acknowledged == [0, 1]
+    assert "set aside: clicks-0 0: message of 'clicks-0'" in answer.stderr
+    assert "is gone" in str(answer.exception) + answer.stderr
+
+
 def taken(broker: streams.Broker, expected: int) -> list[streams.Message]:
     found, end = list[streams.Message](), time.monotonic() + 120
     while len(found) < expected and time.monotonic() < end:
@@ -245,7 +453,7 @@ def test_a_consumer_killed_at_random_moments_loses_and_doubles_nothing(into, red
             sent += 3
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
-        process.wait(10)
+        process.wait(60)
     deliver = streams.to_view(client, "air", "late") if into == "view" else streams.to_dataset(client, "air", "flights")
     broker = topic.open()
     idle = iter(range(10_000))

@@ -16,6 +16,12 @@ def test_a_time_without_a_zone_is_refused_and_never_guessed() -> None:
         clock.utc("2013-11-01T00:00:00")
 
 
+@pytest.mark.parametrize("at", [1757000000000, 1.5, True, None, ["2013-11-01T00:00:00Z"]])
+def test_what_is_neither_a_time_nor_text_is_refused(at: object) -> None:
+    with pytest.raises(BadInput, match="is no ISO 8601 text"):
+        clock.utc(at)  # type: ignore[arg-type]
+
+
 @given(st.datetimes(datetime(2, 1, 1), datetime(9998, 12, 31), timezones=st.timezones()))
 def test_utc_keeps_the_instant(at: datetime) -> None:
     assert clock.utc(at).timestamp() == at.timestamp()

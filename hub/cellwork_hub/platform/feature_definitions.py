@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
+import threading
 from collections.abc import Iterable
+from contextlib import closing
 
 import msgspec
 import polars as pl
@@ -14,6 +17,7 @@ from cellwork import clock, files, ids
 from cellwork.data import prepare, schema
 from cellwork.errors import BadInput, NotFound
 from cellwork.features import define, references
+from cellwork.features import online as stores
 from cellwork.features.row import polars_type, require, require_time
 from cellwork.wire.features import Applied, Definitions, Prepared, Rolling, View
 from cellwork_hub import records
@@ -21,6 +25,9 @@ from cellwork_hub.platform import batches, feature_queue, feature_seals
 from cellwork_hub.platform.state import State
 from cellwork_hub.route import Call
 
+log = logging.getLogger("cellwork.features")
+applying = threading.Lock()
+"""Held from the moment that definitions are kept until their views' runs are queued, and by who asks whether there are any."""
 KINDS = {
     "prepared": "prepared",
     "entity": "entities",
@@ -52,6 +59,8 @@ def definitions(state: State, project: str, revision: int | None = None) -> tupl
 def apply(state: State, call: Call, wanted: Definitions) -> Applied:
     """Make `wanted` the definitions of its project; what is new or changed is filled from all current batches.
 
+    What was pushed to a view stays with the definition it was pushed under; a view that nothing fills begins anew, online too.
+
     Raises
     ------
     BadInput, NotFound
@@ -60,6 +69,11 @@ def apply(state: State, call: Call, wanted: Definitions) -> Applied:
         A view could tell a sealed value.
     """
     check(state, wanted)
+    with applying:
+        return _apply(state, call, wanted)
+
+
+def _apply(state: State, call: Call, wanted: Definitions) -> Applied:
     project = wanted.project
     with state.engine.begin() as db:
         row = db.execute(
@@ -85,6 +99,7 @@ def apply(state: State, call: Call, wanted: Definitions) -> Applied:
             feature_queue.retry(db, p=project, v=view, r=since)
     _keep_registry(state, wanted)
     feature_queue.fill(state, project)
+    _serve_unfilled(state, wanted)
     return Applied(project=project, revision=revision, changed=changed, removed=removed)
 
 
@@ -117,6 +132,25 @@ def _keep_views(db: Connection, wanted: Definitions, revision: int) -> None:
             driving = references.prepared_of(wanted, view.pipeline.rows).sources[0]
             values = {"p": wanted.project, "v": view.name, "r": revision, "s": content[view.name], "d": driving}
             db.execute(start, values)
+
+
+def _serve_unfilled(state: State, wanted: Definitions) -> None:
+    """Let readers see the views that no run will fill. Where the store is away the next push does it."""
+    project, online = wanted.project, {view.name for view in wanted.views if view.online}
+    with state.engine.connect() as db:
+        held = [
+            each for each in _holding(db, project) if each[0] in online and not feature_queue.begun(db, project, *each)
+        ]
+    if not held:
+        return
+    try:
+        with closing(stores.open_store(state.home.online(project), state.context.settings.online_url)) as store:
+            for view, revision in held:
+                active = store.active(view)
+                if active is not None and active < revision:
+                    store.activate(view, revision)
+    except Exception:  # the definitions are kept, whatever the store meets
+        log.exception("project %s: views that nothing fills are not served yet", project)
 
 
 def _holding(db: Connection, project: str) -> Iterable[tuple[str, int]]:

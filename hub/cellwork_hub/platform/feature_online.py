@@ -182,6 +182,8 @@ def prewarm(state: State) -> list[str]:
                 filled.append(f"{project}/{name}")
         except errors.CellworkError as error:
             log.info("view %s/%s is not prewarmed: %s", project, name, error)
+        except Exception:  # what one project's store meets, such as a damaged file, keeps no other from being filled
+            log.exception("view %s/%s is not prewarmed", project, name)
     return filled
 
 

@@ -2,7 +2,8 @@
 
 A run belongs to a view at a revision: the one of the definitions with which what its rows depend on last changed. A view that changes
 starts anew under its new revision, from all current batches; what the old revision made stays as it is. There is one run for
-a batch in a revision. Runs are claimed in the order of their batches, one at a time.
+a batch in a revision. Runs are claimed in the order of their batches, one at a time. A project whose store or files do not answer
+rests for a while (`Rests`), with its order kept, and the others go on.
 
 A run whose view joins a source without a batch is `waiting`; the batch that arrives queues it again in its own transaction. A run whose
 view has a schedule is `scheduled` until the first time of the schedule after the batch came; then `queue_due` queues it. A view's first
@@ -11,13 +12,14 @@ filling is not scheduled, and nobody who reads the view waits for scheduled runs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, text
+from sqlalchemy import BindParameter, Connection, bindparam, text
 
 from cellwork import clock, ids
 from cellwork.features.pipeline import Step
@@ -45,6 +47,8 @@ INSERT = (
     ":sealed, 0, 0, '', :at) ON CONFLICT (project, view, revision, batch) DO NOTHING"
 )
 
+REST_SECONDS, MOST_REST_SECONDS = 1.0, 60.0
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -66,6 +70,26 @@ class Done:
     """Greatest event of its source rows; None without rows."""
     supersedes: str
     sealed: bool
+
+
+class Rests:
+    """The projects that rest because what they need does not answer: a second, then twice as long each time, a minute at most."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._met: dict[str, tuple[float, float]] = {}
+        """Project -> seconds of its latest rest, and until when that is."""
+
+    def begin(self, project: str) -> None:
+        seconds = min(2 * self._met[project][0], MOST_REST_SECONDS) if project in self._met else REST_SECONDS
+        self._met[project] = seconds, self._now() + seconds
+
+    def end(self, project: str) -> None:
+        self._met.pop(project, None)
+
+    def resting(self) -> list[str]:
+        now = self._now()
+        return [project for project, (_, until) in self._met.items() if until > now]
 
 
 def enqueue(db: Connection, state: State, batch: Batch) -> None:
@@ -204,14 +228,15 @@ def recover(state: State) -> None:
         fill(state, project)
 
 
-def claim(state: State) -> Claim | None:
-    """Take the next run, or None."""
+def claim(state: State, resting: Sequence[str] = ()) -> Claim | None:
+    """Take the next run of a project that is not `resting`, or None."""
+    left_out: BindParameter[Any] = bindparam("resting", expanding=True)
+    query = (
+        "SELECT id, project, view, revision, batch FROM pipeline_runs WHERE state = 'queued' AND project NOT IN :resting "
+        "ORDER BY ordinal, seq LIMIT 1"
+    )
     with state.engine.begin() as db:
-        row = db.execute(
-            text(
-                "SELECT id, project, view, revision, batch FROM pipeline_runs WHERE state = 'queued' ORDER BY ordinal, seq LIMIT 1"
-            )
-        ).first()
+        row = db.execute(text(query).bindparams(left_out), {"resting": list(resting)}).first()
         if row is None:
             return None
         db.execute(text("UPDATE pipeline_runs SET state = 'running' WHERE id = :id"), {"id": row.id})
@@ -294,6 +319,12 @@ def open_backfill(state: State, project: str, view: str) -> tuple[int, str, str]
         ).all()
     said = {row.state: row.error for row in rows}
     return len(rows), said.get("failed", ""), said.get("waiting", "")
+
+
+def begun(db: Connection, project: str, view: str, revision: int) -> bool:
+    """Whether there is a run, in whatever state, of a view at a revision."""
+    query = "SELECT 1 FROM pipeline_runs WHERE project = :p AND view = :v AND revision = :r LIMIT 1"
+    return db.execute(text(query), {"p": project, "v": view, "r": revision}).scalar() is not None
 
 
 def pending(state: State, run: Claim) -> bool:

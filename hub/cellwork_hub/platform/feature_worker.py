@@ -27,7 +27,7 @@ from cellwork_hub import records
 from cellwork_hub.loop import Loop
 from cellwork_hub.platform import batches, feature_online, feature_queue, feature_seals, feature_tables
 from cellwork_hub.platform.feature_definitions import definitions
-from cellwork_hub.platform.feature_queue import Claim, Done
+from cellwork_hub.platform.feature_queue import Claim, Done, Rests
 from cellwork_hub.platform.state import State
 
 log = logging.getLogger("cellwork.features")
@@ -43,7 +43,7 @@ class Worker(Loop):
 
     def __init__(self, state: State) -> None:
         super().__init__("feature-pipelines", self._next, idle=IDLE_SECONDS, after_error=IDLE_SECONDS)
-        self.state, self._looked = state, 0.0
+        self.state, self._looked, self._rests = state, 0.0, Rests()
 
     def prepare(self) -> None:
         feature_queue.recover(self.state)
@@ -55,12 +55,16 @@ class Worker(Loop):
         if time.monotonic() - self._looked >= DUE_SECONDS:
             feature_queue.queue_due(self.state)
             self._looked = time.monotonic()
-        return step(self.state)
+        return step(self.state, self._rests)
 
 
-def step(state: State) -> bool:
-    """Execute the next run; False if there is none, or if it waits for a store that does not answer. A failure is recorded with the run."""
-    run = feature_queue.claim(state)
+def step(state: State, rests: Rests | None = None) -> bool:
+    """Execute the next run; False if there is none. A failure is recorded with the run.
+
+    A run that waits for a store or a file that does not answer lets its project rest, so that the others go on; without
+    `rests` nothing does, and the answer is False.
+    """
+    run = feature_queue.claim(state, rests.resting() if rests else ())
     if run is None:
         return False
     try:
@@ -69,12 +73,16 @@ def step(state: State) -> bool:
     except errors.Unavailable as error:
         log.warning("pipeline run %s waits: %s", run.id, error)
         feature_queue.put_back(state, run, str(error))
-        return False
+        if rests:
+            rests.begin(run.project)
+        return rests is not None
     except errors.CellworkError as error:
         feature_queue.fail(state, run, str(error))
     except Exception as error:  # a run must not stop the ones behind it; what it was stands in the log and with the run
         log.exception("pipeline run %s failed", run.id)
         feature_queue.fail(state, run, f"{type(error).__name__}: {error}")
+    if rests:
+        rests.end(run.project)
     return True
 
 

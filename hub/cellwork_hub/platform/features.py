@@ -11,12 +11,13 @@ from cellwork import clock, ids
 from cellwork.content import frame_sha256
 from cellwork.errors import BadInput
 from cellwork.features import references
-from cellwork.features.row import BATCH, CREATED, EVENT, shaped
+from cellwork.features.row import BATCH, CREATED, EVENT, fitted, require, schema, shaped
 from cellwork.wire.features import (
     Applied,
     Definitions,
     PipelineRun,
     PushRequest,
+    View,
 )
 from cellwork_hub import records
 from cellwork_hub.platform import batches, feature_definitions, feature_proposals, feature_queue, feature_tables
@@ -38,20 +39,16 @@ def push(state: State, call: Call, view_name: str, request: PushRequest) -> int:
     """Take rows for a view, past its pipeline; returns how many.
 
     They are one delivery with a content id, in the table and online; the same delivery again changes nothing. Of a `distinct`
-    push the table takes what it does not have; online they are all offered again, as a crash may have kept them from it.
+    push the table takes what it does not have; online they are all offered again, as a crash may have kept them from it. Of a
+    view that changed, and that no run is filling, readers see the new definition from then on.
     """
     known, _ = definitions(state, request.project)
     view = references.view_of(known, view_name)
     keys = references.join_keys(known, view)
     revision = feature_definitions.view_revision(state, request.project, view.name)
-    rows = _pushed(request, view.name)
-    delivery = ids.of_content("bat", request.project, "push", view.name, frame_sha256(rows))
+    rows = _pushed(request, view, keys)
     there = feature_tables.scan(state, request.project, view, revision).collect_schema()
-    known_keys = [key for key in keys if key in rows.columns and there[key] != pl.Null]
-    rows = rows.with_columns(
-        pl.lit(delivery).alias(BATCH), *(pl.col(key).cast(there[key], strict=False) for key in known_keys)
-    )
-    typed = shaped(view, keys, rows)
+    typed = shaped(view, keys, rows.with_columns(_fitted_key(view, rows[key], there[key]) for key in keys))
     if typed.height < rows.height:
         raise BadInput(
             f"rows for view {view.name!r}",
@@ -59,6 +56,8 @@ def push(state: State, call: Call, view_name: str, request: PushRequest) -> int:
             "have no key of its type, or no time",
             "give each both",
         )
+    delivery = ids.of_content("bat", request.project, "push", view.name, frame_sha256(typed.drop(BATCH)))
+    typed = typed.with_columns(pl.lit(delivery).alias(BATCH))
     claim = Claim("", request.project, view.name, revision, delivery)
     if request.distinct:
         with _adding:
@@ -70,8 +69,13 @@ def push(state: State, call: Call, view_name: str, request: PushRequest) -> int:
     if view.online:
         with opened(state, request.project) as store:
             store.write(view.name, revision, keys, typed)
-            if store.active(view.name) is None:
+            active = store.active(view.name)
+            if active is None:
                 store.activate(view.name, revision)
+            elif active < revision:
+                with feature_definitions.applying:
+                    if not feature_queue.pending(state, claim):
+                        store.activate(view.name, revision)
     with state.engine.begin() as db:
         records.edge(db, delivery, "made_by", f"{call.principal.kind}:{call.principal.name}")
         records.event(db, "features.online", request.project, delivery, view=view.name, rows=typed.height)
@@ -92,29 +96,59 @@ def _fresh(there: pl.LazyFrame, keys: list[str], rows: pl.DataFrame) -> pl.DataF
     return rows.join(known, on=same, how="anti", nulls_equal=True, maintain_order="left")
 
 
-def _pushed(request: PushRequest, view: str) -> pl.DataFrame:
+def _fitted_key(view: View, column: pl.Series, there: pl.DataType) -> pl.Series:
+    """Return a key as the table has it; the first row of a view says what it is."""
+    first = pl.Int64() if column.dtype.is_integer() else column.dtype
+    return fitted(view, column, first if there == pl.Null else there, of="key")
+
+
+def _pushed(request: PushRequest, view: View, keys: list[str]) -> pl.DataFrame:
+    """Return the rows of a push with both times and an empty `_batch`, each value as it came."""
+    subject = f"push to view {view.name!r}"
     if not request.rows:
-        raise BadInput(f"push to view {view!r}", "", "has no rows", "send at least one")
+        raise BadInput(subject, "", "has no rows", "send at least one")
     now = clock.now()
     rows: list[dict[str, Any]] = []
     for row in request.rows:
         if not row.get(EVENT):
             raise BadInput(
-                f"row of a push to view {view!r}",
+                f"row of a {subject}",
                 "",
                 f"has no {EVENT}",
                 "say from when on it is true, e.g. 2013-01-01T10:00:00Z",
             )
         rows.append(
-            {**row, EVENT: clock.utc(row[EVENT]), CREATED: clock.utc(row[CREATED]) if row.get(CREATED) else now}
+            {
+                **row,
+                EVENT: clock.utc(row[EVENT]),
+                CREATED: now if row.get(CREATED) in (None, "") else clock.utc(row[CREATED]),
+            }
         )
+    _check_whole(
+        subject, request.rows, [*keys, *(name for name, dtype in schema(view).items() if not dtype.is_float())]
+    )
     try:
         frame = pl.DataFrame(rows, infer_schema_length=None)
     except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
-        raise BadInput(
-            f"push to view {view!r}", "", f"has a column of mixed types: {error}", "give each column one type"
-        ) from None
-    return frame.with_columns(pl.col(EVENT, CREATED).cast(pl.Datetime("us", "UTC")))
+        raise BadInput(subject, "", f"has a column of mixed types: {error}", "give each column one type") from None
+    except OverflowError:
+        raise BadInput(subject, "", "has a whole number beyond 128 bits", "leave it out, or send it as text") from None
+    require(f"rows of view {view.name!r}", frame, [*keys, *schema(view)])
+    return frame.with_columns(pl.col(EVENT, CREATED).cast(pl.Datetime("us", "UTC")), pl.lit("").alias(BATCH))
+
+
+def _check_whole(subject: str, rows: list[dict[str, Any]], columns: list[str]) -> None:
+    """Raise for a whole number that a fraction in its column would change: the column would be one of floats."""
+    for column in columns:
+        values = [row.get(column) for row in rows]
+        large = next((each for each in values if isinstance(each, int) and abs(each) > 2**53), None)
+        if large is not None and any(isinstance(each, float) for each in values):
+            raise BadInput(
+                f"column {column!r} of a {subject}",
+                large,
+                "stands beside a fraction, and would become another number",
+                "send whole numbers without a point",
+            )
 
 
 def routes(state: State) -> list[Route]:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from cellwork.errors import Unavailable
-from cellwork.features.streams import Message, moment, stream_name
+from cellwork.features.streams import Message, former_name, moment, stream_name
 
 SEND_SECONDS = 20
 """How long Kafka may take to say that it has a message."""
@@ -67,7 +67,8 @@ class Kafka:
 
     def _message(self, each: Any) -> Message:
         stream, at = stream_name(each.topic(), each.partition()), moment(each.timestamp()[1])
-        return Message(stream, each.offset(), at, each.value() or b"", each, each.key(), self._given)
+        former = former_name(each.topic(), each.partition())
+        return Message(stream, each.offset(), at, each.value() or b"", each, each.key(), self._given, former)
 
     def _assigned(self, *_: Any) -> None:
         self._given += 1
@@ -123,8 +124,8 @@ class RedisStream:
 
         self.url, self.topic, self.group, self.consumer = url, topic, group, consumer
         self._redis = redis.Redis.from_url(url, socket_timeout=30, socket_connect_timeout=5)
-        self._stream, self._after = stream_name(topic, 0), "0"
-        self._claim = True
+        self._stream, self._former = stream_name(topic, 0), former_name(topic, 0)
+        self._claim, self._after, self._given = True, "0", 0
         with self._answering():
             try:
                 self._redis.xgroup_create(topic, group, id="0", mkstream=True)
@@ -141,6 +142,7 @@ class RedisStream:
                 )
                 self._after = found[0]
                 self._claim = found[0] != b"0-0"
+                self._given += 1  # another consumer may have delivered these
                 if found[1]:
                     return [self._message(*each) for each in found[1]]
             answer = self._redis.xreadgroup(
@@ -159,7 +161,8 @@ class RedisStream:
     def _message(self, token: bytes, fields: dict[bytes, bytes]) -> Message:
         milliseconds, number = (int(part) for part in token.split(b"-"))
         body = fields[b"row"] if set(fields) == {b"row"} else _object(fields)
-        return Message(self._stream, milliseconds * 1_000_000 + number, moment(milliseconds), body, token)
+        place, at = milliseconds * 1_000_000 + number, moment(milliseconds)
+        return Message(self._stream, place, at, body, token, given=self._given, former=self._former)
 
     def _answering(self) -> AbstractContextManager[None]:
         return _answering(self.url)
@@ -198,8 +201,10 @@ def _answering(url: str) -> Iterator[None]:
 def _object(fields: Mapping[bytes, bytes]) -> bytes:
     values: dict[str, Any] = {}
     for name, text in fields.items():
+        value: Any = msgspec.Raw(text)
         try:
-            values[name.decode()] = msgspec.json.decode(text)
-        except msgspec.MsgspecError:
-            values[name.decode()] = text.decode(errors="replace")
+            msgspec.json.decode(text)
+        except (msgspec.MsgspecError, RecursionError):
+            value = text.decode(errors="replace")
+        values[name.decode(errors="replace")] = value
     return msgspec.json.encode(values)

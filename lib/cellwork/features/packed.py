@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from cellwork.errors import BadInput
 from cellwork.features.row import BATCH, CREATED, EVENT, value_hash
 
 if TYPE_CHECKING:
@@ -28,13 +29,30 @@ _decode = msgspec.msgpack.Decoder(list[Any]).decode
 
 
 def entity_key(values: Sequence[Any]) -> bytes:
-    """Return the key of the entity whose join keys, in order of their names, have `values`."""
-    return _encode(values if type(values) is list else list(values))
+    """Return the key of the entity whose join keys, in order of their names, have `values`. Raises BadInput for a number beyond 64 bits."""
+    try:
+        return _encode(values if type(values) is list else list(values))
+    except OverflowError:
+        raise _beyond(values) from None
 
 
 def entity_keys(columns: Sequence[Sequence[Any]]) -> list[bytes]:
-    """Return the key of each entity row, from one column a join key, in order of their names."""
-    return [_encode(row) for row in zip(*columns, strict=True)]
+    """Return the key of each entity row, from one column a join key, in order of their names. Raises BadInput for a number beyond 64 bits."""
+    try:
+        return [_encode(row) for row in zip(*columns, strict=True)]
+    except OverflowError:
+        raise _beyond(next(row for row in zip(*columns, strict=True) if not _fits(row))) from None
+
+
+def _fits(values: Sequence[Any]) -> bool:
+    try:
+        return bool(_encode(values))
+    except OverflowError:
+        return False
+
+
+def _beyond(values: Sequence[Any]) -> BadInput:
+    return BadInput("entity", list(values), "has a number beyond 64 bits", "write keys as the data has them")
 
 
 def fields_number(fields: Sequence[str]) -> int:

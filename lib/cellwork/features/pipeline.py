@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from cellwork import clock
 from cellwork.errors import BadInput
-from cellwork.features.row import BATCH, CREATED, EVENT, require, require_time, schema, shaped
+from cellwork.features.row import BATCH, CREATED, EVENT, require, require_time, schema, shaped, value_hash
 from cellwork.wire.features import Rolling, Select, View
 
 if TYPE_CHECKING:
@@ -61,9 +61,10 @@ def select_rows(view: View, keys: Sequence[str], rows: pl.DataFrame) -> pl.DataF
 def corrected_select_rows(
     view: View, keys: Sequence[str], old: pl.DataFrame, new: pl.DataFrame, *, arrived: datetime, batch: str
 ) -> pl.DataFrame:
-    """Return the feature rows that a corrected batch adds: what it changed or added, and empty values for what it took away.
+    """Return the feature rows that a corrected batch adds: the newest values that it changed or added, and empty ones for what it took away.
 
-    All are created when the correction `arrived`; before that the old values remain what was known.
+    With them the newest value of an entity and event is that of the corrected batch alone. All are created when the correction
+    `arrived`, or right after the value that they replace if that is known later; before that the old values remain what was known.
 
     Parameters
     ----------
@@ -71,14 +72,28 @@ def corrected_select_rows(
     """
     import polars as pl
 
-    before, now = select_rows(view, keys, old), select_rows(view, keys, new)
-    features = [field.name for field in view.fields]
-    changed = now.join(before, on=[*keys, EVENT, CREATED, *features], how="anti", nulls_equal=True)
-    gone = before.join(now, on=[*keys, EVENT], how="anti").with_columns(
+    place, features = [*keys, EVENT], [field.name for field in view.fields]
+    before, now = (_newest(select_rows(view, keys, rows), place, features) for rows in (old, new))
+    changed = now.join(before, on=[*place, *features], how="anti", nulls_equal=True)
+    gone = before.join(now, on=place, how="anti").with_columns(
         pl.lit(None, dtype=before.schema[name]).alias(name) for name in features
     )
+    replaced = before.select(*place, (pl.col(CREATED) + pl.duration(microseconds=1)).alias("_after"))
     stamp = pl.lit(arrived).dt.cast_time_unit("us")
-    return pl.concat([changed, gone]).with_columns(pl.max_horizontal(CREATED, stamp), pl.lit(batch).alias(BATCH))
+    added = pl.concat([changed, gone]).join(replaced, on=place, how="left", maintain_order="left")
+    created = pl.max_horizontal(CREATED, stamp, "_after").alias(CREATED)
+    return added.with_columns(created, pl.lit(batch).alias(BATCH)).drop("_after")
+
+
+def _newest(rows: pl.DataFrame, place: Sequence[str], features: Sequence[str]) -> pl.DataFrame:
+    """Return of each `place` (keys and event) the row that counts: the last by (created, value hash)."""
+    import polars as pl
+
+    newest = rows.filter(pl.col(CREATED) == pl.col(CREATED).max().over(place))
+    tied = pl.struct(place).is_duplicated()
+    several = newest.filter(tied)
+    hashes = pl.Series([value_hash(row) for row in several.select(features).iter_rows(named=True)], dtype=pl.Int64)
+    return pl.concat([newest.filter(~tied), several[hashes.arg_sort()].unique(place, keep="last", maintain_order=True)])
 
 
 def step_until(

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cellwork import clock
 from cellwork.errors import BadInput, near_miss
 from cellwork.wire.features import View
 
@@ -57,7 +58,7 @@ def shaped(view: View, keys: Sequence[str], rows: pl.DataFrame) -> pl.DataFrame:
     Raises
     ------
     BadInput
-        A column is missing, a time has no zone, or a value does not fit its type.
+        A column is missing, a time has no zone, or a value does not fit its type (see `fitted`).
     """
     import polars as pl
 
@@ -67,16 +68,63 @@ def shaped(view: View, keys: Sequence[str], rows: pl.DataFrame) -> pl.DataFrame:
     for column in (EVENT, CREATED):
         require_time(f"rows of view {view.name!r}", rows, column)
     times = [pl.col(column).dt.convert_time_zone("UTC").dt.cast_time_unit("us") for column in (EVENT, CREATED)]
+    features = [fitted(view, rows.get_column(name), dtype) for name, dtype in types.items()]
+    return rows.with_columns(*times, *features).select(needed).drop_nulls([*keys, EVENT, CREATED])
+
+
+def fitted(view: View, column: pl.Series, dtype: pl.DataType, *, of: str = "field") -> pl.Series:
+    """Return a column of `view` as `dtype`, with every value as it was; a float type rounds, and a text is read.
+
+    Parameters
+    ----------
+    of : what has the type: a ``field`` or a ``key``.
+
+    Raises
+    ------
+    BadInput
+        A value would become another: a fraction, or a float of 2**53 and more, as a whole number; a number as a time, or as
+        true or false; a list or an object as anything. A text is a time only in ISO 8601 with a zone.
+    """
+    import polars as pl
+
+    why = _misfit(column, dtype)
+    if not why and column.dtype == pl.String and isinstance(dtype, pl.Datetime):
+        column = pl.Series(
+            column.name, [None if at is None else clock.utc(at) for at in column], pl.Datetime("us", "UTC")
+        )
     try:
-        typed = rows.with_columns(*times, *(pl.col(name).cast(dtype) for name, dtype in types.items()))
+        if not why:
+            return column.cast(dtype)
     except pl.exceptions.PolarsError as error:
-        raise BadInput(
-            f"view {view.name!r}",
-            "",
-            f"gets a value that is not of its field's type: {error}",
-            "change the field's dtype",
-        ) from None
-    return typed.select(needed).drop_nulls([*keys, EVENT, CREATED])
+        why = str(error)
+    like = "a time such as 2013-11-01T00:00:00Z" if isinstance(dtype, pl.Datetime) else str(dtype)
+    verdict, way_out = f"gets a value that is not of its {of}'s type: {why}", f"make it {like}"
+    raise BadInput(
+        f"view {view.name!r}",
+        column.name,
+        verdict,
+        f"{way_out}, or change the field's dtype" if of == "field" else way_out,
+    )
+
+
+def _misfit(column: pl.Series, dtype: pl.DataType) -> str:
+    """Return why a cast would make another value of one of `column`, as far as it would not say so itself; or nothing."""
+    import polars as pl
+
+    kind = column.dtype
+    found = column.drop_nulls()
+    if kind.is_nested() or kind == pl.Object:
+        return "a list or an object is not one value"
+    if found.is_empty():
+        return ""
+    if isinstance(dtype, pl.Datetime) and (kind.is_numeric() or kind == pl.Boolean):
+        return f"{found[0]} is a number, not a time"
+    if dtype == pl.Boolean and kind.is_numeric():
+        return f"{found[0]} is a number, not true or false"
+    if dtype.is_integer() and (kind.is_float() or kind.is_decimal()):
+        odd = found.filter((found != found.round(0)) | (found.abs() >= 2**53 if kind.is_float() else False))
+        return f"{odd[0]} is no whole number below 2**53" if len(odd) else ""
+    return ""
 
 
 def require(subject: str, rows: pl.DataFrame, columns: Sequence[str]) -> None:
