@@ -159,7 +159,7 @@ def test_an_erasure_waits_for_an_inference_service_that_is_away_and_then_leaves_
     check(shop)
     _tells_what_it_did(shop, done[0])
     more = shop.client.batches.erase("shop", WHO, "once more")
-    assert (more.predictions, [p.what for p in more.rewritten]) == (0, ["feature views", "online values", "prepared rows and snapshots"])  # fmt: skip
+    assert (more.predictions, [p.what for p in more.rewritten]) == (0, ["prepared rows and snapshots"])
     check(shop)
     _says_that_it_was_erased(shop, done[0])
 

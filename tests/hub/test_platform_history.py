@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import io
 import threading
 from collections.abc import Callable, Iterator
@@ -13,21 +15,24 @@ import feature_world
 import pandas as pd
 import polars as pl
 import pytest
+import raw_platform
 from click.testing import CliRunner
 from feature_world import ANYONE, DAY, definitions, flights, new_state, service, work
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
+from cellwork import ids
 from cellwork.cli import main
 from cellwork.client import Client
-from cellwork.errors import BadInput, Conflict, NotFound, TooLarge
+from cellwork.errors import BadInput, Conflict, NotFound, TooBusy, TooLarge
 from cellwork.features import history, joins
 from cellwork.features.history import JoinView
 from cellwork.wire.datasets import Estimate
 from cellwork.wire.features import HistoryStatus
 from cellwork.wire.records import Principal
-from cellwork_hub.platform import feature_tables
+from cellwork_hub.platform import background, feature_tables
+from cellwork_hub.platform.background import Line, Task
 from cellwork_hub.platform.state import State
 from cellwork_jupyter import kernel
 
@@ -271,6 +276,105 @@ def test_twenty_five_joins_one_after_the_other_are_not_too_many(client):
     """Those that were fetched hold no place."""
     for _ in range(25):
         assert joins.join(asked(4), ["late"], at="at", project="air", client=client).frame.height == 4
+
+
+class Work:
+    """A line of tasks whose results are bytes of a size that one chooses."""
+
+    def __init__(self) -> None:
+        self.line: Line[HistoryStatus] = Line("join")
+
+    def add(self, owner: str, size: int = 1, before: Callable[[], Any] = lambda: None) -> str:
+        def make(tell: Any) -> bytes:
+            before()
+            return b"r" * size
+
+        status = HistoryStatus(id=ids.new("join"), state="running", steps=1, estimate=None)
+        self.line.add(Task(owner, status, make))
+        return status.id
+
+    def through(self) -> None:
+        """Return when all that was added before is done."""
+        self.line._worker.submit(lambda: None).result(60)
+
+    def there(self, owner: str, names: list[str]) -> list[bool]:
+        """Return which of those hold a result."""
+        caller = dataclasses.replace(raw_platform.call(), principal=Principal(kind="user", name=owner))
+
+        def one(name: str) -> bool:
+            with contextlib.suppress(NotFound):
+                return bool(self.line.get(caller, name).result)
+            return False
+
+        return [one(name) for name in names]
+
+
+def test_results_that_one_never_fetches_keep_nobody_out_and_the_own_oldest_makes_room() -> None:
+    work = Work()
+    mine = [work.add("ada") for _ in range(background.MOST)]
+    work.through()
+    others = [work.add("bob"), work.add("eve")]
+    mine.append(work.add("ada"))
+    work.through()
+    assert work.there("ada", mine) == [False] + [True] * background.MOST
+    assert [*work.there("bob", others[:1]), *work.there("eve", others[1:])] == [True, True]
+
+
+def test_only_who_has_too_many_running_is_told_to_wait() -> None:
+    work, gate = Work(), threading.Event()
+    mine = [work.add("ada", before=lambda: gate.wait(60)) for _ in range(background.MOST)]
+    try:
+        with pytest.raises(TooBusy, match=r"joins.*5.*of yours run or wait already; wait, or cancel one"):
+            work.add("ada")
+        other = work.add("bob")
+    finally:
+        gate.set()
+    work.through()
+    assert work.there("ada", mine) + work.there("bob", [other]) == [True] * (background.MOST + 1)
+
+
+def test_of_too_much_memory_the_oldest_result_of_who_holds_most_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "MOST_BYTES", 10)
+    work = Work()
+    bobs = [work.add("bob", 2)]
+    adas = [work.add("ada", 4), work.add("ada", 4)]
+    evas = [work.add("eva", 3)]
+    work.through()
+    assert work.there("bob", bobs) + work.there("ada", adas) + work.there("eva", evas) == [True, False, True, True]
+    adas.append(work.add("ada", 100))
+    work.through()
+    assert work.there("bob", bobs) + work.there("ada", adas) + work.there("eva", evas) == [
+        True,
+        False,
+        False,
+        True,
+        True,
+    ]
+    bobs.append(work.add("bob", 2))
+    work.through()
+    assert work.there("bob", bobs) + work.there("ada", adas) + work.there("eva", evas) == [
+        True,
+        True,
+        False,
+        False,
+        False,
+        True,
+    ]
+
+
+def test_a_cancel_during_the_last_step_keeps_no_result() -> None:
+    work, known, caller = Work(), threading.Event(), raw_platform.call()
+    mine: list[str] = []
+
+    def cancel() -> None:
+        known.wait(60)
+        work.line.cancel(caller, mine[0])
+
+    mine.append(work.add(caller.principal.name, before=cancel))
+    known.set()
+    work.through()
+    task = work.line.get(caller, mine[0])
+    assert (task.status.state, task.result) == ("cancelled", b"")
 
 
 def test_the_command_joins_a_file_and_tells_what_it_takes(shell, tmp_path):

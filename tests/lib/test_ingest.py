@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -131,6 +132,42 @@ def test_a_zip_of_two_files_a_missing_file_and_a_number_are_refused(tmp_path: Pa
         sources.read(pd.DataFrame({"a": [1, "x", object()]}))
 
 
+def test_json_lines_with_columns_of_their_own_are_refused_before_every_row_gets_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = b"".join(b'{"k%d":"%d"}\n' % (i, i) for i in range(200))
+    assert sources.text(lines, "jsonl").shape == (200, 200)
+    monkeypatch.setattr(delivery, "MOST_CELLS", 39_999)
+    with pytest.raises(TooLarge, match=r"200 lines.* of all 200 columns are more than 39,999 values"):
+        sources.text(lines, "jsonl")
+    monkeypatch.setattr(sources, "MOST_COLUMNS", 199)
+    with pytest.raises(TooLarge, match=r"200 columns.* are more than 199"):
+        sources.text(lines, "jsonl")
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_empty_lines_under_many_columns_are_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = ("," if kind == "csv" else "\t").join(f"c{i}" for i in range(100)).encode() + b"\n" * 101
+    assert sources.text(body, kind).shape == (100, 100)
+    monkeypatch.setattr(delivery, "MOST_CELLS", 10_000)
+    with pytest.raises(TooLarge, match="send it in parts"):
+        sources.text(body, kind)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b'{"a": [{"k1": 1}, {"k2": 1}]}', "column 'a': is a list in line 3, which raw data does not keep; explode"),
+        (b'{"a": 1, "b": {"k": 1}}', "column 'b': is a struct in line 3, which raw data does not keep; unnest"),
+        (b'{"a": "\\ud800"}', "can't be read as jsonl: line 3"),
+        (b"7", "can't be read as jsonl: line 3"),
+    ],
+)
+def test_a_line_of_json_that_is_no_flat_row_is_refused_with_its_number(line: bytes, words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        sources.text(b'{"a": "[{"}\n\n' + line + b"\n", "jsonl")
+
+
 # Bytes of a delivery
 
 
@@ -173,6 +210,66 @@ def test_a_small_file_that_unpacks_to_a_giant_is_refused_before_it_is_unpacked(m
     monkeypatch.setattr(delivery, "MOST_CELLS", 199_999)
     with pytest.raises(TooLarge, match="send it in parts"):
         delivery.unpack(body)
+
+
+LONG = ["x" * 10_000] * 250
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array(LONG),
+        pa.array(LONG, pa.large_string()),
+        pa.array(LONG).dictionary_encode(),
+        pa.array(LONG, pa.binary(10_000)),
+        pa.array(LONG, pa.large_binary()),
+        pa.array([LONG[:25]] * 10),
+        pa.array([{"a": [{"b": text}]} for text in LONG]),
+        pa.array([[("k", text)] for text in LONG], pa.map_(pa.string(), pa.string())),
+    ],
+    ids=lambda values: str(values.type)[:20],
+)
+def test_a_text_that_stands_in_many_rows_is_counted_before_it_is_written_out(
+    values: pa.Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"long": values}), buffer, compression="zstd", store_schema=False)
+    assert len(buffer.getvalue()) < 25_000
+    monkeypatch.setattr(delivery, "MOST_BYTES", 2_500_250)
+    assert delivery.unpack(buffer.getvalue(), "rows").height == len(values)
+    monkeypatch.setattr(delivery, "MOST_BYTES", 2_499_999)
+    with pytest.raises(TooLarge, match=r"^rows .*over the limit of 2499999; send it in parts"):
+        delivery.unpack(buffer.getvalue(), "rows")
+
+
+def test_values_in_lists_count_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = parquet(pl.DataFrame({"many": [[0] * 10_000] * 3}))
+    monkeypatch.setattr(delivery, "MOST_CELLS", 30_000)
+    assert delivery.unpack(body).height == 3
+    monkeypatch.setattr(delivery, "MOST_CELLS", 29_999)
+    with pytest.raises(TooLarge, match="30000 values"):
+        delivery.unpack(body)
+
+
+def test_what_is_unpacked_has_the_types_it_was_written_with() -> None:
+    frame = pl.DataFrame(
+        {
+            "text": ["a", None], "bytes": [b"a", None], "category": pl.Series(["a", None], dtype=pl.Categorical),
+            "kind": pl.Series(["a", "b"], dtype=pl.Enum(["a", "b"])), "texts": [["a", "b"], None], "of": [{"a": "x", "b": 1}, None],
+            "three": pl.Series([["a"] * 3] * 2, dtype=pl.Array(pl.String, 3)), "money": pl.Series(["1.5", None]).cast(pl.Decimal(30, 2)),
+            "categories": pl.Series([["a"], []], dtype=pl.List(pl.Categorical)), "none": [None, None], "day": [date(2013, 1, 1), None],
+        }
+    )  # fmt: skip
+    assert delivery.unpack(parquet(frame)).equals(frame)
+    assert delivery.unpack(parquet(frame)).schema == frame.schema
+    assert delivery.unpack(parquet(frame.clear())).schema == frame.schema
+
+
+def test_two_columns_of_one_name_are_refused() -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table([pa.array(["x"]), pa.array(["y"])], names=["a", "a"]), buffer)
+    with pytest.raises(BadInput, match="a name of its own"):
+        delivery.unpack(buffer.getvalue())
 
 
 @pytest.mark.parametrize("key", ["2013-01", "a", "A.b_c-9", "x" * 64])

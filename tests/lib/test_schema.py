@@ -55,6 +55,18 @@ def test_what_is_not_kept_is_refused_with_a_way_out(column: pl.Series, words: st
         schema.canonical(column.to_frame())
 
 
+def test_a_float_that_may_have_been_another_whole_number_does_not_become_one() -> None:
+    """2**53 + 1 in a column of pandas with a gap comes as 2**53."""
+    whole = pinned(x="int64")
+    for sign in (1, -1):
+        fits = pl.DataFrame({"x": [sign * float(2**53 - 1), None]})
+        assert schema.conform(fits, whole, "data set 'p/d'")["x"].to_list() == [sign * (2**53 - 1), None]
+        with pytest.raises(BadInput, match="since its first batch"):
+            schema.conform(pl.DataFrame({"x": [sign * float(2**53 + 1), None]}), whole, "data set 'p/d'")
+        exact = schema.conform(pl.DataFrame({"x": [sign * 2**53]}), pinned(x="double"), "data set 'p/d'")
+        assert exact["x"].to_list() == [sign * 2.0**53]
+
+
 def test_names_that_differ_only_by_case_are_refused() -> None:
     with pytest.raises(BadInput, match="only by case"):
         schema.canonical(pl.DataFrame({"Origin": [1], "origin": [2]}))

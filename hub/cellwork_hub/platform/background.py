@@ -3,7 +3,9 @@
 A task belongs to who asked for it; of other people's nobody learns. It lives in memory and is forgotten an hour after it was asked
 for, or when the service ends; what it is to leave behind it writes itself, as its last deed. States: running -> done |
 failed | cancelled, each final but that a cancel of what is done forgets its result. A cancel takes effect at the next step, before
-anything is written. Of one line one task runs at a time, the others wait in the order they came.
+anything is written. Of one line one task runs at a time, the others wait in the order they came. An owner's share is bounded, so that
+nobody keeps others out: of who asks for more the oldest result goes, and where results take too much memory, the oldest one of who
+holds most.
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ from cellwork_hub.route import Call
 
 log = logging.getLogger("cellwork.background")
 KEPT_SECONDS = 3600
-MOST = 20
-"""Tasks of a line that run, wait, or hold a result nobody has let go."""
+MOST = 5
+"""Tasks of one owner in a line that run, wait, or hold a result nobody has let go."""
+MOST_BYTES = 2**31
+"""Of all results of a line but the newest."""
 Tell = Callable[[Progress], None]
 Status = TypeVar("Status", HistoryStatus, BuildStatus)
 
@@ -60,14 +64,37 @@ class Line(Generic[Status]):
         self._worker = ThreadPoolExecutor(1, f"background-{kind}")
 
     def add(self, task: Task[Status]) -> None:
-        """Queue `task`. Raises TooBusy while too many are kept."""
+        """Queue `task`; its owner's oldest result makes room. Raises TooBusy while all of the owner's still run or wait."""
         with self._lock:
             for key in [key for key, old in self._tasks.items() if time.monotonic() - old.asked > KEPT_SECONDS]:
                 del self._tasks[key]
-            if sum(1 for each in self._tasks.values() if each.status.state == "running" or each.result) >= MOST:
-                raise TooBusy(f"{self.kind}s", MOST, "are kept already", "wait, or cancel one")
+            own = [each for each in self._tasks.values() if each.owner == task.owner]
+            done = [each for each in own if each.result]
+            kept = len(done) + sum(1 for each in own if not each.result and each.status.state == "running")
+            if kept >= MOST and not done:
+                raise TooBusy(f"{self.kind}s", MOST, "of yours run or wait already", "wait, or cancel one")
+            if kept >= MOST:
+                self._tasks.pop(done[0].status.id)
             self._tasks[task.status.id] = task
         self._worker.submit(self._do, task)
+
+    def _keep(self, task: Task[Status], result: bytes) -> None:
+        """Keep the result of `task`, and while all are too much let the oldest of who holds most go, but not this one."""
+        with self._lock:
+            if result and task.cancelled.is_set():
+                raise Cancelled
+            task.result = result
+            held: dict[str, list[Task[Status]]] = {}
+            for each in self._tasks.values():
+                if each.result:
+                    held.setdefault(each.owner, []).append(each)
+            sizes = {owner: sum(len(each.result) for each in own) for owner, own in held.items()}
+            while sum(sizes.values()) > MOST_BYTES:
+                owner = max(sizes, key=sizes.__getitem__)
+                if held[owner][0] is task:
+                    return
+                gone = self._tasks.pop(held[owner].pop(0).status.id)
+                sizes[owner] -= len(gone.result)
 
     def get(self, call: Call, id: str) -> Task[Status]:
         """Return the caller's task of that id."""
@@ -80,8 +107,9 @@ class Line(Generic[Status]):
     def cancel(self, call: Call, id: str) -> Status:
         """Stop a task at its next step and forget its result; twice is fine."""
         task = self.get(call, id)
-        task.cancelled.set()
-        task.result = b""
+        with self._lock:
+            task.cancelled.set()
+            task.result = b""
         return task.status
 
     def _do(self, task: Task[Status]) -> None:
@@ -95,7 +123,7 @@ class Line(Generic[Status]):
         assert make is not None
         try:
             tell(Progress(0, status.steps, ""))
-            task.result = make(tell)
+            self._keep(task, make(tell))
             status.seconds = time.monotonic() - started
             status.state = "done"
         except Cancelled:

@@ -73,6 +73,10 @@ class Pending(Struct):
     request_id: str
     found: dict[str, dict[str, int]] = {}
     """Raw data set -> batch -> rows of the subject."""
+    keyed: list[str] | None = None
+    """Views in which it may have another key than itself, found before raw rows went."""
+    touched: list[str] = []
+    """Views of which rows went or were made anew."""
     emptied: dict[str, int] = {}
     """Dataset -> rows of the subject."""
     observed: Observed | None = None
@@ -198,15 +202,22 @@ def _from_data(state: State, pending: Pending) -> Erasure:
         pending.observed = erasure_served.observed(state, project, pending.value, columns)
         _keep(state, pending)
     with feature_worker.working:
+        if pending.keyed is None:
+            pending.keyed = erasure_features.changed(state, project, pending.value, known, declared)
+            _keep(state, pending)
         for each in declared:
             if each.subject:
                 _from_raw(state, pending, each)
         for folder in (state.home.prepared(project, "any").parent, state.home.sealed(project) / "prepared"):
             shutil.rmtree(folder, ignore_errors=True)
         columns = {each.subject for each in declared if each.subject}
-        views, aggregates = erasure_features.from_views(state, project, pending.value, pending.found, known, columns)
+        aggregates = erasure_features.from_views(
+            state, project, pending.value, pending.found, known, columns,
+            pending.keyed, pending.touched, lambda: _keep(state, pending),
+        )  # fmt: skip
         feature_twins.drop(state, project)
         erasure_datasets.empty(state, project, pending.value, columns, pending.emptied, lambda: _keep(state, pending))
+    views = [view.name for view in known.views if view.name in pending.touched]
     pending.online = [view.name for view in known.views if view.online and view.name in views]
     pending.data = _tombstone(state, pending, declared, views, aggregates)
     _keep(state, pending)

@@ -2,49 +2,123 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import polars as pl
 from deltalake import DeltaTable
 from sqlalchemy import text
 
-from cellwork.data import erase
+from cellwork.data import erase, prepare
+from cellwork.errors import CellworkError
 from cellwork.features import packed, references
 from cellwork.features.row import BATCH
-from cellwork.wire.features import Definitions, Rolling, View
-from cellwork_hub.platform import feature_definitions, feature_online, feature_worker
+from cellwork.wire.batches import RawDataset
+from cellwork.wire.features import Definitions, Prepared, Rolling, View
+from cellwork_hub.platform import feature_definitions, feature_online, feature_worker, raw
 from cellwork_hub.platform.feature_queue import Claim
 from cellwork_hub.platform.state import State
 
+log = logging.getLogger("cellwork.erasure")
+
+
+def changed(state: State, project: str, value: str, known: Definitions, declared: Sequence[RawDataset]) -> list[str]:
+    """Return the views in which rows of the subject may have another key than it: their Prepared says what becomes of it.
+
+    To be asked before raw rows go: what tells it are the subject's own, of corrected and sealed batches too.
+    """
+    subjects = {each.name: each.subject for each in declared if each.subject}
+    columns, made, found = set(subjects.values()), dict[str, pl.DataFrame | None](), []
+    for view in known.views:
+        keys = references.join_keys(known, view)
+        if not (own := columns & set(keys)):
+            continue
+        prepared = references.prepared_of(known, view.pipeline.rows)
+        if prepared.name not in made:
+            made[prepared.name] = _own_rows(state, project, value, prepared, subjects)
+        rows = made[prepared.name]
+        if rows is None or (rows.height and not own <= set(rows.columns)):
+            found.append(view.name)
+        elif rows.height:
+            same = pl.any_horizontal(pl.col(key).cast(pl.String) == value for key in sorted(own))
+            if not rows.drop_nulls(sorted(own)).select(same.all()).item():
+                found.append(view.name)
+    return found
+
+
+def _own_rows(
+    state: State, project: str, value: str, prepared: Prepared, subjects: dict[str, str]
+) -> pl.DataFrame | None:
+    """Return the prepared rows that the subject's raw rows give; None if that can't be told."""
+    driving, none = prepared.sources[0], pl.DataFrame()
+    held = {source: _own_batches(state, project, value, source, subjects) for source in prepared.sources}
+    if driving not in subjects:
+        return None if any(held.values()) else none
+    if not held[driving]:
+        return none
+    try:
+        rows = raw.raw_rows(state, project, driving, held[driving], sealed=True)
+        rows = rows.filter(pl.col(subjects[driving]).cast(pl.String) == value)
+        others = {source: raw.raw_rows(state, project, source) for source in prepared.sources[1:]}
+        return prepare.run(prepared, _plain(rows), {source: _plain(other) for source, other in others.items()})
+    except CellworkError as error:
+        log.warning("what prepared %s makes of an erased subject can't be told: %s", prepared.name, error)
+        return None
+
+
+def _own_batches(state: State, project: str, value: str, source: str, subjects: dict[str, str]) -> list[str]:
+    """Return the batches of a data set that hold rows of the subject."""
+    if source not in subjects:
+        return []
+    types = {column.name: column.type for column in raw.pinned(state, project, source)}
+    typed = erase.typed(value, types.get(subjects[source], "string"), subjects[source])
+    rows = erase.rows_of(state.raw_table(project, source), subjects[source], typed)
+    known = raw.holdouts(state, project, source)
+    return [batch for batch in rows.get_column("_batch").unique().sort() if batch in known]
+
+
+def _plain(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.select(name for name in rows.columns if not name.startswith("_"))
+
 
 def from_views(
-    state: State, project: str, value: str, found: dict[str, dict[str, int]], known: Definitions, columns: set[str]
-) -> tuple[list[str], list[str]]:
-    """Return the views whose rows were erased or made anew, and those that only counted them.
+    state: State, project: str, value: str, found: dict[str, dict[str, int]], known: Definitions, columns: set[str],
+    keyed: Sequence[str], touched: list[str], keep: Callable[[], None],
+) -> list[str]:  # fmt: skip
+    """Take the subject out of the views; return those that only counted its rows.
 
     Parameters
     ----------
     found : raw data set -> batch -> rows of the subject.
     columns : of raw data that name subjects.
+    keyed : views in which it may have another key than itself, as `changed` told.
+    touched : gets the views of which rows go or are made anew; `keep` is called before they do.
     """
-    touched, aggregates = [], []
+    aggregates: list[str] = []
     hit = {name for name, batches in found.items() if batches}
+
+    def touch(name: str) -> None:
+        if name not in touched:
+            touched.append(name)
+            keep()
+        shutil.rmtree(state.home.sketches(project, "features", name), ignore_errors=True)
+
     for view in known.views:
         keys = references.join_keys(known, view)
         sources = references.prepared_of(known, view.pipeline.rows).sources
-        if own := columns & set(keys):
-            _by_key(state, project, value, view, keys, min(own))
-        elif not hit & set(sources):
+        own = sorted(columns & set(keys))
+        for column in own:
+            _by_key(state, project, value, view, keys, column, touch)
+        if (own and view.name not in keyed) or not hit & set(sources):
             continue
-        elif isinstance(view.pipeline, Rolling):
+        if isinstance(view.pipeline, Rolling):
             aggregates.append(view.name)
             continue
-        else:
-            _anew(state, project, view, keys, None if hit & set(sources[1:]) else set(found[sources[0]]))
-        shutil.rmtree(state.home.sketches(project, "features", view.name), ignore_errors=True)
-        touched.append(view.name)
-    return touched, aggregates
+        touch(view.name)
+        _anew(state, project, view, keys, None if hit & set(sources[1:]) else set(found[sources[0]]))
+    return aggregates
 
 
 def _tables(state: State, project: str, view: str) -> list[Path]:
@@ -55,13 +129,30 @@ def _tables(state: State, project: str, view: str) -> list[Path]:
     ]
 
 
-def _by_key(state: State, project: str, value: str, view: View, keys: list[str], column: str) -> None:
+def _by_key(
+    state: State, project: str, value: str, view: View, keys: list[str], column: str, touch: Callable[[str], None]
+) -> None:
     for path in _tables(state, project, view.name):
         rows = pl.scan_delta(str(path))
-        dtype = rows.collect_schema()[column]
-        typed = int(value) if dtype.is_integer() else value
-        _forget(state, project, view, keys, rows.filter(pl.col(column) == typed).select(keys).unique().collect())
+        typed = _typed(value, rows.collect_schema()[column])
+        if typed is None:
+            continue
+        entities = rows.filter(pl.col(column) == typed).select(keys).unique().collect()
+        if entities.height:
+            touch(view.name)
+        _forget(state, project, view, keys, entities)
         erase.from_table(path, column, typed)
+
+
+def _typed(value: str, dtype: pl.DataType) -> str | int | None:
+    """Return the subject as a value of a key of type `dtype`; None if it is none of that type, and so no key there."""
+    if not dtype.is_integer():
+        return value if dtype == pl.String else None
+    try:
+        number = int(value)
+    except ValueError:
+        return None
+    return number if -(2**63) <= number < 2**63 else None
 
 
 def _forget(state: State, project: str, view: View, keys: list[str], entities: pl.DataFrame) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,12 +22,16 @@ from cellwork.wire.batches import CheckOutcome, Column, ColumnStatistics, RawDat
 
 if TYPE_CHECKING:
     import polars as pl
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     from cellwork.data.sketches import Sketch
 
 PARTITION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MOST_CELLS = 250_000_000
-"""Rows times columns of one delivery; a small parquet file may unpack to any size."""
+"""Rows times columns of one delivery, values in lists counted each; a small parquet file may unpack to any size."""
+MOST_BYTES = 2**30
+"""Bytes of all texts of one delivery; a parquet file holds a text once that stands in many rows."""
 
 
 @dataclass(frozen=True)
@@ -68,25 +72,92 @@ def unpack(body: bytes, subject: str = "delivery") -> pl.DataFrame:
     BadInput
         The bytes are no whole parquet file.
     TooLarge
-        It unpacks to more than `MOST_CELLS` values.
+        It unpacks to more than `MOST_CELLS` values or `MOST_BYTES` of text.
     """
     import polars as pl
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     if not body:
         raise BadInput(subject, "", "is empty", "send a parquet file with at least one row")
     try:
-        file = pq.ParquetFile(io.BytesIO(body))
-        cells = file.metadata.num_rows * max(1, file.metadata.num_columns)
-        if cells > MOST_CELLS:
-            raise TooLarge(subject, f"{cells} values", f"is over the limit of {MOST_CELLS}", "send it in parts")
-        table = file.read().replace_schema_metadata(None)
-        table.validate(full=True)  # polars takes text on trust
-        return pl.DataFrame(pl.from_arrow(table))
+        return pl.DataFrame(pl.from_arrow(_table(body, subject).replace_schema_metadata(None)))
     except (pa.ArrowException, OSError, ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         reason = str(error).splitlines()[0][:200]
         raise BadInput(subject, "", f"is not a readable parquet file: {reason}", "write it again, whole") from None
+
+
+def _table(body: bytes, subject: str) -> pa.Table:
+    """Return the rows of a parquet file. Texts are read as dictionaries, and written out only when it is known how much they are."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    plain = pq.ParquetFile(io.BytesIO(body))
+    _check_size(plain, subject)
+    leaves = [plain.schema.column(i) for i in range(len(plain.schema))]
+    texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+    file = pq.ParquetFile(io.BytesIO(body), read_dictionary=texts)
+    kinds = [kind for field in file.schema_arrow for kind in _leaves(field.type)]
+    for leaf, kind in zip(leaves, kinds, strict=True):
+        if leaf.physical_type == "BYTE_ARRAY" and not pa.types.is_dictionary(kind):
+            way_out = "give it a name of its own, and write it as text"
+            raise BadInput(f"column {leaf.path!r}", kind, f"can't be read safely from this {subject}", way_out)
+    table = file.read()
+    table.validate(full=True)  # polars takes text on trust
+    written = sum(_text_bytes(chunk) for column in table.columns for chunk in column.chunks)
+    if written > MOST_BYTES:
+        raise TooLarge(subject, f"{written} bytes of text", f"are over the limit of {MOST_BYTES}", "send it in parts")
+    wanted = plain.schema_arrow
+    columns = [_as(column, wanted.field(i).type) for i, column in enumerate(table.columns)]
+    fields = [wanted.field(i).with_type(column.type) for i, column in enumerate(columns)]
+    return pa.Table.from_arrays(columns, schema=pa.schema(fields)) if columns else table
+
+
+def _check_size(file: pq.ParquetFile, subject: str) -> None:
+    """Raise TooLarge if the file says of itself that it holds too much."""
+    about = file.metadata
+    groups = [about.row_group(i) for i in range(about.num_row_groups)]
+    rows = max(about.num_rows, sum(group.num_rows for group in groups))
+    cells, fixed = 0 if len(file.schema) else rows, 0
+    for i in range(len(file.schema)):
+        values = max(rows, sum(group.column(i).num_values for group in groups))
+        cells += values
+        if file.schema.column(i).physical_type == "FIXED_LEN_BYTE_ARRAY":
+            fixed += values * file.schema.column(i).length
+    if cells > MOST_CELLS:
+        raise TooLarge(subject, f"{cells} values", f"is over the limit of {MOST_CELLS}", "send it in parts")
+    pages, most = sum(group.total_byte_size for group in groups), MOST_BYTES + 8 * MOST_CELLS
+    if fixed > MOST_BYTES or pages > most:
+        way_out = "send it in parts"
+        raise TooLarge(subject, f"{max(fixed, pages)} bytes", f"are over the limit of {MOST_BYTES}", way_out)
+
+
+def _leaves(kind: pa.DataType) -> Iterator[pa.DataType]:
+    """Yield the types of the values in a column of type `kind`, in the order of the file's own columns."""
+    if not kind.num_fields:
+        yield kind
+    for i in range(kind.num_fields):
+        yield from _leaves(kind.field(i).type)
+
+
+def _text_bytes(values: pa.Array) -> int:
+    """Return the size of the texts in `values`, however deep, each as often as it stands there."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_dictionary(values.type):
+        if not len(values.dictionary):
+            return 0
+        return int(pc.sum(pc.binary_length(values.dictionary).take(values.indices)).as_py() or 0)
+    if pa.types.is_struct(values.type):
+        return sum(_text_bytes(values.field(i)) for i in range(values.type.num_fields))
+    return _text_bytes(values.values) if values.type.num_fields else 0
+
+
+def _as(column: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray:
+    """Return a column read as dictionaries as what it is; what the author has as categories stays so."""
+    import pyarrow as pa
+
+    return column if pa.types.is_dictionary(wanted) or column.type == wanted else column.cast(wanted)
 
 
 def receive(

@@ -94,7 +94,7 @@ def _canonical_column(series: pl.Series) -> pl.Series:
         return series.cast(pl.String)
     if dtype.is_float() or dtype in (pl.Boolean, pl.Date):
         return series
-    raise BadInput(f"column {series.name!r}", dtype, "is a type that raw data does not keep", _way_out(dtype))
+    raise BadInput(f"column {series.name!r}", dtype, "is a type that raw data does not keep", way_out(dtype))
 
 
 def _zoned(series: pl.Series, dtype: pl.Datetime) -> pl.Series:
@@ -109,7 +109,8 @@ def _zoned(series: pl.Series, dtype: pl.Datetime) -> pl.Series:
     return series.dt.convert_time_zone("UTC").dt.cast_time_unit("us")
 
 
-def _way_out(dtype: pl.DataType) -> str:
+def way_out(dtype: pl.DataType) -> str:
+    """Return what to do with a column of a type that raw data does not keep."""
     import polars as pl
 
     ways: dict[type[pl.DataType], str] = {
@@ -181,7 +182,11 @@ def _fitted(series: pl.Series, column: Column, dataset: str) -> pl.Series:
 
 
 def _exact(values: pl.Series) -> bool:
-    return bool(values.drop_nulls().is_between(-EXACT, EXACT).all())
+    """Return whether every whole number of `values` is the one that was meant: a float of 2**53 may have been 2**53 + 1."""
+    found = values.drop_nulls()
+    if values.dtype.is_float():
+        return bool(found.is_between(-EXACT, EXACT, closed="none").all())
+    return bool(found.is_between(-EXACT, EXACT).all())
 
 
 def _whole(series: pl.Series) -> bool:

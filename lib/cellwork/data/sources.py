@@ -7,6 +7,7 @@ from `known`, are read as that type, so that codes such as ``007`` keep their ze
 
 from __future__ import annotations
 
+import io
 import shutil
 import tempfile
 import zipfile
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellwork.data import schema
-from cellwork.errors import BadInput, NotFound
+from cellwork.errors import BadInput, NotFound, TooLarge
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4", ".zip": "zip"}
+MOST_COLUMNS = 10_000
+"""Of a text file: each line of JSON may name columns of its own, and every row has all of them."""
 DATE, TIME = r"^\d{4}-\d\d-\d\d$", r"^\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:?\d\d)$"
 
 
@@ -42,6 +45,8 @@ def read(source: Source, *, nulls: Sequence[str] = ("",), known: Mapping[str, st
     ------
     BadInput
         It is empty, broken, or of a kind that is not read.
+    TooLarge
+        It has more than `MOST_COLUMNS` columns, or more than `delivery.MOST_CELLS` values.
     NotFound
         There is no such file.
     """
@@ -98,6 +103,8 @@ def text(
     ------
     BadInput
         It is empty or broken.
+    TooLarge
+        It has more than `MOST_COLUMNS` columns, or more than `delivery.MOST_CELLS` values.
     """
     import polars as pl
 
@@ -173,9 +180,50 @@ def _parsed(data: bytes, kind: str, nulls: list[str], known: Mapping[str, pl.Dat
     if kind == "parquet":
         return delivery.unpack(data)
     if kind == "jsonl":
+        _check_lines(data)
         frame = pl.read_ndjson(data, infer_schema_length=None)
         return _dated(frame, known)
     return _csv(data, "\t" if kind == "tsv" else ",", nulls, known)
+
+
+def _check_lines(data: bytes) -> None:
+    """Raise what `text` does of JSON lines that make more rows times columns than they have bytes for, or that are nested."""
+    import msgspec
+    import polars as pl
+
+    decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+    names: set[str] = set()
+    lines = 0
+    for number, line in enumerate(io.BytesIO(data), 1):
+        if line.isspace():
+            continue
+        try:
+            row = decoder.decode(line)
+        except msgspec.DecodeError as error:
+            verdict = f"can't be read as jsonl: line {number}: {error}"
+            raise BadInput("delivery", "", verdict, "mend it and send it again") from None
+        if b"[" in line or line.count(b"{") > 1:
+            for name, value in row.items():
+                if (first := bytes(value)[:1]) in (b"[", b"{"):
+                    kind = pl.List(pl.Null()) if first == b"[" else pl.Struct([])
+                    verdict = f"is a {type(kind).__name__.lower()} in line {number}, which raw data does not keep"
+                    raise BadInput(f"column {name!r}", "", verdict, schema.way_out(kind))
+        lines += 1
+        if not names.issuperset(row):
+            names.update(row)
+            _check_cells(lines, len(names))
+    _check_cells(lines, len(names))
+
+
+def _check_cells(lines: int, columns: int) -> None:
+    from cellwork.data import delivery
+
+    if columns > MOST_COLUMNS:
+        way_out = "give each value a row of its own, with its name in a column"
+        raise TooLarge("delivery", f"{columns:,} columns", f"are more than {MOST_COLUMNS:,}", way_out)
+    if lines * columns > delivery.MOST_CELLS:
+        verdict = f"of all {columns:,} columns are more than {delivery.MOST_CELLS:,} values"
+        raise TooLarge("delivery", f"{lines:,} lines", verdict, "send it in parts")
 
 
 def _csv(data: bytes, separator: str, nulls: list[str], known: Mapping[str, pl.DataType]) -> pl.DataFrame:
@@ -183,6 +231,7 @@ def _csv(data: bytes, separator: str, nulls: list[str], known: Mapping[str, pl.D
 
     common: dict[str, Any] = {"separator": separator, "null_values": nulls, "infer_schema_length": None}
     header = pl.read_csv(data, n_rows=0, **{**common, "infer_schema_length": 0}).columns
+    _check_cells(data.count(b"\n"), len(header))
     plain = {name: dtype for name, dtype in known.items() if name in header and dtype in (pl.String, pl.Float64)}
     return _dated(pl.read_csv(data, schema_overrides=plain, **common), known)
 
