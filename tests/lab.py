@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable
@@ -44,9 +45,17 @@ def run_all(page: Page, done: Callable[[], object], seconds: float = 120, *, end
         if page.locator(".jp-Dialog").count():  # a slow server, a changed file: Lab asks, a person presses the button
             page.locator(".jp-Dialog button.jp-mod-accept").last.click()
         elif not _running(page):
-            page.click("#jp-MainMenu .lm-MenuBar-itemLabel:text-is('Run')")
-            page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
+            _press_run_all(page)
         page.wait_for_timeout(1000)
+
+
+def _press_run_all(page: Page) -> None:
+    """Press the menu's entry; a dialog that opens meanwhile keeps the press from it, and is looked at first then."""
+    from playwright.sync_api import TimeoutError
+
+    with contextlib.suppress(TimeoutError):
+        page.click("#jp-MainMenu .lm-MenuBar-itemLabel:text-is('Run')", timeout=10_000)
+        page.click(".lm-Menu-itemLabel:text-is('Run All Cells')", timeout=10_000)
 
 
 def _running(page: Page) -> bool:

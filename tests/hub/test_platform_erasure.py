@@ -240,63 +240,6 @@ def test_erasing_twice_finds_nothing_and_the_same_delivery_brings_nothing_back(c
     assert [e.reason for e in client.batches.erasures("shop")] == ["asked for it", "again"]
 
 
-ADA = "Ada@x.org"
-
-
-@pytest.mark.parametrize("erased_before", [False, True])
-def test_a_subject_whose_key_the_sql_makes_of_it_is_erased_from_views_and_online(
-    client: Client, state: State, erased_before: bool
-) -> None:
-    select = Select(rows="low", event="at", known="at")
-    rolling = Rolling(
-        rows="low", event="at", known="at", window="7d", every="1h",
-        aggregates={"spent": Aggregate(function="sum", column="paid")},
-    )  # fmt: skip
-    paid, spent = [Field(name="paid", type="Float64")], [Field(name="spent", type="Float64")]
-    known = Definitions(
-        project="shop",
-        prepared=[Prepared(name="low", sources=["orders"], sql='SELECT lower(email) AS email, "at", paid FROM orders')],
-        entities=[Entity(name="who", join_keys=["email"])],
-        views=[View(name="last", entities=["who"], pipeline=select, fields=paid), View(name="week", entities=["who"], pipeline=rolling, fields=spent)],
-    )  # fmt: skip
-    rows = pl.DataFrame(
-        {"email": [ADA, "Bob@x.org", ADA], "at": [DAY + timedelta(hours=h) for h in range(3)], "paid": [1.0, 2.0, 3.0]},
-        schema_overrides={"at": pl.Datetime("us", "UTC")},
-    )
-    client.batches.declare("shop", RawDataset(name="orders", subject="email"))
-    client.batches.ingest("shop", "orders", rows, "day0")
-    client.batches.ingest("shop", "orders", rows.head(2), "day0")  # one only in what was corrected
-    client.features.apply(known)
-    work(state)
-    if erased_before:
-        client.batches.erase("shop", "nobody", "asked for it")
-    done = client.batches.erase("shop", ADA, "asked for it")
-    assert (done.views, done.aggregates) == (["last"], ["week"])
-    assert {place.what: place.names for place in done.rewritten}["feature views"] == ["last"]
-    assert {place.what: place.names for place in done.untouched}["rolling aggregates"] == ["week"]
-    assert set(client.features.rows("shop", "last")["email"]) == {"bob@x.org"}
-    read = client.features.online("shop", ["last"], {"email": [ADA.lower(), "bob@x.org"]})
-    assert [value.values.get("paid") for value in read.views["last"]] == [None, 2.0]
-
-
-def test_a_key_that_can_not_be_the_subject_does_not_stop_its_erasure(client: Client, state: State) -> None:
-    sql = 'SELECT CAST(hash("user") % 1000 AS BIGINT) AS "user", "at", paid FROM visits'
-    known = Definitions(
-        project="shop",
-        prepared=[Prepared(name="made", sources=["visits"], sql=sql)],
-        entities=[Entity(name="user", join_keys=["user"])],
-        views=[View(name="of_number", entities=["user"], pipeline=Select(rows="made", event="at", known="at"), fields=[Field(name="paid", type="Float64")])],
-    )  # fmt: skip
-    client.batches.declare("shop", RawDataset(name="visits", subject="user"))
-    client.batches.ingest("shop", "visits", visits(0), "day0")
-    client.features.apply(known)
-    work(state)
-    assert client.features.rows("shop", "of_number").height == 16
-    done = client.batches.erase("shop", WHO, "asked for it")
-    assert (done.state, done.views) == ("done", ["of_number"])
-    assert 4711.25 not in client.features.rows("shop", "of_number")["paid"].to_list()
-
-
 @pytest.mark.parametrize(
     ("declared", "words"),
     [

@@ -73,8 +73,8 @@ class Pending(Struct):
     request_id: str
     found: dict[str, dict[str, int]] = {}
     """Raw data set -> batch -> rows of the subject."""
-    keyed: list[str] | None = None
-    """Views in which it may have another key than itself, found before raw rows went."""
+    keyed: dict[str, list[str]] | None = None
+    """View in which it may have another key than itself -> those keys, empty where they can't be told; found before raw rows went."""
     touched: list[str] = []
     """Views of which rows went or were made anew."""
     emptied: dict[str, int] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -24,13 +24,16 @@ from cellwork_hub.platform.state import State
 log = logging.getLogger("cellwork.erasure")
 
 
-def changed(state: State, project: str, value: str, known: Definitions, declared: Sequence[RawDataset]) -> list[str]:
-    """Return the views in which rows of the subject may have another key than it: their Prepared says what becomes of it.
+def changed(
+    state: State, project: str, value: str, known: Definitions, declared: Sequence[RawDataset]
+) -> dict[str, list[str]]:
+    """Return the views in which rows of the subject may have another key than it, as their Prepared says, with those keys as text.
 
-    To be asked before raw rows go: what tells it are the subject's own, of corrected and sealed batches too.
+    There are none where they can't be told. To be asked before raw rows go: what tells it are the subject's own, of corrected
+    and sealed batches too.
     """
     subjects = {each.name: each.subject for each in declared if each.subject}
-    columns, made, found = set(subjects.values()), dict[str, pl.DataFrame | None](), []
+    columns, made, found = set(subjects.values()), dict[str, pl.DataFrame | None](), dict[str, list[str]]()
     for view in known.views:
         keys = references.join_keys(known, view)
         if not (own := columns & set(keys)):
@@ -40,11 +43,11 @@ def changed(state: State, project: str, value: str, known: Definitions, declared
             made[prepared.name] = _own_rows(state, project, value, prepared, subjects)
         rows = made[prepared.name]
         if rows is None or (rows.height and not own <= set(rows.columns)):
-            found.append(view.name)
+            found[view.name] = []
         elif rows.height:
-            same = pl.any_horizontal(pl.col(key).cast(pl.String) == value for key in sorted(own))
-            if not rows.drop_nulls(sorted(own)).select(same.all()).item():
-                found.append(view.name)
+            texts = rows.drop_nulls(sorted(own)).select(pl.col(key).cast(pl.String) for key in sorted(own))
+            if not texts.select(pl.any_horizontal(pl.all() == value).all()).item():
+                found[view.name] = sorted(set(texts.to_series()) - {value}) if len(own) == 1 else []
     return found
 
 
@@ -68,6 +71,20 @@ def _own_rows(
         return None
 
 
+def _alone(state: State, project: str, prepared: Prepared, column: str, keys: Sequence[str]) -> set[str]:
+    """Return those of `keys` that no row has that is left, in whatever batch: they were the subject's alone."""
+    driving, left = prepared.sources[0], set[str]()
+    try:
+        others = {source: _plain(raw.raw_rows(state, project, source)) for source in prepared.sources[1:]}
+        for batch in raw.holdouts(state, project, driving):
+            rows = _plain(raw.raw_rows(state, project, driving, [batch], sealed=True))
+            left |= set(prepare.run(prepared, rows, others).get_column(column).cast(pl.String)) & set(keys)
+    except CellworkError as error:
+        log.warning("whose keys prepared %s makes can't be told: %s", prepared.name, error)
+        return set()
+    return set(keys) - left
+
+
 def _own_batches(state: State, project: str, value: str, source: str, subjects: dict[str, str]) -> list[str]:
     """Return the batches of a data set that hold rows of the subject."""
     if source not in subjects:
@@ -85,15 +102,15 @@ def _plain(rows: pl.DataFrame) -> pl.DataFrame:
 
 def from_views(
     state: State, project: str, value: str, found: dict[str, dict[str, int]], known: Definitions, columns: set[str],
-    keyed: Sequence[str], touched: list[str], keep: Callable[[], None],
+    keyed: Mapping[str, Sequence[str]], touched: list[str], keep: Callable[[], None],
 ) -> list[str]:  # fmt: skip
-    """Take the subject out of the views; return those that only counted its rows.
+    """Take the subject out of the views; return those in which others' rows stay that may count its own.
 
     Parameters
     ----------
     found : raw data set -> batch -> rows of the subject.
     columns : of raw data that name subjects.
-    keyed : views in which it may have another key than itself, as `changed` told.
+    keyed : views in which it may have another key than itself, with those keys, as `changed` told.
     touched : gets the views of which rows go or are made anew; `keep` is called before they do.
     """
     aggregates: list[str] = []
@@ -114,7 +131,13 @@ def from_views(
         if (own and view.name not in keyed) or not hit & set(sources):
             continue
         if isinstance(view.pipeline, Rolling):
-            aggregates.append(view.name)
+            others = keyed.get(view.name, ())
+            prepared = references.prepared_of(known, view.pipeline.rows)
+            alone = _alone(state, project, prepared, own[0], others) if others else set()
+            for key in sorted(alone):
+                _by_key(state, project, key, view, keys, own[0], touch)
+            if not others or len(alone) < len(others):
+                aggregates.append(view.name)
             continue
         touch(view.name)
         _anew(state, project, view, keys, None if hit & set(sources[1:]) else set(found[sources[0]]))
