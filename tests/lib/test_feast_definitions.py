@@ -118,6 +118,7 @@ def test_a_source_survives_the_way_through_feasts_protobuf():
         ('"late:flights"', '"lates:flights"', r"'lates': is not defined; did you mean 'late'"),
         ('keys={"origin"', 'keys={"airport"', r"join key of observations 'departures' 'airport': is not defined"),
         ('aggregates={"flights"', 'aggregates={"flight"', r"did you mean 'flight'"),
+        ('Aggregate(function="count")', 'Aggregate(function="mean", column="late")', r"'mean': is cut in a field of Int64; make it Float64"),
         ('window="24h"', 'window="24 hours"', r"duration '24 hours'"),
         ('online=False', 'ttl=timedelta(hours=2)', r"is shorter than window and grid"),
         ('name="landed"', 'name="weather_utc"', r"Prepared 'weather_utc': is defined twice"),

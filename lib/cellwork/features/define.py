@@ -216,7 +216,7 @@ def check_references(definitions: wire.Definitions) -> None:
 
 
 def _check_rolling(view: wire.View, pipeline: wire.Rolling) -> None:
-    """Raise BadInput for durations that make no sense; a row holds until the next one, which may be a window later."""
+    """Raise BadInput for durations and types that make no sense; a row holds until the next one, which may be a window later."""
     window, every = clock.duration(pipeline.window), clock.duration(pipeline.every)
     if view.ttl and clock.duration(view.ttl) < window + every:
         raise BadInput(
@@ -225,7 +225,15 @@ def _check_rolling(view: wire.View, pipeline: wire.Rolling) -> None:
             f"is shorter than window and grid ({pipeline.window} and {pipeline.every}), so values that still hold would expire",
             "leave it out, or make it longer",
         )
+    types = {field.name: field.type for field in view.fields}
     for name, aggregate in pipeline.aggregates.items():
+        if aggregate.function == "mean" and types.get(name, "Float64") not in ("Float32", "Float64"):
+            raise BadInput(
+                f"aggregate {name!r} of view {view.name!r}",
+                "mean",
+                f"is cut in a field of {types[name]}",
+                "make it Float64",
+            )
         if not aggregate.column and aggregate.function != "count":
             raise BadInput(
                 f"aggregate {name!r} of view {view.name!r}",
