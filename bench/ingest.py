@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "hub"))
+TESTS = Path(__file__).resolve().parents[1] / "tests"
+sys.path += [str(TESTS / "hub"), str(TESTS)]
 ROUNDS = 3
 
 
