@@ -8,10 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 import tied
-from running import wait_for
+from running import gone, wait_for
 
 SERVER = """
 import os, signal, subprocess, sys, time
@@ -44,13 +43,6 @@ def pids(folder: Path) -> list[int]:
     return [int(word) for word in str(words).split()[:2]]
 
 
-def ended(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
 def starter(folder: Path, then: str) -> subprocess.Popen[bytes]:
     code = STARTER.format(folder=str(folder / "own"), then=then)
     environ = {**os.environ, "PYTHONPATH": str(Path(tied.__file__).parent)}
@@ -65,7 +57,7 @@ def test_a_server_and_what_it_started_end_with_the_process_that_started_it(folde
     if "600" in then:
         started.kill()
     started.wait(60)
-    wait_for(lambda: all(map(ended, both)), 60, "the end of the server")
+    wait_for(lambda: all(map(gone, both)), 60, "the end of the server")
     wait_for(lambda: not (folder / "own").exists(), 60, "the end of its folder")
 
 
@@ -86,15 +78,15 @@ def test_a_server_that_does_not_listen_is_killed(folder: Path) -> None:
     both = pids(folder)
     started.kill()
     started.wait(60)
-    wait_for(lambda: all(map(ended, both)), 90, "the end of the server")
+    wait_for(lambda: all(map(gone, both)), 90, "the end of the server")
 
 
 def test_a_server_that_is_stopped_leaves_nothing_and_its_exit_code_is_told(folder: Path) -> None:
     process = tied.start([sys.executable, "server.py"], cwd=folder)
     both = pids(folder)
-    assert not any(map(ended, both))
+    assert not any(map(gone, both))
     tied.stop(process)
     assert process.returncode == -signal.SIGTERM % 256
-    assert all(map(ended, both))
+    assert all(map(gone, both))
     quick = tied.start([sys.executable, "-c", "import sys; sys.exit(3)"])
     assert quick.wait(60) == 3

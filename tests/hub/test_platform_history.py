@@ -336,30 +336,18 @@ def test_only_who_has_too_many_running_is_told_to_wait() -> None:
 def test_of_too_much_memory_the_oldest_result_of_who_holds_most_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "MOST_BYTES", 10)
     work = Work()
-    bobs = [work.add("bob", 2)]
-    adas = [work.add("ada", 4), work.add("ada", 4)]
-    evas = [work.add("eva", 3)]
-    work.through()
-    assert work.there("bob", bobs) + work.there("ada", adas) + work.there("eva", evas) == [True, False, True, True]
-    adas.append(work.add("ada", 100))
-    work.through()
-    assert work.there("bob", bobs) + work.there("ada", adas) + work.there("eva", evas) == [
-        True,
-        False,
-        False,
-        True,
-        True,
-    ]
-    bobs.append(work.add("bob", 2))
-    work.through()
-    assert work.there("bob", bobs) + work.there("ada", adas) + work.there("eva", evas) == [
-        True,
-        True,
-        False,
-        False,
-        False,
-        True,
-    ]
+    asked: dict[str, list[str]] = {"bob": [work.add("bob", 2)], "ada": [work.add("ada", 4), work.add("ada", 4)]}
+    asked["eva"] = [work.add("eva", 3)]
+
+    def there() -> dict[str, list[bool]]:
+        work.through()
+        return {owner: work.there(owner, ids) for owner, ids in asked.items()}
+
+    assert there() == {"bob": [True], "ada": [False, True], "eva": [True]}
+    asked["ada"].append(work.add("ada", 100))
+    assert there() == {"bob": [True], "ada": [False, False, True], "eva": [True]}
+    asked["bob"].append(work.add("bob", 2))
+    assert there() == {"bob": [True, True], "ada": [False, False, False], "eva": [True]}
 
 
 def test_a_cancel_during_the_last_step_keeps_no_result() -> None:

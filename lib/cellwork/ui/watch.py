@@ -43,7 +43,7 @@ class Panel(widgets.VBox):
         return button
 
     def _pressed(self, button: widgets.Button, doing: Callable[[], str | None]) -> None:
-        """Do it; the button shows meanwhile that it is being done, and cannot be pressed again."""
+        """Do it; in the page the button is grey meanwhile."""
         button.disabled = True
         try:
             self._press(doing)
