@@ -35,16 +35,17 @@ def open_notebook(page: Page, platform: Platform, path: str) -> None:
 def run_all(page: Page, done: Callable[[], object], seconds: float = 120, *, ended: bool = True) -> None:
     """Press the menu's Run All Cells until `done` and, if asked, no cell runs; while the kernel's session is being attached Lab drops cells without a word.
 
+    Where its list of sessions came before the new one was in it, Lab gives each cell a kernel of its own instead: such a run is none.
     A press too many runs the cells once more and builds a panel anew, which forgets what was chosen in it meanwhile.
     """
     end = time.monotonic() + seconds
-    while not done() or (ended and _running(page)):
+    while not done() or (ended and "*" in _prompts(page)) or scattered(_prompts(page)):
         assert time.monotonic() < end, (
             f"nothing came of Run All Cells in {seconds} s: {page.inner_text('.jp-Notebook')}"
         )
         if page.locator(".jp-Dialog").count():  # a slow server, a changed file: Lab asks, a person presses the button
             page.locator(".jp-Dialog button.jp-mod-accept").last.click()
-        elif not _running(page):
+        elif "*" not in _prompts(page):
             _press_run_all(page)
         page.wait_for_timeout(1000)
 
@@ -58,9 +59,16 @@ def _press_run_all(page: Page) -> None:
         page.click(".lm-Menu-itemLabel:text-is('Run All Cells')", timeout=10_000)
 
 
-def _running(page: Page) -> bool:
-    """Return whether a code cell waits or runs: a star stands beside it in the place of its number."""
-    return any("*" in prompt for prompt in page.locator(".jp-CodeCell .jp-InputArea-prompt").all_inner_texts())
+def _prompts(page: Page) -> list[str]:
+    """Return what stands beside each code cell: a number, a star while it waits or runs, or nothing."""
+    return [text.strip(" []:\n") for text in page.locator(".jp-CodeCell .jp-InputArea-prompt").all_inner_texts()]
+
+
+def scattered(prompts: list[str]) -> bool:
+    """Return whether one of the cells with these prompts ran without having followed the one above it in the same kernel."""
+    numbers = [int(prompt) if prompt.isdecimal() else 0 for prompt in prompts if prompt != "*"]
+    ran = numbers[: max((place + 1 for place, number in enumerate(numbers) if number), default=0)]
+    return any(number != ran[0] + place for place, number in enumerate(ran))
 
 
 def failure(page: Page) -> str:

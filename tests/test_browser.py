@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from browsing import logged_in
-from lab import a_notebook, failure, open_notebook, run_all, workspace
+from lab import a_notebook, failure, open_notebook, run_all, scattered, workspace
 from running import Platform, wait_for
 
 from cellwork.client import Client
@@ -59,6 +59,23 @@ def test_what_these_tests_take_for_a_failure_is_one(page, platform, source, said
     run_all(page, page.locator(".jp-OutputArea-output").count)
     page.locator(".jp-OutputArea-output").filter(has_text=said).first.wait_for()  # Lab draws it after it is there
     assert (said in failure(page)) == bool(failure(page)) == fails
+
+
+@pytest.mark.parametrize(
+    ("prompts", "lost"),
+    [
+        ([], False),
+        (["", ""], False),
+        (["1", "2", ""], False),  # the second raised: the third was not run
+        (["4", "5", "6"], False),
+        (["4", "*", "*"], False),
+        (["", "", "1", "1"], True),
+        (["1", "1"], True),
+        (["2", "", "4"], True),
+    ],
+)
+def test_a_run_is_none_whose_cells_lab_scattered_over_kernels(prompts, lost):
+    assert scattered(prompts) == lost
 
 
 def test_the_first_tutorial_runs_in_lab_and_its_batches_are_there(page, platform, client):
