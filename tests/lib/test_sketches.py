@@ -15,7 +15,7 @@ from scipy import stats
 
 from cellwork.content import hash_texts
 from cellwork.data import sketches
-from cellwork.data.sketches import distinct
+from cellwork.data.sketches import distinct, ordered
 from cellwork.errors import BadInput, NotFound
 
 SHAPES = {
@@ -59,6 +59,37 @@ def test_a_sketch_of_few_floats_agrees_with_a_plain_count(values: list[float | N
     for at in [*finite, *(v for v in asked if math.isfinite(v))]:
         assert column.ranks.rank(at) == pytest.approx(sum(v <= at for v in finite))
         assert column.ranks.rank(at, "left") == pytest.approx(sum(v < at for v in finite))
+
+
+@given(st.lists(st.integers(-15, 15), min_size=1, max_size=60), st.sampled_from([0, 2**40]))
+def test_counted_sorted_and_taken_as_they_came_values_have_one_sketch(drawn: list[int], apart: int) -> None:
+    values = [*drawn, drawn[0] + apart]  # in a narrow range they are counted
+    came, in_order, as_floats = of(values), of(sorted(values)), of([float(v) for v in values])
+    for other in (in_order, as_floats):
+        assert (came.least, came.greatest, came.rows) == (other.least, other.greatest, other.rows)
+        assert came.distinct.hashes.tolist() == other.distinct.hashes.tolist()
+        assert came.mean == pytest.approx(other.mean)
+        assert came.squares == pytest.approx(other.squares, abs=1e-6)
+        assert came.ranks is not None
+        assert other.ranks is not None
+        for part in ("values", "below", "at_most"):
+            assert getattr(came.ranks, part).tolist() == getattr(other.ranks, part).tolist()
+
+
+def test_both_ways_of_sorting_many_rows_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    dice = np.random.default_rng(5)
+    rows = np.concatenate([dice.standard_cauchy(5000), [0.0, 1e308, -1e308, 5e-324]])
+    found = []
+    for sort in (ordered._sort_by_numpy, ordered._sort_by_polars):
+        monkeypatch.setattr(ordered, "_MANY", 1000)
+        monkeypatch.setattr(ordered, "_quickest_sort", lambda sort=sort: sort)
+        found.append(sketches.pack(sketches.of(pl.DataFrame({"x": rows}))))
+    assert found[0] == found[1]
+
+
+def test_the_sort_that_is_chosen_sorts() -> None:
+    rows = np.random.default_rng(6).random(1000)
+    assert ordered._quickest_sort()(rows).tolist() == sorted(rows.tolist())
 
 
 @settings(max_examples=60, deadline=None)

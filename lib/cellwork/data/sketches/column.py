@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cellwork.data.sketches import counts, distinct, ranks
+from cellwork.data.sketches import counts, distinct, ordered, ranks
 from cellwork.data.sketches.counts import Counts
 from cellwork.data.sketches.distinct import Distinct
 from cellwork.data.sketches.ranks import Ranks
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Kind = Literal["null", "bool", "number", "time", "text", "other"]
 """``null``: no value yet, merges with any. ``other``: nested or binary, only its rows and nulls are counted."""
 
-_BLOCK = 32_768
+_DAY = 86_400_000_000
 _NONE = Distinct(np.empty(0, np.uint64), 0, 0)
 
 
@@ -74,6 +74,8 @@ def of(series: pl.Series, *, count_distinct: bool = True) -> Column:
     values = series.drop_nulls()
     if dtype in (pl.String, pl.Categorical, pl.Enum):
         return _texts(base, values.cast(pl.String))
+    if dtype == pl.Date:
+        return _numbers(replace(base, kind="time"), values.to_physical().to_numpy(), count_distinct, unit=_DAY)
     if dtype.is_temporal() and dtype != pl.Time:
         return _numbers(replace(base, kind="time"), _micros(values).to_numpy(), count_distinct)
     if dtype == pl.Boolean:
@@ -87,14 +89,12 @@ def of(series: pl.Series, *, count_distinct: bool = True) -> Column:
 def _micros(values: pl.Series) -> pl.Series:
     import polars as pl
 
-    if values.dtype == pl.Date:
-        return values.cast(pl.Datetime("us")).cast(pl.Int64)
     if isinstance(values.dtype, pl.Duration):
         return values.dt.total_microseconds()
     return values.dt.cast_time_unit("us").cast(pl.Int64)
 
 
-def _numbers(base: Column, values: NDArray[Any], count_distinct: bool) -> Column:
+def _numbers(base: Column, values: NDArray[Any], count_distinct: bool, unit: int = 1) -> Column:
     if values.dtype.kind == "f":
         finite = np.isfinite(values)
         if not finite.all():
@@ -103,28 +103,18 @@ def _numbers(base: Column, values: NDArray[Any], count_distinct: bool) -> Column
             values = values[finite]
     if not len(values):
         return base
-    ordered = np.sort(values)
-    mean, squares = _mean_and_squares(ordered)
+    column = ordered.of(values, unit)
+    mean, squares = column.moments()
     return replace(
-        base, mean=mean, squares=squares, least=float(ordered[0]), greatest=float(ordered[-1]),
-        distinct=distinct.of_ordered(ordered) if count_distinct else _NONE, ranks=ranks.of_sorted(ordered),
+        base, mean=mean, squares=squares, least=float(column.values[0]), greatest=float(column.values[-1]),
+        distinct=distinct.of_ordered(column.values) if count_distinct else _NONE, ranks=ranks.of(column),
     )  # fmt: skip
 
 
-def _mean_and_squares(values: NDArray[Any]) -> tuple[float, float]:
-    """Return the mean and the sum of squared distances to it, block by block: no second column is made on the way."""
-    with np.errstate(over="ignore"):
-        mean, squares = float(np.mean(values, dtype=np.float64)), 0.0
-        for start in range(0, len(values), _BLOCK):
-            apart = values[start : start + _BLOCK] - mean
-            apart *= apart  # not a dot product, whose threads would wait for each other
-            squares += float(apart.sum())
-    return mean, squares
-
-
 def _texts(base: Column, values: pl.Series) -> Column:
-    listed, hashes = counts.of(values)
-    least, greatest = (str(text)[: counts.CHARACTERS] for text in (values.min(), values.max()))
+    texts, times = counts.recurring(values)
+    listed, hashes = counts.of(texts, times)
+    least, greatest = (str(text)[: counts.CHARACTERS] for text in (texts.min(), texts.max()))
     return replace(base, kind="text", least=least, greatest=greatest, distinct=distinct.of(hashes), counts=listed)
 
 

@@ -47,16 +47,16 @@ class Counts:
         return dict(zip(self.texts, self.counts, strict=True))
 
 
-def of(texts: pl.Series) -> tuple[Counts, Hashes]:
-    """Return the counts of `texts` (no nulls), and the distinct hashes."""
+def recurring(texts: pl.Series) -> tuple[pl.Series, NDArray[np.int64] | None]:
+    """Return the distinct ones of `texts` (no nulls) and how often each occurs; of a column that hardly repeats itself, itself and None."""
     if texts.head(SAMPLE).n_unique() > SAMPLE // 8:
-        return _of(texts, None)
-    each = texts.value_counts()  # the same few texts again and again: hashed once each
-    return _of(each.to_series(0), each.to_series(1).to_numpy().astype(np.int64))
+        return texts, None
+    each = texts.value_counts()
+    return each.to_series(0), each.to_series(1).to_numpy().astype(np.int64)
 
 
-def _of(texts: pl.Series, times: NDArray[np.int64] | None) -> tuple[Counts, Hashes]:
-    """Return the same of `texts` that occur so many `times`; None: each row once."""
+def of(texts: pl.Series, times: NDArray[np.int64] | None) -> tuple[Counts, Hashes]:
+    """Return the counts of `texts` that occur so many `times` (None: each row once), and the distinct hashes."""
     hashes = np.concatenate([hash_texts(texts.slice(start, SAMPLE)) for start in range(0, len(texts), SAMPLE)])
     ordered = np.sort(hashes)
     first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))

@@ -16,11 +16,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cellwork.data.sketches.ordered import Ordered
 from cellwork.errors import BadInput
 
 Floats = NDArray[np.float64]
@@ -106,16 +107,22 @@ class Ranks:
         return found
 
 
-def of_sorted(values: NDArray[Any]) -> Ranks:
-    """Return the summary of `values`: sorted, finite, at least one."""
-    places = np.unique(np.rint(_SHARES * (len(values) - 1)).astype(np.int64))
-    chosen = values[places]
-    chosen = chosen[np.concatenate([[True], chosen[1:] != chosen[:-1]])]
-    below = np.searchsorted(values, chosen, side="left").astype(np.float64)
-    at_most = np.searchsorted(values, chosen, side="right").astype(np.float64)
+def of(column: Ordered) -> Ranks:
+    values, times = column.values, column.times
+    if times is None:
+        places = np.unique(np.rint(_SHARES * (len(values) - 1)).astype(np.int64))
+        chosen = values[places]
+        chosen = chosen[np.concatenate([[True], chosen[1:] != chosen[:-1]])]
+        below, at_most = (np.searchsorted(values, chosen, side=side) for side in ("left", "right"))
+    else:
+        counts = np.cumsum(times)
+        rows = np.rint(_SHARES * (counts[-1] - 1))
+        places = np.unique(np.searchsorted(counts, rows, side="right"))
+        chosen, at_most = values[places], counts[places]
+        below = at_most - times[places]
     kept, first = np.unique(chosen.astype(np.float64), return_index=True)  # large integers may become one float
     last = np.append(first[1:], len(chosen)) - 1
-    return Ranks(kept, below[first], at_most[last])
+    return Ranks(kept, below[first].astype(np.float64), at_most[last].astype(np.float64))
 
 
 def merge(parts: Sequence[Ranks]) -> Ranks:
