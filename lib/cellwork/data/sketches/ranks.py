@@ -145,10 +145,13 @@ def _chosen(parts: Sequence[Ranks]) -> Floats:
     looked = [_looked_at(part, rows, k / len(parts)) for k, part in enumerate(parts)]
     values = np.concatenate([part.values[at] for part, at in zip(parts, looked, strict=True)])
     weights = np.concatenate([_weights(part, at) for part, at in zip(parts, looked, strict=True)])
-    union, place = np.unique(values, return_inverse=True)
+    order = np.argsort(values, kind="stable")  # merges what is sorted piece by piece
+    ordered = values[order]
+    last = np.append(ordered[1:] != ordered[:-1], True)
+    union: Floats = ordered[last]
+    counts = np.cumsum(weights[order])[last]
     if len(union) <= len(_SHARES):
         return union
-    counts = np.cumsum(np.bincount(place, weights))
     steps = np.searchsorted(counts, _SHARES * counts[-1]).clip(max=len(union) - 1)
     kept: Floats = union[np.unique(np.concatenate([[0], steps, [len(union) - 1]]))]
     return kept
