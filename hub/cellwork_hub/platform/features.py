@@ -9,6 +9,7 @@ import polars as pl
 
 from cellwork import clock, ids
 from cellwork.content import frame_sha256
+from cellwork.data.schema import EXACT
 from cellwork.errors import BadInput
 from cellwork.features import references
 from cellwork.features.row import BATCH, CREATED, EVENT, fitted, require, schema, shaped
@@ -141,7 +142,7 @@ def _check_whole(subject: str, rows: list[dict[str, Any]], columns: list[str]) -
     """Raise for a whole number that a fraction in its column would change: the column would be one of floats."""
     for column in columns:
         values = [row.get(column) for row in rows]
-        large = next((each for each in values if isinstance(each, int) and abs(each) > 2**53), None)
+        large = next((each for each in values if isinstance(each, int) and abs(each) > EXACT), None)
         if large is not None and any(isinstance(each, float) for each in values):
             raise BadInput(
                 f"column {column!r} of a {subject}",

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cellwork import clock
+from cellwork.data.schema import EXACT
 from cellwork.errors import BadInput, near_miss
 from cellwork.wire.features import View
 
@@ -122,7 +123,7 @@ def _misfit(column: pl.Series, dtype: pl.DataType) -> str:
     if dtype == pl.Boolean and kind.is_numeric():
         return f"{found[0]} is a number, not true or false"
     if dtype.is_integer() and (kind.is_float() or kind.is_decimal()):
-        odd = found.filter((found != found.round(0)) | (found.abs() >= 2**53 if kind.is_float() else False))
+        odd = found.filter((found != found.round(0)) | (found.abs() >= EXACT if kind.is_float() else False))
         return f"{odd[0]} is no whole number below 2**53" if len(odd) else ""
     return ""
 
