@@ -16,11 +16,12 @@ from log_world import DAY, World
 
 from cellwork import errors, scopes
 from cellwork.client import Client
+from cellwork.wire.monitors import Alert
 from cellwork.wire.outcomes import Outcome, Quality
 from cellwork.wire.records import Principal
 from cellwork.wire.snapshots import Snapshot
 from cellwork_hub.edge import Service
-from cellwork_hub.platform import snapshots
+from cellwork_hub.platform import alerts, snapshots
 from cellwork_hub.platform.snapshots import PARTS, Snapshots
 
 KEY = ("shop", "quality", "churn")
@@ -176,3 +177,16 @@ def test_the_service_answers_while_its_own_threads_are_busy_with_parts(shop: Wor
         looks = [viewers.submit(client.snapshots.get, "shop", parts[k % 4], "churn") for k in range(60)]
         assert all(look.result(timeout=60)[0].as_of for look in looks)
     assert isinstance(shop.service(), Service)
+
+
+def test_an_open_alert_stays_in_view_however_many_newer_ones_came_and_went(shop: World, client: Client) -> None:
+    bad = alerts.Finding(subject="shop/churn", severity="critical", words="bad")
+    with shop.state.engine.begin() as db:
+        alerts.keep(db, "shop", "drift", [bad], silent=True)
+        for _ in range(60):
+            alerts.keep(db, "shop", "flapping", [msgspec.structs.replace(bad, subject="shop/other")], silent=True)
+            alerts.keep(db, "shop", "flapping", [], silent=True)
+    [found] = client.snapshots.get("shop", ["alerts"])
+    first, *others = msgspec.json.decode(found.value, type=list[Alert])
+    assert (first.subject, first.state) == ("shop/churn", "open")
+    assert [alert.state for alert in others] == ["resolved"] * 50

@@ -83,7 +83,7 @@ PARTS = {
     "card": Part("models:read", _card),
     "versions": Part("models:read", lambda c, p, _: versions.of_project(c, p), named=False),
     "monitors": Part("monitors:read", lambda c, p, _: c.monitors.list(p), named=False),
-    "alerts": Part("monitors:read", lambda c, p, _: list(islice(c.monitors.alerts(p), NEWEST)), named=False),
+    "alerts": Part("monitors:read", lambda c, p, _: c.monitors.alerts_in_view(p, NEWEST), named=False),
     "jobs": Part("jobs:read", lambda c, p, _: list(c.jobs.list(p)), named=False),
     "runs": Part("jobs:read", lambda c, p, _: list(islice(c.jobs.runs(project=p), 4 * NEWEST)), named=False),
     "definitions": Part("features:read", lambda c, p, _: c.features.definitions(p), named=False),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import Iterator
 from datetime import datetime
+from itertools import islice
 
 from cellwork.client.base import Connection
 from cellwork.wire.drift import Beside, Drift
@@ -65,6 +66,12 @@ class Monitors:
     def alerts(self, project: str = "", state: str = "") -> Iterator[Alert]:
         """Alerts, newest first."""
         return self._to.listing("cellwork", "/api/v1/alerts", Alert, project=project, state=state)
+
+    def alerts_in_view(self, project: str, newest: int = 50) -> builtins.list[Alert]:
+        """Return every open alert of `project` (the newest 500 of them), then those of its `newest` that are resolved; each newest first."""
+        waiting = list(islice(self.alerts(project, "open"), 500))
+        done = [alert for alert in islice(self.alerts(project), newest) if alert.state != "open"]
+        return waiting + done
 
     def resolve(self, alert: str) -> Alert:
         return self._to.call("cellwork", "POST", f"/api/v1/alerts/{alert}/resolve", Alert)

@@ -199,7 +199,7 @@ MOST_WORDS = 240
 
 
 def alerts(found: Sequence[Alert], most: int = 12) -> Html:
-    """Return alerts as a table, newest first."""
+    """Return the first of these alerts as a table."""
     rows = [
         {
             "opened (UTC)": when(alert.opened),

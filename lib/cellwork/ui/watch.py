@@ -176,7 +176,7 @@ class MonitorPanel(Panel):
 
     def refresh(self) -> None:
         self.monitors = self._client.monitors.list(self.project)
-        self.alerts = [alert for _, alert in zip(range(20), self._client.monitors.alerts(self.project), strict=False)]
+        self.alerts = self._client.monitors.alerts_in_view(self.project, 20)
         _options(self.monitor, [(each.monitor.name, each.monitor.name) for each in self.monitors])
         open_ones = [alert for alert in self.alerts if alert.state == "open"]
         _options(self.alert, [(f"{alert.monitor}: {alert.words[:60]}", alert.id) for alert in open_ones])
