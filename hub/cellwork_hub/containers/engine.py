@@ -6,8 +6,11 @@ the usual sockets that answers. An address that was named must answer; one that 
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,8 +22,13 @@ from cellwork.errors import CellworkError, Refused, Unavailable
 if TYPE_CHECKING:
     import docker
 
+log = logging.getLogger("cellwork")
+
 NONE = "none"
 PING_SECONDS = 3
+REMOVE_SECONDS = 20
+TROUBLE_SECONDS = 40.0
+"""With one call more that is within what `cellwork down` waits."""
 SOCKETS = ("/var/run/docker.sock", "/run/docker.sock", "/run/podman/podman.sock")
 OWNER = "cellwork.home"
 """The label by which everything of ours in an engine is known: the platform's home it belongs to."""
@@ -91,13 +99,13 @@ def connect(address: str) -> Engine:
         told: Mapping[str, Any] = client.info()
         client.close()
     except (docker.errors.DockerException, OSError) as error:
-        raise _reason(address, error) from None
+        raise reason(address, error) from None
     name = "Podman" if "podman" in str(told.get("BuildahVersion", "") or address) else "Docker"
     gpus = "nvidia" in told.get("Runtimes", {}) or (bool(told.get("CDISpecDirs")) and Path("/dev/nvidiactl").exists())
     return Engine(address, f"{name} {told['ServerVersion']}", float(told["NCPU"]), int(told["MemTotal"]), gpus)
 
 
-def _reason(address: str, error: Exception) -> CellworkError:
+def reason(address: str, error: Exception) -> CellworkError:
     """Return the error that names the cause, out of the chain that libraries wrap around it."""
     text = str(error)
     if "PermissionError" in text or "Permission denied" in text:
@@ -118,25 +126,52 @@ def _reason(address: str, error: Exception) -> CellworkError:
     )
 
 
-def _remove(container: Any) -> None:
-    """Remove a container; one that is gone, or is being removed by whoever started it, is none of ours."""
+def _remove(container: Any) -> bool:
+    """Remove a container, and return whether it is gone: the log names one that the engine will not remove, or not in time.
+
+    One that is gone, or is being removed by whoever started it, is none of ours.
+    """
     import docker
 
     try:
         container.remove(force=True)
-    except docker.errors.APIError as error:
-        if error.status_code not in (404, 409):
-            raise
+    except (docker.errors.DockerException, OSError) as error:
+        if getattr(error, "status_code", 0) not in (404, 409):
+            log.warning("container %s is left behind: %s", _name(container), error)
+            return False
+    return True
+
+
+def _name(container: Any) -> str:
+    """Return a container's name, or where a list told little of it, the first of its names."""
+    return str(container.name or next(iter(container.attrs.get("Names") or ()), container.short_id)).lstrip("/")
 
 
 def remove_all(engine: Engine, home: str) -> int:
-    """Remove every container that belongs to the platform at `home`; volumes and networks stay. Return how many there were."""
-    client = engine.client()
-    found = client.containers.list(all=True, filters={"label": f"{OWNER}={home}"}, ignore_removed=True)
-    for container in found:
-        _remove(container)
-    client.close()
-    return len(found)
+    """Remove every container that belongs to the platform at `home`; volumes and networks stay. Return how many are gone.
+
+    What the engine will not remove is left, and after TROUBLE_SECONDS of that what has not been tried yet.
+
+    Raises
+    ------
+    Unavailable
+        The engine does not say which there are.
+    """
+    import docker
+
+    end, left = time.monotonic() + TROUBLE_SECONDS, 0
+    with closing(engine.client(REMOVE_SECONDS)) as client:
+        try:
+            found = client.containers.list(all=True, sparse=True, filters={"label": f"{OWNER}={home}"})
+        except (docker.errors.DockerException, OSError) as error:
+            verdict = f"does not tell its containers ({getattr(error, 'explanation', '') or error})"
+            raise Unavailable("container engine", engine.address, verdict, "look at it: docker ps --all") from None
+        for number, container in enumerate(found):
+            if left and time.monotonic() > end:
+                log.warning("%d more containers are left behind", len(found) - number)
+                return number - left
+            left += not _remove(container)
+    return len(found) - left
 
 
 def remove_ended(engine: Engine, label: str, seconds: float) -> None:
