@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import container_world
+import docker
 import engine as engines
 import pytest
 from container_world import Contained
@@ -22,6 +23,7 @@ from cellwork.wire.jobs import ResumeRequest, RunRequest
 from cellwork.wire.origin import Origin
 from cellwork_hub.containers import engine as finding
 from cellwork_hub.containers import images, way
+from cellwork_hub.jobs.runners import attached
 
 pytestmark = pytest.mark.timeout(3600)  # the first build of the image on a machine installs everything
 READY_SECONDS = 60
@@ -134,6 +136,20 @@ def test_memory_swap_cores_and_processes_are_limited_as_the_profile_says(contain
     limits = container.attrs["HostConfig"]
     said = (limits["Memory"], limits["MemorySwap"], limits["CpuQuota"], limits["PidsLimit"])
     assert said == (700 * 2**20, 700 * 2**20, 80_000, 1024)
+    assert limits["LogConfig"]["Config"] == {"max-size": "10m", "max-file": "2"}
+
+
+def test_what_a_kernels_container_prints_takes_a_bounded_part_of_the_disk(tmp_path: Path) -> None:
+    """A server's, too: the test before this one looks at it."""
+    client = docker.APIClient(version="1.45")
+    options = attached.Options(
+        engine="", network="none", image="", memory=2**28, cores=1, labels={}, environment={}, work=str(tmp_path)
+    )
+    host = attached._host(client, options, [tmp_path])
+    client.close()
+    assert host["LogConfig"] == {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "2"}}
+    assert (host["CapDrop"], host["SecurityOpt"], host["PidsLimit"]) == (["ALL"], ["no-new-privileges"], 1024)
+    assert host["Init"] and not host.get("AutoRemove")
 
 
 def test_a_killed_hub_and_a_killed_proxy_keep_server_and_kernel(

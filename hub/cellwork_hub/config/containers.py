@@ -39,7 +39,6 @@ from cellwork_hub.profiles import Profile
 
 WORK = "/home/jovyan/work"
 TABLES = "/srv/cellwork"
-PROCESSES = 1024
 AT_ONCE = 2
 QUEUE_SECONDS = 600
 LOOK_SECONDS = 15
@@ -50,13 +49,6 @@ NO_COMMAND = (126, 127)
 PROJECT = "project:"
 """How the hub's groups name a project's members."""
 STATUS = {NotFound: 404, Refused: 403, Unavailable: 503, TooBusy: 503}
-HARDENED = {
-    "cap_drop": ["ALL"],
-    "security_opt": ["no-new-privileges"],
-    "pids_limit": PROCESSES,
-    "init": True,
-    "auto_remove": False,  # what a server said last is still wanted after it died
-}
 
 
 class ContainerSpawner(DockerSpawner):  # type: ignore[misc]
@@ -176,7 +168,7 @@ class ContainerSpawner(DockerSpawner):  # type: ignore[misc]
         self.mem_limit = profile.memory_bytes
         self.cpu_limit = min(profile.cores, self.machine_cores) if self.machine_cores else profile.cores
         self.extra_host_config = {
-            **HARDENED,
+            **engine.HARDENED,
             "memswap_limit": profile.memory_bytes,
             "device_requests": _gpus(profile),
             "dns_opt": NO_NAMES if self.use_internal_ip else [],

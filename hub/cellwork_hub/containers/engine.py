@@ -32,6 +32,15 @@ TROUBLE_SECONDS = 40.0
 SOCKETS = ("/var/run/docker.sock", "/run/docker.sock", "/run/podman/podman.sock")
 OWNER = "cellwork.home"
 """The label by which everything of ours in an engine is known: the platform's home it belongs to."""
+HARDENED = {
+    "cap_drop": ["ALL"],
+    "security_opt": ["no-new-privileges"],
+    "pids_limit": 1024,
+    "init": True,
+    "auto_remove": False,  # what a server said last is still wanted after it died
+    "log_config": {"type": "json-file", "config": {"max-size": "10m", "max-file": "2"}},
+}
+"""What every container that runs a user's code is made with; its limits on memory and cores come from a profile."""
 
 
 @dataclass(frozen=True)

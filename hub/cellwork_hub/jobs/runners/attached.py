@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from cellwork.wire import Struct
+from cellwork_hub.containers.engine import HARDENED
 
 UID = 1000
 KERNEL = ("python", "-m", "cellwork_jupyter.kernel.contained")
@@ -83,9 +84,8 @@ def give(folder: Path) -> None:
 
 def _host(client: Any, options: Options, folders: list[Path]) -> Any:
     return client.create_host_config(
-        binds={str(folder): {"bind": str(folder), "mode": "rw"} for folder in folders}, network_mode=options.network, init=True, auto_remove=False,
-        mem_limit=options.memory, memswap_limit=options.memory, cpu_period=100_000, cpu_quota=int(options.cores * 100_000), pids_limit=1024,
-        cap_drop=["ALL"], security_opt=["no-new-privileges"],
+        binds={str(folder): {"bind": str(folder), "mode": "rw"} for folder in folders}, network_mode=options.network,
+        mem_limit=options.memory, memswap_limit=options.memory, cpu_period=100_000, cpu_quota=int(options.cores * 100_000), **HARDENED,
     )  # fmt: skip
 
 
