@@ -3,7 +3,7 @@
 Hidden by value, in every form in which values usually leave: as they are, in base64 (at any offset), hex, URL encoding and in
 the escapes of JSON, Python and HTML; also when a value is spread over several outputs of a cell. It guards against accidents:
 who is bent on it can always write a value in a form of his own. A run sees the secrets as they were when it began, because
-those are what it hides.
+those are what it hides; one that was removed or is not shared with its author any more it does not see.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def secret(name: str, *, project: str = "") -> str:
     Raises
     ------
     NotFound
-        There is none, it is not shared with you, or it was set after this run began.
+        There is none (any more), it is not shared with you (any more), or it was set after this run began.
     """
     from cellwork import project as projects
     from cellwork.client import connect

@@ -77,6 +77,41 @@ def test_a_run_that_has_begun_keeps_the_old_value_and_both_are_hidden(url: str) 
     assert ada.put("shop", "db", SecretRequest(value="a third value")).version == 3, "set again after it was removed"
 
 
+def test_what_is_not_shared_any_more_is_read_by_its_owner_alone_at_whatever_time(url: str) -> None:
+    ada, bob = Client(url, "ada").secrets, Client(url, "bob").secrets
+    ada.put("shop", "db", SecretRequest(value="not yet shared"))
+    before = clock.now().isoformat()
+    ada.put("shop", "db", SecretRequest(value=VALUE, shared=True))
+    shared = clock.now().isoformat()
+    ada.put("shop", "db", SecretRequest(value="another value", shared=True))
+    assert bob.read("shop", "db", as_of=shared).value == VALUE, "his run that had begun goes on"
+    with pytest.raises(NotFound):
+        bob.read("shop", "db", as_of=before)
+    ada.put("shop", "db", SecretRequest(value="another value", shared=False))
+    for as_of in (before, shared, clock.now().isoformat(), ""):
+        with pytest.raises(NotFound, match="not yours"):
+            bob.read("shop", "db", as_of=as_of)
+    assert ada.read("shop", "db", as_of=shared).value == VALUE
+
+
+def test_a_removed_secret_is_gone_at_whatever_time_also_when_another_takes_its_name(url: str) -> None:
+    ada, bob = Client(url, "ada").secrets, Client(url, "bob").secrets
+    ada.put("shop", "db", SecretRequest(value=VALUE, shared=True))
+    shared = clock.now().isoformat()
+    ada.put("shop", "db", SecretRequest(value=VALUE, shared=False))
+    own = clock.now().isoformat()
+    ada.remove("shop", "db")
+    times = (shared, own)
+    for reader, as_of in [(reader, as_of) for reader in (ada, bob) for as_of in times]:
+        with pytest.raises(NotFound):
+            reader.read("shop", "db", as_of=as_of)
+    bob.put("shop", "db", SecretRequest(value="the one of bob", shared=True))
+    for reader, as_of in [(reader, as_of) for reader in (ada, bob) for as_of in times]:
+        with pytest.raises(NotFound):
+            reader.read("shop", "db", as_of=as_of)
+    assert ada.read("shop", "db", as_of=clock.now().isoformat()).value == "the one of bob"
+
+
 def test_no_file_of_the_platform_and_no_audit_row_holds_a_value(url: str, state: State) -> None:
     ada = Client(url, "ada")
     ada.secrets.put("shop", "db", SecretRequest(value=VALUE))

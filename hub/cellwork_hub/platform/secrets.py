@@ -1,7 +1,9 @@
 """Secrets: sealed at rest with a key that only the platform's account can read, told to those who may use them, and to nobody in a list.
 
 A secret belongs to who set it, and is told to members of its project only if it is shared. A changed or removed secret keeps
-its old values, sealed, so that they go on being hidden in outputs. Each reading of a value is in the audit; no value ever is.
+its old values, sealed, so that they go on being hidden in outputs. An old value is told, as of its time, to runs that began
+before a change; who may not have the secret now, or one that is removed, gets none of them. Each reading of a value is in the
+audit; no value ever is.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ MIGRATION = (
     "CREATE TABLE secrets (project TEXT NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL, owner TEXT NOT NULL, shared INTEGER NOT NULL, sealed {blob} NOT NULL, "
     "at BIGINT NOT NULL, removed BIGINT, PRIMARY KEY (project, name, version))",
 )
-NEWEST = "SELECT * FROM secrets WHERE project = :project AND name = :name AND at <= :at AND (removed IS NULL OR removed > :at) ORDER BY version DESC LIMIT 1"
+NEWEST = "SELECT * FROM secrets WHERE project = :project AND name = :name AND at <= :at AND removed IS NULL ORDER BY version DESC LIMIT 1"
+"""A removal marks every version that is there: what is found has one owner, also where the name was another's before."""
 LISTED = (
     "SELECT * FROM secrets s WHERE project = :project AND removed IS NULL AND version = "
     "(SELECT max(version) FROM secrets x WHERE x.project = s.project AND x.name = s.name) ORDER BY name"
@@ -71,13 +74,13 @@ def put(state: State, call: Call) -> Secret:
 
 
 def read(state: State, call: Call) -> SecretValue:
-    """Return the value, to its owner, or to members of the project if it is shared."""
+    """Return the value, to its owner, or to members of the project if it is shared, now and at the time that is asked for."""
     as_of = call.query.get("as_of", "")
     at = records.micros(clock.utc(as_of)) if as_of else records.micros(clock.now())
     project, name, me = call.path["project"], call.path["name"], who(state, call.principal)
     with state.engine.begin() as db:
-        found = _newest(db, project, name, at)
-        if found is None or (found["owner"] != me and not found["shared"]):
+        found, now = _newest(db, project, name, at), _newest(db, project, name)
+        if found is None or now is None or (now["owner"] != me and not (now["shared"] and found["shared"])):
             verdict = "is not there, or not yours" + (", or was set after this run began" if as_of else "")
             raise NotFound(
                 "secret", f"{project}/{name}", verdict, "look at: cellwork secret list; or set it: cellwork secret set"
