@@ -16,6 +16,8 @@ from cellwork import scopes
 from cellwork.settings import Settings
 from cellwork_hub import processes
 from cellwork_hub.config.culling import set_culling
+from cellwork_hub.config.no_servers import NoServers, refuse_servers
+from cellwork_hub.config.revocation import set_revocation
 from cellwork_hub.config.spawner import AccountSpawner
 
 DATA_READ = scopes.to_hub("data:read")
@@ -182,6 +184,16 @@ def test_idle_servers_stop_themselves_only_when_that_is_set(tmp_path: Path) -> N
         set_culling(c, Settings(home=tmp_path, culling_idle_seconds=seconds), {})
         assert c.Spawner.args[: len(expected)] == expected
         assert (len(c.Spawner.args) == 1) == (seconds == 0)
+
+
+def test_a_hub_without_servers_starts_whenever_idle_servers_were_to_stop(tmp_path: Path) -> None:
+    c, settings = Config(), Settings(home=tmp_path, trust="team", culling_idle_seconds=600)
+    refuse_servers(c)
+    set_culling(c, settings, {})
+    set_revocation(c, settings, {})
+    told = NoServers(config=c).args
+    assert "--ServerApp.shutdown_no_activity_timeout=600" in told
+    assert "--HubOAuth.cache_max_age=30" in told
 
 
 def test_a_pid_that_was_given_away_is_never_taken_for_a_server() -> None:

@@ -10,9 +10,9 @@ from cellwork.settings import Settings
 def set_culling(c: Any, settings: Settings, ports: dict[str, int]) -> None:
     seconds = settings.culling_idle_seconds
     if seconds:
-        c.Spawner.args = [
-            *c.Spawner.args,
+        told = [
             f"--ServerApp.shutdown_no_activity_timeout={seconds}",
             f"--MappingKernelManager.cull_idle_timeout={seconds}",
             "--MappingKernelManager.cull_interval=30",
         ]
+        c.Spawner.args.extend(told)  # where there are no servers nobody has set any: it takes both
