@@ -23,14 +23,19 @@ def reset_password(chosen: Settings) -> None:
     Raises
     ------
     Unavailable
-        The hub did not come back in time; the password is the new one all the same.
+        The hub did not answer, or did not come back in time; the password is the new one all the same.
     """
     home = chosen.folder.ensure()
     files.write(home.secret("password"), preparation.new_password(), mode=0o600)
     files.write(home.secret("hub-cookie"), secrets.token_hex(32), mode=0o600)
     board = supervisor.running(home)
     if board:
-        revoke_browsers(Context.load(), preparation.one_user(chosen))
+        try:
+            revoke_browsers(Context.load(), preparation.one_user(chosen))
+        except httpx.HTTPError as error:
+            verdict = f"does not answer ({type(error).__name__}): the new password holds, and tokens of browsers are not revoked yet"
+            way_out = "run it again when the hub is back (cellwork status says so)"
+            raise Unavailable("hub", "", verdict, way_out) from None
         restart_hub(chosen)
 
 
@@ -67,13 +72,14 @@ def stop_servers(user: str) -> int:
 
 
 def restart_hub(chosen: Settings) -> None:
-    """End the hub; the supervisor starts it again. Return when it is ready."""
+    """End the hub, if it has a process; the supervisor starts it again. Return when another one is ready."""
     before = _hub(chosen)
-    os.kill(before.pid, signal.SIGTERM)
+    if before.pid:  # number 0 is whoever asks, with all of its process group
+        os.kill(before.pid, signal.SIGTERM)
     end = time.monotonic() + chosen.ready_seconds
     while time.monotonic() < end:
         now = _hub(chosen)
-        if now.restarts > before.restarts and now.state == "ready":
+        if now.pid != before.pid and now.state == "ready":
             return
         time.sleep(0.1)
     raise Unavailable("hub", "", "did not come back", f"look into {chosen.folder.log('hub')}")
