@@ -36,7 +36,7 @@ def full(engine: engines.Engine, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def test_a_build_on_a_full_disk_says_so_and_how_to_make_room(full: engines.Engine, tmp_path: Path) -> None:
-    with pytest.raises(images.BuildFailed, match=r"no space left on the engine's disk.*docker system prune"):
+    with pytest.raises(images.BuildFailed, match=r"no space left on the engine's disk.*docker builder prune"):
         images.build(connect(full.address), Home(tmp_path), "base", base=full.base(), network="none")
 
 
@@ -47,4 +47,4 @@ def test_a_server_on_a_full_disk_is_refused_with_that_reason(full: engines.Engin
         full.client.containers.create(full.base(), ["true"], network_mode="none").start()
     told = str(explain(refused.value, profiles.BUILT_IN[0], "cpu"))
     assert "no space left on its disk" in told
-    assert "docker system prune" in told
+    assert "docker builder prune" in told

@@ -18,10 +18,11 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from docker.errors import APIError
+from docker.errors import APIError, DockerException
 from dockerspawner import DockerSpawner
 from jupyterhub.spawner import SpawnException
 from jupyterhub.utils import maybe_future
+from requests import RequestException
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError
 from traitlets import Float, Int, Unicode, default
 
@@ -34,7 +35,7 @@ from cellwork_hub.config.orphans import remove_when_started
 from cellwork_hub.config.sharing import become_dashboard
 from cellwork_hub.config.team import lost
 from cellwork_hub.containers import engine, images, way
-from cellwork_hub.containers.reasons import explain, last_words
+from cellwork_hub.containers.reasons import away, explain, last_words
 from cellwork_hub.profiles import Profile
 
 WORK = "/home/jovyan/work"
@@ -46,6 +47,8 @@ LOOK_SECONDS = 15
 NO_NAMES = ["timeout:1", "attempts:1"]
 """In a closed network no name of the world outside is found, and that is said at once."""
 NO_COMMAND = (126, 127)
+AWAY = (DockerException, RequestException, ConnectionError, TimeoutError)
+"""What a call of an engine raises that does not answer, or stops answering; its refusals (APIError) are among them."""
 PROJECT = "project:"
 """How the hub's groups name a project's members."""
 STATUS = {NotFound: 404, Refused: 403, Unavailable: 503, TooBusy: 503}
@@ -116,6 +119,8 @@ class ContainerSpawner(DockerSpawner):  # type: ignore[misc]
             raise _refusal(error) from None
         except APIError as error:
             raise _refusal(explain(error, profile, profile.image)) from None
+        except AWAY as error:
+            raise _refusal(away(self.engine_address, error)) from None
 
     async def _place(self) -> asyncio.Semaphore:
         """Return the queue; its turn comes when the `async with` on it is entered."""
@@ -154,12 +159,7 @@ class ContainerSpawner(DockerSpawner):  # type: ignore[misc]
             self.say(10, f"Pulling the image {profile.image}")
             found = await asyncio.to_thread(images.pull, chosen, home, profile.image)
         if found is None:
-            raise NotFound(
-                "image",
-                profile.image,
-                "is not built on this machine",
-                f"an admin runs: cellwork image build {profile.image}",
-            )
+            raise NotFound("image", profile.image, "is not built on this machine", f"an admin runs: cellwork image build {profile.image}")  # fmt: skip
         return found
 
     def _take(self, profile: Profile, image: images.Image) -> None:
@@ -236,7 +236,7 @@ class ContainerSpawner(DockerSpawner):  # type: ignore[misc]
         if self.object_id:
             try:
                 await self.docker("remove_container", self.object_id, force=True)
-            except APIError as error:
+            except AWAY as error:
                 self.log.warning("container %s stays: %s", self.object_id, error)
             self.object_id = ""
 

@@ -26,6 +26,7 @@ from cellwork.home import Home
 from cellwork.wire import Struct
 from cellwork_hub.containers import context
 from cellwork_hub.containers.engine import Engine
+from cellwork_hub.containers.reasons import MAKE_ROOM
 
 if TYPE_CHECKING:
     from docker.models.images import Image as EngineImage
@@ -156,7 +157,7 @@ def parent(folder: Path) -> str:
 def _why(output: str) -> str:
     """Return what of a build's output says why it failed."""
     if "no space left on device" in output.lower():
-        return "there is no space left on the engine's disk (look: docker system df; make room: docker system prune)"
+        return f"there is no space left on the engine's disk (look: docker system df; make room: {MAKE_ROOM})"
     if "pull access denied" in output or "failed to do request" in output or "not found: manifest unknown" in output:
         return "its base image can't be had here; name one that is there: --base IMAGE"
     lines = [line for line in output.splitlines() if line.strip() and "sha256:" not in line]

@@ -1,4 +1,4 @@
-"""What an engine's refusal means, in a sentence with a way out. The texts of engines are not an interface: what is not known is quoted."""
+"""What an engine's refusal or silence means, in a sentence with a way out. The texts of engines are not an interface: what is not known is quoted."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import re
 from typing import Any
 
 from cellwork.errors import CellworkError, Conflict, NotFound, Unavailable
+from cellwork_hub.containers import engine
 from cellwork_hub.profiles import Profile
 
+MAKE_ROOM = "docker builder prune, docker container prune"
+"""Not `docker system prune`: it takes the network of a platform without servers, and images that jobs name by digest."""
 LINES = 6
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -28,9 +31,7 @@ def explain(error: Any, profile: Profile, image: str) -> CellworkError:
             "an admin builds it again, FROM cellwork/base",
         )
     if "no space left on device" in text.lower():
-        return Unavailable(
-            "container engine", "", "has no space left on its disk", "an admin makes room: docker system prune"
-        )
+        return Unavailable("container engine", "", "has no space left on its disk", f"an admin makes room: {MAKE_ROOM}")
     if "No such image" in text:
         return NotFound("image", image, "is not here any more", "an admin builds it: cellwork image build")
     if "is already in use by container" in text or error.status_code == 409:
@@ -38,6 +39,13 @@ def explain(error: Any, profile: Profile, image: str) -> CellworkError:
     return Unavailable(
         "container engine", "", f"refuses the container: {text[:300]}", "an admin looks at: cellwork doctor"
     )
+
+
+def away(address: str, error: Exception) -> CellworkError:
+    """Return our error for an engine at `address` that does not answer: who starts a server can't mend that."""
+    late = "timed out" in str(error)
+    verdict = "does not answer in time" if late else engine.reason(address, error).verdict
+    return Unavailable("container engine", "", verdict, "try again in a minute; an admin looks at: cellwork doctor")
 
 
 def last_words(log: bytes) -> str:
