@@ -1,4 +1,6 @@
-"""Starts the platform's processes in order, restarts what dies, stops all of it: one loop, no threads.
+"""Starts the platform's processes in order, restarts what dies, bounds their logs, stops all of it: one loop, no threads.
+
+What can't be started before everything was ready once ends the platform; later it is tried again for ever, and shown as failed.
 
 One supervisor a home (a lock of the kernel's says so). What it knows stands in `home.pids()`, for everybody to read.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 import http.client
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,7 +38,9 @@ log = logging.getLogger("cellwork")
 
 RAPID_SECONDS = 10.0
 RAPID_FAILURES = 5
+LONGEST_WAIT = 60.0
 ROTATE_BYTES = 10 * 1024 * 1024
+ROTATE_SECONDS = 60.0
 TURN_SECONDS = 0.05
 
 
@@ -93,7 +98,7 @@ class Child:
     retry_at: float = 0.0
     restarts: int = 0
     failures: int = 0
-    """Deaths in a row, each within RAPID_SECONDS of a start or before it was ready."""
+    """Deaths in a row, each within RAPID_SECONDS of a start or before it was ready; starts that took too long are among them."""
     message: str = ""
     answered: set[str] = field(default_factory=set)
 
@@ -122,6 +127,7 @@ class Supervisor:
         self.complete = False
         """Everything was ready once."""
         self._told: list[ServiceStatus] | None = None
+        self._rotate_at = 0.0
 
     def run(self) -> int:
         """Start, watch, and stop when told to; return an exit code. A unit that fails at the first start stops all."""
@@ -135,7 +141,10 @@ class Supervisor:
         return 1 if failed and not self.complete else 0
 
     def turn(self) -> None:
-        """Look at every unit once."""
+        """Look at every unit once, and at the logs each minute."""
+        if time.monotonic() >= self._rotate_at:
+            self._rotate_at = time.monotonic() + ROTATE_SECONDS
+            rotate(self.home)
         for child in self.children.values():
             if self.stopping:
                 break
@@ -151,7 +160,8 @@ class Supervisor:
     def step(self, child: Child) -> None:
         if child.process is None:
             waits_for = [name for name in child.unit.after if self.children[name].state != "ready"]
-            if child.state != "failed" and time.monotonic() >= child.retry_at and (child.restarts or not waits_for):
+            due = time.monotonic() >= child.retry_at and (self.complete or child.state != "failed")
+            if due and (child.restarts or not waits_for):
                 self.start(child)
         elif child.process.poll() is not None:
             self.died(child, f"ended with {_exit_text(child.process.returncode)}")
@@ -161,9 +171,7 @@ class Supervisor:
             child.failures = 0
 
     def start(self, child: Child) -> None:
-        path = self.home.log(child.unit.name)
-        _rotate(path)
-        with path.open("ab") as output:
+        with self.home.log(child.unit.name).open("ab") as output:  # to append: `rotate` cuts it under the writer
             child.process = subprocess.Popen(
                 child.unit.command,
                 env={**self.environ, processes.UNIT: child.unit.name},
@@ -178,13 +186,16 @@ class Supervisor:
 
     def check(self, child: Child) -> None:
         seconds = time.monotonic() - child.started
-        child.answered |= {url for url in child.unit.ready if url not in child.answered and answers(url)}
-        if child.answered == set(child.unit.ready) and (child.unit.ready or seconds > child.unit.settle):
+        wanted = {*child.unit.ready, *(() if self.complete else child.unit.first)}
+        child.answered |= {url for url in wanted - child.answered if answers(url)}
+        if child.answered == wanted and (wanted or seconds > child.unit.settle):
             child.state, child.message = "ready", f"ready after {seconds:.1f} s"
             log.info("%s %s", child.unit.name, child.message)
         elif seconds > self.ready_seconds:
-            silent = sorted(set(child.unit.ready) - child.answered)
+            silent = sorted(wanted - child.answered)
             self.end([child])
+            processes.end_unit(self.instance, child.unit.name)
+            child.failures, child.restarts = child.failures + 1, child.restarts + 1
             self.give_up(child, f"was not ready in {self.ready_seconds:.0f} s ({silent[0]} does not answer)")
 
     def died(self, child: Child, how: str) -> None:
@@ -199,12 +210,16 @@ class Supervisor:
         if child.failures >= RAPID_FAILURES:
             self.give_up(child, f"{how}, {child.failures} times in a row")
             return
-        child.retry_at = time.monotonic() + min(0.1 * 2**child.failures, 10.0)
+        child.retry_at = time.monotonic() + _wait(child.failures)
         log.warning("%s %s; it is started again", child.unit.name, how)
 
     def give_up(self, child: Child, verdict: str) -> None:
-        child.state = "failed"
+        """Call it failed: the first start ends with that, a platform that was complete tries it again."""
+        wait = _wait(child.failures)
+        child.state, child.retry_at = "failed", time.monotonic() + wait
         child.message = f"{verdict}; look into {self.home.log(child.unit.name)}"
+        if self.complete:
+            child.message += f"; it is started again in {wait:.0f} s"
         log.error("%s %s", child.unit.name, child.message)
 
     def stop(self) -> None:
@@ -278,9 +293,32 @@ def _exit_text(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-def _rotate(path: Path) -> None:
-    if path.exists() and path.stat().st_size > ROTATE_BYTES:
-        path.replace(path.with_suffix(".log.1"))
+def _wait(failures: int) -> float:
+    """Return the seconds until the next start after so many failures in a row."""
+    return min(0.1 * 2.0 ** min(failures, 10), LONGEST_WAIT)
+
+
+def rotate(home: Home) -> None:
+    """Put the last ROTATE_BYTES of each log that is larger aside, and cut it where it lies: its writer appends to it."""
+    for path in home.logs.glob("*.log"):
+        try:
+            if path.stat().st_size > ROTATE_BYTES:
+                _put_aside(path)
+                os.truncate(path, 0)
+        except OSError as error:
+            log.warning("the log %s is not bounded: %s", path, error)
+
+
+def _put_aside(path: Path) -> None:
+    """Keep the end of a log; where that fails, as on a full disk, it is lost, and the cut makes room."""
+    aside = path.with_suffix(".log.1")
+    try:
+        aside.unlink(missing_ok=True)
+        with path.open("rb") as source, aside.open("wb") as kept:
+            source.seek(-ROTATE_BYTES, os.SEEK_END)
+            shutil.copyfileobj(source, kept)
+    except OSError as error:
+        log.warning("the log %s is cut, and its end is not kept: %s", path, error)
 
 
 def supervise(chosen: Settings) -> int:

@@ -40,6 +40,8 @@ class Unit:
     name: str
     command: tuple[str, ...]
     ready: tuple[str, ...] = ()
+    first: tuple[str, ...] = ()
+    """What must answer, too, until everything was ready once; later it may be another unit's fault that it does not."""
     after: tuple[str, ...] = ()
     port: int = 0
     grace: float = 15.0
@@ -56,9 +58,9 @@ def platform_units(settings: Settings, ports: Mapping[str, int]) -> list[Unit]:
     ]
     traefik = (program("traefik"), "--configfile", str(settings.folder.proxy() / "traefik.toml"))
     units.append(Unit("proxy", traefik, (f"http://127.0.0.1:{ports['proxy-api']}/ping",), port=ports["public"]))
-    routes = (f"{public}/hub/health", *(f"{public}/services/{name}/health/live" for name in SERVICES))
+    routes = tuple(f"{public}/services/{name}/health/live" for name in SERVICES)
     hub = (sys.executable, "-m", "jupyterhub", "-f", str(hub_config()))
-    units.append(Unit("hub", hub, routes, after=("proxy",), port=ports["hub"]))
+    units.append(Unit("hub", hub, (f"{public}/hub/health",), routes, after=("proxy",), port=ports["hub"]))
     dashboards = (sys.executable, "-m", "cellwork_hub.voila")
     units.append(Unit("voila", dashboards, (f"http://127.0.0.1:{ports['dashboards']}/health/ready",), after=("hub",)))
     contained = way.known(settings.folder).kind == "containers"

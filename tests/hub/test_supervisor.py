@@ -20,6 +20,7 @@ from cellwork.errors import Conflict, Refused
 from cellwork.home import Home
 from cellwork.settings import Settings
 from cellwork_hub import preparation, processes, supervisor
+from cellwork_hub.context import SERVICES
 from cellwork_hub.supervisor import Supervisor
 from cellwork_hub.units import Unit, environment, platform_units
 
@@ -30,6 +31,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
         self.send_response(200); self.end_headers()
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
 """
+UNLESS = "import os, sys\nif os.path.exists(sys.argv[2]): sys.exit(1)\n"
 SLEEPER = "import time; time.sleep(600)"
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
@@ -135,6 +137,76 @@ def test_one_unit_given_up_later_does_not_take_the_others_along(make: Make) -> N
     assert one.children["steady"].state == "ready"
 
 
+def test_a_unit_given_up_later_is_tried_again_until_it_lives(make: Make, tmp_path: Path) -> None:
+    """Trouble of some seconds, as of a full disk, cost a service for good."""
+    trouble = tmp_path / "trouble"
+    port = free_port()
+    one = make(Unit("ill", python(UNLESS + SERVER, str(port), str(trouble)), (f"http://127.0.0.1:{port}/",)))
+    turn_until(one, lambda: one.complete)
+    trouble.touch()
+    os.kill(pid(one, "ill"), signal.SIGKILL)
+    child = one.children["ill"]
+    turn_until(one, lambda: child.state == "failed")
+    assert "5 times in a row; look into " in child.message
+    assert "it is started again in 3 s" in child.message
+    board = supervisor.read_board(one.home)
+    assert board is not None
+    assert board.state() == "failed"
+    trouble.unlink()
+    turn_until(one, lambda: child.state == "ready")
+    assert child.restarts == 5
+
+
+def test_a_start_too_slow_after_everything_was_ready_is_tried_again_too(make: Make, tmp_path: Path) -> None:
+    slow = tmp_path / "slow"
+    port = free_port()
+    code = f"import os, sys, time\nif os.path.exists(sys.argv[2]): {PARENT}\n" + SERVER
+    one = make(Unit("slow", python(code, str(port), str(slow)), (f"http://127.0.0.1:{port}/",)))
+    turn_until(one, lambda: one.complete)
+    one.ready_seconds = 1.0
+    slow.touch()
+    os.kill(pid(one, "slow"), signal.SIGKILL)
+    turn_until(one, lambda: one.children["slow"].state == "failed")
+    assert "was not ready in 1 s" in one.children["slow"].message
+    assert processes.of_instance(one.instance) == []
+    slow.unlink()
+    one.ready_seconds = 60
+    turn_until(one, lambda: one.children["slow"].state == "ready")
+
+
+def test_the_wait_for_the_next_start_grows_to_a_bound_however_often_it_failed(make: Make) -> None:
+    one = make(Unit("lost", python(SLEEPER), settle=0.1))
+    one.complete = True
+    child = one.children["lost"]
+    waits = []
+    for child.failures in (1, 5, 6, 20, 5000):
+        one.give_up(child, "was lost")
+        waits.append(child.retry_at - time.monotonic())
+    assert waits == pytest.approx([0.2, 3.2, 6.4, 60, 60], abs=0.1)
+
+
+def test_the_hub_comes_back_though_a_service_is_lost(make: Make) -> None:
+    """It was held to the routes of all services at each restart, and given up with the first lost one."""
+    lost = server("lost")
+    hub = server("hub", first=lost.ready)
+    one = make(lost, hub)
+    turn_until(one, lambda: one.complete)
+    one.end([one.children["lost"]])
+    one.children["lost"].retry_at = time.monotonic() + 600
+    os.kill(pid(one, "hub"), signal.SIGKILL)
+    turn_until(one, lambda: one.children["hub"].restarts == 1 and one.children["hub"].state == "ready", 30)
+
+
+def test_the_first_start_of_the_hub_waits_for_the_ways_to_the_services(make: Make, tmp_path: Path) -> None:
+    one = make(server("hub", first=(f"http://127.0.0.1:{free_port()}/",)), ready_seconds=1)
+    turn_until(one, lambda: one.children["hub"].state == "failed")
+    chosen = Settings(home=tmp_path, port=0)
+    ports = preparation.ports(chosen)
+    [hub] = [unit for unit in platform_units(chosen, ports) if unit.name == "hub"]
+    assert hub.ready == (f"http://127.0.0.1:{ports['public']}/hub/health",)
+    assert len(hub.first) == len(SERVICES)
+
+
 def test_stopping_ends_later_starts_first_and_leaves_nothing_even_of_the_deaf(make: Make) -> None:
     order: list[str] = []
     one = make(
@@ -159,6 +231,36 @@ def test_a_log_over_the_limit_is_put_aside_at_the_start(make: Make, monkeypatch:
     turn_until(one, lambda: one.home.log("talker").exists() and "new" in one.home.log("talker").read_text())
     assert "old" not in one.home.log("talker").read_text()
     assert "old" in one.home.log("talker").with_suffix(".log.1").read_text()
+
+
+def test_a_log_over_the_limit_is_put_aside_while_its_writer_goes_on(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervisor's own, too. Of what is put aside the last part stays, as much as the limit is."""
+    monkeypatch.setattr(supervisor, "ROTATE_BYTES", 1000)
+    monkeypatch.setattr(supervisor, "ROTATE_SECONDS", 0.2)
+    talk = "import time\nfor n in range(10**6): print('line', n, flush=True); time.sleep(0.001)"
+    one = make(Unit("talker", python(talk), settle=0.1))
+    own, log = one.home.log("supervisor"), one.home.log("talker")
+    own.write_text("x" * 5000 + "the end")
+    turn_until(one, lambda: log.with_suffix(".log.1").exists() and own.with_suffix(".log.1").exists())
+    aside = own.with_suffix(".log.1").read_text()
+    assert (len(aside), aside[-7:], own.read_text()) == (1000, "the end", "")
+    first = log.with_suffix(".log.1").read_bytes()
+    turn_until(one, lambda: log.with_suffix(".log.1").read_bytes() != first)
+    assert b"\0" not in log.read_bytes()  # it is written at its end, and not where the writer was
+    assert one.children["talker"].restarts == 0
+
+
+def test_a_log_that_cannot_be_put_aside_is_cut_all_the_same(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk that is what makes room."""
+    monkeypatch.setattr(supervisor, "ROTATE_BYTES", 10)
+    one = make(Unit("talker", python(SLEEPER)))
+    log = one.home.log("talker")
+    log.write_text("old " * 10)
+    log.with_suffix(".log.1").mkdir()
+    one.turn()
+    assert log.read_text() == ""
 
 
 def test_the_board_names_the_supervisor_by_pid_and_start_time(make: Make) -> None:
