@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import polars as pl
 import pytest
 import serving_world as world
 from log_world import DAY, ENDPOINT, World
-from monitor_world import DATASET, HOUR, predict, rows, trained
+from monitor_world import DATASET, HOUR, predict, rows, trained, watch
+from sqlalchemy import text
 
-from cellwork import errors
+from cellwork import clock, errors
 from cellwork.client import Client
 from cellwork.data import sketches
+from cellwork.models import package
+from cellwork.wire.drift import Beside
 from cellwork_hub.platform import drift, serving_hours
 
 
@@ -170,6 +174,66 @@ def test_shadow_answers_are_left_out_and_mixed_kinds_count_as_missing(shop: Worl
     assert found.rows == 250
     assert amount.missing_window == pytest.approx(0.2)
     assert amount.reasons == ["missing in 20.0%, was 0.0%"]
+
+
+def amounts(count: int) -> list[dict[str, float]]:
+    """Rows of a model that takes one of its dataset's two columns."""
+    return [{"amount": row["amount"]} for row in rows(count, seed=2)]
+
+
+def taking(shop: World, *columns: str) -> None:
+    """Let the platform have a copy of the version's folder, whose model takes `columns`."""
+    folder = shop.state.home.models() / "abc"
+    folder.mkdir(parents=True)
+    told = {"kind": "classifier", "columns": [{"name": name, "kind": "number"} for name in columns], "example": []}
+    (folder / package.MANIFEST).write_bytes(msgspec.json.encode(told))
+    with shop.state.engine.begin() as db:
+        db.execute(text("UPDATE evaluations SET digest = 'abc'"))
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_column_of_the_dataset_that_the_model_does_not_take_is_not_compared(
+    shop: World, client: Client, known: bool
+) -> None:
+    if known:
+        taking(shop, "amount")
+    predict(shop, amounts(600))
+    [day] = client.monitors.drift_by_day(ENDPOINT)
+    for found in (client.monitors.drift(ENDPOINT), client.monitors.drift(ENDPOINT, beside="training"), day):
+        assert {c.column: c.verdict for c in found.columns} == {"amount": "stable"}
+
+
+def test_a_column_that_the_model_takes_and_that_no_request_has_any_more_is_said(shop: World, client: Client) -> None:
+    taking(shop, "amount", "shop")
+    predict(shop, amounts(600))
+    [day] = client.monitors.drift_by_day(ENDPOINT)
+    for found in (client.monitors.drift(ENDPOINT), day):
+        assert {c.column: c.reasons for c in found.columns} == {"amount": [], "shop": ["is not in the window"]}
+
+
+def test_a_column_that_is_gone_since_the_window_before_is_said(shop: World, client: Client) -> None:
+    predict(shop, rows(300, seed=1))
+    predict(shop, amounts(300), hour=24 * 7)
+    found = client.monitors.drift(ENDPOINT, start=DAY + 7 * 24 * HOUR, end=DAY + 14 * 24 * HOUR, beside="before")
+    assert {c.column: c.reasons for c in found.columns if c.verdict == "drift"} == {"shop": ["is not in the window"]}
+
+
+def test_a_single_prediction_gives_no_verdict(shop: World, client: Client) -> None:
+    taking(shop, "amount", "shop")
+    predict(shop, amounts(1))
+    assert {c.verdict for c in client.monitors.drift(ENDPOINT).columns} == {"not enough data"}
+    watch(client, kind="drift", then="rollback")
+    assert client.monitors.check("shop/m").state == "unknown"
+    assert list(client.monitors.alerts("shop")) == []
+
+
+@pytest.mark.parametrize(("key", "beside"), [("end", "season"), ("start", "season"), ("start", "before")])
+def test_a_window_at_the_beginning_of_all_years_is_refused(
+    shop: World, client: Client, key: str, beside: Beside
+) -> None:
+    predict(shop, rows(200, seed=2))
+    with pytest.raises(errors.BadInput, match="outside the years 1678 to 2261"):
+        client.monitors.drift(ENDPOINT, beside=beside, **{key: clock.utc("0001-01-03T00:00:00Z")})
 
 
 def test_an_endpoint_without_predictions_or_dataset_says_so(shop: World, client: Client) -> None:

@@ -170,6 +170,18 @@ def test_a_column_that_vanished_appeared_or_changed_its_kind_is_said() -> None:
     }
 
 
+@pytest.mark.parametrize(("reference", "window"), [(200, 99), (99, 200)])
+def test_a_column_of_too_few_rows_that_vanished_appeared_or_changed_its_kind_gets_no_verdict(
+    reference: int, window: int
+) -> None:
+    old = sketches.of(pl.DataFrame({"gone": [1.0] * reference, "kind": [1.0] * reference}))
+    new = sketches.of(pl.DataFrame({"came": ["x"] * window, "kind": ["1"] * window}))
+    found = compare(old, new)
+    assert {c.column for c in found} == {"gone", "came", "kind"}
+    assert {(c.verdict, c.severity, tuple(c.reasons)) for c in found} == {("not enough data", "", ())}
+    assert {c.verdict for c in compare(old, new, DriftRules(least_rows=99))} == {"drift"}
+
+
 def test_times_are_left_out_and_columns_of_nothing_are_stable() -> None:
     start = datetime(2024, 1, 1, tzinfo=UTC)
     old = pl.DataFrame({"at": [start] * 200, "empty": pl.Series([None] * 200, dtype=pl.Float64), "fixed": [5] * 200})

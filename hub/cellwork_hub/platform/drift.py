@@ -23,7 +23,7 @@ from cellwork import clock, files
 from cellwork.data import sketches
 from cellwork.data.sketches import Column, Sketch
 from cellwork.errors import BadInput, NotFound, near_miss
-from cellwork.models import versions
+from cellwork.models import package, versions
 from cellwork.monitoring import season, usual
 from cellwork.monitoring.drift import compare
 from cellwork.wire.datasets import Dataset
@@ -48,7 +48,7 @@ def routes(state: State) -> list[Route]:
 
     def of_window(call: Call) -> Drift:
         serving_hours.follow(state)
-        start, end = (clock.utc(call.query[key]) if call.query.get(key) else None for key in ("start", "end"))
+        start, end = (clock.kept(call.query[key]) if call.query.get(key) else None for key in ("start", "end"))
         if start and end and start >= end:
             raise BadInput("start", start.isoformat(), f"is not before the end {end.isoformat()}", "swap them")
         beside = call.query.get("beside") or "season"
@@ -99,9 +99,8 @@ def of(
     if not hours:
         asked = f"{since:%F %T} to {until:%F %T}"
         raise NotFound(f"predictions of {endpoint}@{number}", asked, "are none", "see: cellwork monitor drift --days")
-    found = Window(
-        f"{endpoint}@{number}", since, until, hours, _came_true(state, endpoint, model, number, since, until)
-    )
+    labels, takes = _came_true(state, endpoint, model, number, since, until), _takes(state, model, number)
+    found = Window(f"{endpoint}@{number}", since, until, hours, labels, takes)
     if beside == "before":
         return _compared(found, _before(state, endpoint, model, number, found), rules)
     trained = training(state, model, number)
@@ -141,7 +140,8 @@ def days(state: State, endpoint: str, version: int = 0, kept: Once[Drift] | None
 def _of_day(state: State, trained: Dataset, endpoint: str, model: str, number: int, day: int) -> Drift:
     start, end, rules = moment(day), moment(day + serving_hours.DAY), DriftRules()
     hours = serving_hours.between(state, endpoint, model, number, start, end)
-    window = Window(f"{endpoint}@{number}", start, end, hours, _came_true(state, endpoint, model, number, start, end))
+    labels, takes = _came_true(state, endpoint, model, number, start, end), _takes(state, model, number)
+    window = Window(f"{endpoint}@{number}", start, end, hours, labels, takes)
     return _compared(window, _learned(state, trained, window, rules), rules)
 
 
@@ -188,8 +188,20 @@ def training(state: State, model: str, version: int) -> Dataset:
     return datasets.get(state, found)
 
 
+def _takes(state: State, model: str, version: int) -> frozenset[str]:
+    """Return the columns that a version's model takes; none where this machine has no copy of its folder."""
+    query = "SELECT digest FROM evaluations WHERE name = :n AND version = :v ORDER BY seq DESC LIMIT 1"
+    with state.engine.connect() as db:
+        digest = db.execute(text(query), {"n": model, "v": version}).scalar()
+    try:
+        manifest = package.read(state.home.models() / digest) if digest else None
+    except BadInput:
+        manifest = None
+    return frozenset(column.name for column in manifest.columns) if manifest else frozenset()
+
+
 def reference(state: State, dataset: Dataset) -> Sketch:
-    """Return the sketch of the model's columns in `dataset`."""
+    """Return the sketch of what a model may take from `dataset`."""
     folder = state.home.dataset(dataset.id)
     kept = folder / "columns.sketch"
     if kept.is_file():
@@ -225,10 +237,17 @@ class Window:
     """(hour in microseconds since 1970, sketch), those with predictions."""
     labels: Column | None = None
     """What came true, as far as it is known."""
+    takes: frozenset[str] = frozenset()
+    """The columns that the model takes, as its folder says; what its predictions have, it takes too."""
 
     @property
     def season(self) -> season.Hours:
         return season.of(moment(hour) for hour, _ in self.hours)
+
+    def of_model(self, trained: Sketch) -> Sketch:
+        """Return `trained` without the columns of the dataset that the model does not take."""
+        taken = self.takes.union(*(sketch.columns for _, sketch in self.hours))
+        return Sketch(trained.rows, {name: column for name, column in trained.columns.items() if name in taken})
 
 
 class Reference(NamedTuple):
@@ -246,8 +265,9 @@ def _learned(state: State, trained: Dataset, window: Window, rules: DriftRules, 
     if hours and trained.time_column in pl.read_parquet_schema(folder / "data.parquet"):
         found, apart = _of_season(folder, trained.time_column, columns, hours)
         if found.rows >= rules.least_rows:
-            return _labelled(Reference(trained.id, found, season.say(hours), apart), folder, trained, hours)
-    return _labelled(Reference(trained.id, reference(state, trained)), folder, trained, season.ALL)
+            part = Reference(trained.id, window.of_model(found), season.say(hours), apart)
+            return _labelled(part, folder, trained, hours)
+    return _labelled(Reference(trained.id, window.of_model(reference(state, trained))), folder, trained, season.ALL)
 
 
 def _labelled(reference: Reference, folder: Path, trained: Dataset, hours: season.Hours) -> Reference:

@@ -4,7 +4,7 @@ A column drifts if a test says that its difference is there, corrected for all t
 it is large enough to matter: with a million rows everything is significant, with fifty everything is large. Four
 things are tested: the distribution (KS of numbers, chi-squared of texts and true/false; PSI is the measure), the share of
 missing values, values out of range, new texts. Times are left out: they always move. A column that the window lacks, or
-whose kind changed, drifts without a test. Below `least_rows` there is no verdict.
+whose kind changed, drifts without a test. Below `least_rows` there is no verdict, of these columns neither.
 """
 
 from __future__ import annotations
@@ -85,11 +85,11 @@ def _column(name: str, reference: Sketch, window: Sketch, rules: DriftRules) -> 
     if old is None or new is None:
         known = new if old is None else old
         words = "is not in the reference" if old is None else "is not in the window"
-        return _Compared(_differs(name, known.kind if known else "", words, reference.rows, window.rows))
+        return _Compared(_differs(name, known.kind if known else "", words, reference.rows, window.rows, rules))
     kinds = {each.kind for each in (old, new)} - {"null"}
     if len(kinds) > 1 and kinds != {"bool", "number"}:
         words = f"is {new.kind} and was {old.kind}"
-        return _Compared(_differs(name, new.kind, words, reference.rows, window.rows))
+        return _Compared(_differs(name, new.kind, words, old.rows, new.rows, rules))
     kind = "number" if len(kinds) > 1 else next(iter(kinds), "null")
     found = ColumnDrift(
         column=name, kind=kind, verdict="not enough data", reference=old.rows, window=new.rows,
@@ -104,11 +104,12 @@ def _column(name: str, reference: Sketch, window: Sketch, rules: DriftRules) -> 
     return compared
 
 
-def _differs(name: str, kind: str, words: str, reference: int, window: int) -> ColumnDrift:
-    return ColumnDrift(
-        column=name, kind=kind, verdict="drift", reasons=[words], severity="critical",
-        reference=reference, window=window,
-    )  # fmt: skip
+def _differs(name: str, kind: str, words: str, reference: int, window: int, rules: DriftRules) -> ColumnDrift:
+    """Return a column that needs no test to be told apart, only enough rows."""
+    found = ColumnDrift(column=name, kind=kind, verdict="not enough data", reference=reference, window=window)
+    if min(reference, window) >= rules.least_rows:
+        found.verdict, found.severity, found.reasons = "drift", "critical", [words]
+    return found
 
 
 def _missing(column: Column) -> float:
