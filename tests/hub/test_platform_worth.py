@@ -92,6 +92,37 @@ def test_a_function_of_ones_own_gives_a_number_a_day_and_a_monitor_looks_at_the_
     assert client.monitors.check("shop/m").state == "fine"
 
 
+def test_a_metric_by_version_is_judged_by_every_version_of_its_newest_day(shop: World, client: Client) -> None:
+    day, before = "2024-05-03", "2024-05-02"
+    points = [
+        MetricPoint(day=before, value=1.0, version=4),
+        MetricPoint(day=day, value=100.0, version=1),
+        MetricPoint(day=day, value=-900.0, version=2),
+        MetricPoint(day=day, value=-5.0, version=3),
+    ]
+    client.outcomes.keep_metric(ENDPOINT, "saved", MetricRequest(points=points, unit="EUR"))
+    watch(client, kind="metric", metric="saved", least=50, most=1000)
+    assert client.monitors.check("shop/m").state == "alert"
+    [alert] = client.monitors.alerts("shop")
+    assert alert.words == (
+        "saved of shop/churn@2 was -900 EUR on 2024-05-03: below 50; saved of shop/churn@3 was -5 EUR on 2024-05-03: below 50"
+    )
+    assert [(p["version"], p["value"]) for p in alert.evidence["points"]] == [(2, -900.0), (3, -5.0)]
+    better = [MetricPoint(day=day, value=60.0, version=number) for number in (2, 3)]
+    client.outcomes.keep_metric(ENDPOINT, "saved", MetricRequest(points=better, unit="EUR"))
+    fine = client.monitors.check("shop/m")
+    assert (fine.state, "shop/churn@3 was 60 EUR" in fine.words) == ("fine", True)
+
+
+@pytest.mark.parametrize("odd", [{"version": 2**31}, {"version": 2**70}, {"version": -1}, {"rows": 2**70}])
+def test_a_number_that_no_database_keeps_is_refused(client: Client, odd: dict[str, int]) -> None:
+    with pytest.raises(errors.BadInput, match=next(iter(odd))):
+        client.outcomes.keep_metric(
+            ENDPOINT, "saved", MetricRequest(points=[MetricPoint(day="2024-05-03", value=1.0, **odd)])
+        )
+    assert client.outcomes.metrics(ENDPOINT) == []
+
+
 def test_a_function_that_fails_names_the_day(shop: World, client: Client) -> None:
     shop.predict("a", 0.9)
     truths(client, {"a": 1.0})

@@ -16,6 +16,7 @@ from sqlalchemy import text
 from cellwork import clock
 from cellwork.errors import NotFound, near_miss
 from cellwork.monitoring.ranking import auc
+from cellwork.wire.business import BusinessMetric, MetricPoint
 from cellwork.wire.drift import ColumnDrift
 from cellwork.wire.evaluations import Evaluation, Metric
 from cellwork.wire.monitors import Monitor, Severity
@@ -28,7 +29,7 @@ from cellwork_hub.records import micros, moment
 MACHINE = ("disk", "memory")
 MOST_IN_USE = 0.9
 NAMED = 5
-"""Columns that an alert names; its evidence has all."""
+"""Columns, or versions, that an alert names; its evidence has all."""
 
 
 def check(state: State, project: str, monitor: Monitor) -> tuple[list[Finding], str]:
@@ -57,7 +58,7 @@ def _drift(state: State, project: str, monitor: Monitor) -> tuple[list[Finding],
     if not moved:
         return [], looked
     severity: Severity = "critical" if any(c.severity == "critical" for c in moved) else "warning"
-    named = "; ".join(_column(c) for c in moved[:NAMED]) + ("; …" if len(moved) > NAMED else "")
+    named = _listed([_column(c) for c in moved])
     evidence = {
         "version": found.subject,
         "rows": found.rows,
@@ -66,6 +67,10 @@ def _drift(state: State, project: str, monitor: Monitor) -> tuple[list[Finding],
     }
     evidence |= {"start": found.start.isoformat(), "end": found.end.isoformat()}
     return [Finding(subject=endpoint, severity=severity, words=f"{found.subject}: {named}", evidence=evidence)], looked
+
+
+def _listed(words: list[str]) -> str:
+    return "; ".join(words[:NAMED]) + ("; …" if len(words) > NAMED else "")
 
 
 def _column(column: ColumnDrift) -> str:
@@ -152,20 +157,35 @@ def _batches(state: State, project: str, monitor: Monitor) -> tuple[list[Finding
 
 
 def _metric(state: State, project: str, monitor: Monitor) -> tuple[list[Finding], str]:
+    """Look at the newest day: at all its points, since a metric may have one for each version."""
     endpoint = f"{project}/{monitor.endpoint}"
     known = {each.name: each for each in business.of(state, endpoint)}
     if monitor.metric not in known or not known[monitor.metric].points:
         raise NotFound(f"metric of {endpoint}", monitor.metric, "was never sent", near_miss(monitor.metric, known))
     found = known[monitor.metric]
-    newest = max(found.points, key=lambda point: point.day)
-    shown = f"{newest.value:g} {found.unit}".strip()
-    words = f"{monitor.metric} of {endpoint} was {shown} on {newest.day}"
-    bounds = [("below", monitor.least), ("above", monitor.most)]
-    past = [f"{where} {bound:g}" for where, bound in bounds if bound is not None and (newest.value < bound if where == "below" else newest.value > bound)]  # fmt: skip
+    day = max(point.day for point in found.points)
+    newest = [(point, _point(found, point)) for point in found.points if point.day == day]
+    looked = _listed([words for _, words in newest])
+    past = [(point, f"{words}: {bound}") for point, words in newest if (bound := _past(monitor, point.value))]
     if not past:
-        return [], words
-    evidence = {"day": newest.day, "value": newest.value, "least": monitor.least, "most": monitor.most}
-    return [Finding(subject=endpoint, severity=monitor.severity, words=f"{words}: {past[0]}", evidence=evidence)], words
+        return [], looked
+    beyond = [point for point, _ in past]
+    evidence = {"day": day, "value": beyond[0].value, "least": monitor.least, "most": monitor.most}
+    evidence["points"] = msgspec.to_builtins(beyond)
+    words = _listed([words for _, words in past])
+    return [Finding(subject=endpoint, severity=monitor.severity, words=words, evidence=evidence)], looked
+
+
+def _point(metric: BusinessMetric, point: MetricPoint) -> str:
+    of = f"{metric.endpoint}@{point.version}" if point.version else metric.endpoint
+    return f"{metric.name} of {of} was {f'{point.value:g} {metric.unit}'.strip()} on {point.day}"
+
+
+def _past(monitor: Monitor, value: float) -> str:
+    """Return in words which bound of `monitor` the value is past, if any."""
+    if monitor.least is not None and value < monitor.least:
+        return f"below {monitor.least:g}"
+    return f"above {monitor.most:g}" if monitor.most is not None and value > monitor.most else ""
 
 
 def _machine(state: State, _: str, monitor: Monitor) -> tuple[list[Finding], str]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Annotated
+
+import msgspec
 
 from cellwork.wire import Struct
 
@@ -12,8 +15,8 @@ class MetricPoint(Struct):
 
     day: str
     value: float
-    rows: int = 0
-    version: int = 0
+    rows: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
+    version: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 0
 
 
 class MetricRequest(Struct):
