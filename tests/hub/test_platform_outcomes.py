@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import duckdb
 import msgspec
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import serving_world as world
 from hypothesis import HealthCheck, given, settings
@@ -18,8 +21,9 @@ from log_world import DAY, ENDPOINT, World
 from ports import free_port
 from sqlalchemy import text
 
-from cellwork import errors
+from cellwork import clock, errors
 from cellwork.client import Client
+from cellwork.client.outcomes import PARQUET
 from cellwork.monitoring.ranking import auc
 from cellwork.wire.outcomes import Outcome
 from cellwork_hub import records
@@ -142,6 +146,40 @@ def test_what_was_known_at_a_time_can_still_be_asked(shop: World, client: Client
     assert known == [[(0, None)], [(1, 1.0)], [(1, 0.0)], [(2, 0.5)]]
 
 
+def test_what_is_estimated_is_estimated_from_what_was_known(shop: World, client: Client) -> None:
+    def estimated(as_of: str = "") -> float | None:
+        [point] = client.outcomes.quality(ENDPOINT, as_of=as_of).points
+        return point.estimated_auc
+
+    shop.log.write([shop.prediction(f"o{k}", k / 400) for k in range(400)])
+    before, at = estimated(), DAY + timedelta(hours=2)
+    client.outcomes.send("shop", [truth(f"o{k}", float(k < 200), arrived_at=at) for k in range(400)])
+    assert estimated() != before
+    assert estimated((at - timedelta(minutes=1)).isoformat()) == before
+    assert estimated((at + timedelta(minutes=1)).isoformat()) == estimated()
+
+
+@pytest.mark.parametrize("ahead", [timedelta(minutes=10), timedelta(days=365 * 180)])
+def test_an_arrival_that_is_still_to_come_is_refused_since_no_correction_would_ever_hold(
+    shop: World, client: Client, ahead: timedelta
+) -> None:
+    shop.predict("a")
+    later = clock.now() + ahead
+    with pytest.raises(errors.BadInput, match="later than now"):
+        client.outcomes.send("shop", [truth("a", 1, arrived_at=later)])
+    with pytest.raises(errors.BadInput, match="later than now"):
+        client.outcomes.load(ENDPOINT, frame(observation=["a", "b"], arrived_at=[DAY, later]))
+    assert told(client) == [(1, 0, None)]
+
+
+def test_a_sender_whose_clock_is_a_minute_ahead_is_heard(shop: World, client: Client) -> None:
+    shop.predict("a"), shop.predict("b")
+    soon = clock.now() + timedelta(minutes=1)
+    client.outcomes.send("shop", [truth("a", 1, arrived_at=soon)])
+    client.outcomes.load(ENDPOINT, frame(observation=["b"], arrived_at=[soon]))
+    assert told(client) == [(2, 2, 1.0)]
+
+
 def frame(**columns: list[object]) -> pl.DataFrame:
     rows = len(next(iter(columns.values())))
     return pl.DataFrame({"value": [1.0] * rows, "observed_at": [DAY] * rows, **columns})
@@ -156,6 +194,18 @@ def test_a_frame_of_outcomes_joins_like_single_ones_and_repeats_change_nothing(s
     by_id = client.outcomes.load(ENDPOINT, frame(prediction=names[:3], value=[0.0, 1.0, 0.0]))
     assert (by_id.taken, by_id.matched, by_id.repeated) == (2, 2, 1), "of the same observations: two corrections"
     assert told(client) == [(10, 10, 0.8)]
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "+02:00"])
+@pytest.mark.parametrize("unit", ["ms", "us", "ns"])
+def test_times_of_a_frame_may_have_any_zone(shop: World, client: Client, unit: str, zone: str) -> None:
+    shop.predict("a")
+    at = pa.array([DAY], pa.timestamp(unit, zone))
+    body = io.BytesIO()
+    pq.write_table(pa.table({"observation": ["a"], "value": [1.0], "observed_at": at, "arrived_at": at}), body)
+    client.connection.raw("cellwork", "PUT", f"/api/v1/outcomes/{ENDPOINT}", body.getvalue(), PARQUET)
+    [kept] = client.outcomes.list(ENDPOINT)
+    assert (kept.observed_at, kept.arrived_at) == (DAY, DAY)
 
 
 @pytest.mark.parametrize(

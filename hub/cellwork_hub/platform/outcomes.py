@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import polars as pl
@@ -25,7 +25,7 @@ from cellwork.wire.outcomes import Outcome, OutcomesAnswer, OutcomesRequest, Qua
 from cellwork.wire.records import Edge
 from cellwork_hub import records
 from cellwork_hub.once import Once
-from cellwork_hub.platform.outcome_store import NEWEST, Delivery, OutcomeStore
+from cellwork_hub.platform.outcome_store import JOINED, NEWEST, Delivery, OutcomeStore
 from cellwork_hub.platform.state import State
 from cellwork_hub.route import Call, Route
 
@@ -45,7 +45,10 @@ MIGRATION = (
 """The tables `outcomes` and `scored` are those of before `outcome_store`: what stands there is taken over once. `mirrored` is in use."""
 LOG = "inference"
 PAGE = 10_000
+CLOCKS = timedelta(minutes=5)
+"""How far a sender's clock may be ahead; what arrives in times to come would hold until then, whatever corrects it."""
 DAY = "CAST(make_timestamp(p.ts) AS DATE) AS day, p.model, p.version"
+ON_TIME = "send when it arrived, or leave it out"
 SENT = {
     "n": pl.Int64, "project": pl.String, "endpoint": pl.String, "observation": pl.String, "prediction": pl.String, "value": pl.Float64,
     "observed_at": pl.Int64, "arrived_at": pl.Int64, "dated": pl.Boolean, "source": pl.String,
@@ -180,11 +183,14 @@ def _row(project: str, number: int, outcome: Outcome, now: datetime) -> dict[str
         raise BadInput(
             f"endpoint of outcome {number}", outcome.endpoint, f"is not in project {project!r}", "send it there"
         )
+    arrived = clock.kept(outcome.arrived_at or now)
+    if arrived > now + CLOCKS:
+        raise BadInput(f"arrived_at of outcome {number}", arrived.isoformat(), "is later than now", ON_TIME)
     return {
         "n": number, "project": project, "endpoint": outcome.endpoint if by_observation else "",
         "observation": outcome.observation if by_observation else "", "prediction": outcome.prediction,
         "value": outcome.value, "observed_at": records.micros(clock.kept(outcome.observed_at)),
-        "arrived_at": records.micros(clock.kept(outcome.arrived_at or now)), "dated": outcome.arrived_at is not None,
+        "arrived_at": records.micros(arrived), "dated": outcome.arrived_at is not None,
         "source": outcome.source or "",
     }  # fmt: skip
 
@@ -220,13 +226,16 @@ def of_frame(frame: pl.DataFrame, project: str, endpoint: str) -> pl.DataFrame:
         dtype = frame.schema.get(column, pl.Datetime("us", "UTC"))
         if not isinstance(dtype, pl.Datetime) or dtype.time_zone is None:
             raise BadInput(f"{column} of the outcomes", str(dtype), "is no time with a time zone", "send UTC times")
-        if column in frame.columns and (
-            far := frame.filter(~pl.col(column).is_between(clock.LEAST, clock.MOST, closed="left")).height
-        ):
+        if column not in frame.columns:
+            continue
+        frame = frame.with_columns(pl.col(column).dt.convert_time_zone("UTC"))
+        if far := frame.filter(~pl.col(column).is_between(clock.LEAST, clock.MOST, closed="left")).height:
             raise BadInput(
                 f"{column} of the outcomes", far, "are outside the years 1678 to 2261", "send the times that are meant"
             )
-    now = records.micros(clock.now())
+    now = clock.now()
+    if "arrived_at" in frame.columns and (late := frame.filter(pl.col("arrived_at") > now + CLOCKS).height):
+        raise BadInput("arrived_at of the outcomes", late, "are later than now", ON_TIME)
     arrived = pl.col("arrived_at").dt.epoch("us") if "arrived_at" in frame.columns else pl.lit(None, pl.Int64)
     named = pl.col("observation") if by == "observation" else pl.lit("")
     return frame.select(
@@ -234,7 +243,7 @@ def of_frame(frame: pl.DataFrame, project: str, endpoint: str) -> pl.DataFrame:
         observation=named.cast(pl.String),
         prediction=pl.col("prediction").cast(pl.String).fill_null("") if "prediction" in frame.columns else pl.lit(""),
         value=pl.col("value").cast(pl.Float64), observed_at=pl.col("observed_at").dt.epoch("us"),
-        arrived_at=arrived.fill_null(now), dated=arrived.is_not_null(),
+        arrived_at=arrived.fill_null(records.micros(now)), dated=arrived.is_not_null(),
         source=pl.col("source").cast(pl.String).fill_null("") if "source" in frame.columns else pl.lit(""),
     )  # fmt: skip
 
@@ -289,21 +298,26 @@ def quality_of(store: OutcomeStore, endpoint: str, as_of: datetime | None = None
         f"SELECT {DAY}, count(*) AS predictions, avg(score) AS mean_score FROM predictions p WHERE endpoint = ? AND counts GROUP BY ALL",
         endpoint,
     )
-    if as_of is None:
-        known = store.rows(f"SELECT {DAY}, score, outcome FROM joined p WHERE endpoint = ? AND counts", endpoint)
-    else:
-        then = f"SELECT key, value AS outcome FROM outcomes WHERE endpoint = $1 AND arrived_at <= $2 {NEWEST}"
-        query = f"SELECT {DAY}, score, outcome FROM predictions p JOIN ({then}) o USING (key) WHERE p.endpoint = $1 AND counts"
-        known = store.rows(query, endpoint, records.micros(as_of))
-    estimated = estimate.areas(*_by_score(store, endpoint), summary.GROUP)
+    joined, asked = _joined(endpoint, as_of)
+    known = store.rows(f"SELECT {DAY}, score, outcome FROM {joined} p WHERE endpoint = $1 AND counts", *asked)
+    estimated = estimate.areas(*_by_score(store, joined, asked), summary.GROUP)
     traffic = traffic.join(estimated, on=summary.GROUP, how="left")
     return summary.quality(endpoint, traffic, known)
 
 
-def _by_score(store: OutcomeStore, endpoint: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _joined(endpoint: str, as_of: datetime | None) -> tuple[str, tuple[Any, ...]]:
+    """Return in SQL the predictions with what is known, or was known at `as_of`, and its parameters: $1 is `endpoint`."""
+    if as_of is None:
+        return "joined", (endpoint,)
+    then = f"SELECT key, value AS outcome FROM outcomes WHERE endpoint = $1 AND arrived_at <= $2 {NEWEST}"
+    joined = f"(SELECT {JOINED}, outcome FROM predictions JOIN ({then}) USING (key) WHERE endpoint = $1)"
+    return joined, (endpoint, records.micros(as_of))
+
+
+def _by_score(store: OutcomeStore, joined: str, asked: tuple[Any, ...]) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return how many predictions there are by day, model, version and score, and by model, version and score how many came true."""
     step = f"CAST(least(floor(score * {estimate.BINS}), {estimate.BINS - 1}) AS INTEGER) AS bin"
-    where = "WHERE p.endpoint = ? AND counts AND score BETWEEN 0 AND 1"
+    where = "WHERE p.endpoint = $1 AND counts AND score BETWEEN 0 AND 1"
     predicted = f"SELECT {DAY}, {step}, count(*) AS rows FROM predictions p {where} GROUP BY ALL"
-    known = f"SELECT model, version, {step}, count(*) AS rows, sum(outcome) AS happened FROM joined p {where} AND outcome IN (0, 1) GROUP BY ALL"
-    return store.rows(predicted, endpoint), store.rows(known, endpoint)
+    known = f"SELECT model, version, {step}, count(*) AS rows, sum(outcome) AS happened FROM {joined} p {where} AND outcome IN (0, 1) GROUP BY ALL"
+    return store.rows(predicted, asked[0]), store.rows(known, *asked)

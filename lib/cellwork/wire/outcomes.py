@@ -17,6 +17,7 @@ class Outcome(Struct):
     endpoint: str = ""
     observation: str = ""
     arrived_at: datetime | None = None
+    """None means now; it is never later."""
     source: str = ""
 
 
