@@ -10,12 +10,13 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
 from typing import Any, ClassVar
+from urllib.parse import unquote
 
 BUSY = "driver failed to remove root filesystem: device or resource busy"
 
 
 class IllEngine(ThreadingMixIn, UnixStreamServer):
-    """It has `containers` and no image. It removes none whose id begins with `stuck`; with `deaf` it lists none either."""
+    """It has `containers` and `images`. It removes no container whose id begins with `stuck`; with `deaf` it lists none either."""
 
     daemon_threads = True
     address: str
@@ -25,6 +26,8 @@ class IllEngine(ThreadingMixIn, UnixStreamServer):
         self.address, self.stuck, self.deaf = f"unix://{path}", "no id", False
         self.containers: dict[str, str] = {}
         """Names by id."""
+        self.images: dict[str, str] = {}
+        """Ids by tag."""
 
 
 class _Answers(BaseHTTPRequestHandler):
@@ -43,8 +46,10 @@ class _Answers(BaseHTTPRequestHandler):
             self._say(200, [{"Id": key, "Names": [f"/{name}"]} for key, name in known.items()])
         elif path.startswith("/containers/") and (key := path.split("/")[2]) in known:
             self._say(200, {"Id": key, "Name": f"/{known[key]}", "State": {"FinishedAt": "2020-01-01T00:00:00Z"}})
+        elif (tag := unquote(path).removeprefix("/images/").removesuffix("/json")) in self.server.images:
+            self._say(200, {"Id": self.server.images[tag], "RepoTags": [tag]})
         else:
-            self._say(200, self.told[path]) if path in self.told else self._say(404, {"message": "no such thing"})
+            self._say(200, self.told[path]) if path in self.told else self._say(404, {"message": "No such image"})
 
     def do_DELETE(self) -> None:
         key = self._path().split("/")[2]

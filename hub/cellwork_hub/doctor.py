@@ -14,8 +14,9 @@ import psutil
 from cellwork.errors import CellworkError, Refused, Unavailable
 from cellwork.settings import Settings
 from cellwork.wire import Struct
-from cellwork_hub import preparation, supervisor
-from cellwork_hub.containers import way
+from cellwork_hub import preparation, profiles, supervisor
+from cellwork_hub.containers import images, way
+from cellwork_hub.containers.engine import Engine
 from cellwork_hub.units import program
 
 EXTRAS = {
@@ -87,7 +88,7 @@ def examine(chosen: Settings) -> list[Check]:
         _port(chosen),
         _memory(),
         _disk(chosen),
-        _servers(chosen),
+        *_servers(chosen),
         *_programs(),
     ]
 
@@ -165,12 +166,16 @@ def _disk(chosen: Settings) -> Check:
     )
 
 
-def _servers(chosen: Settings) -> Check:
-    """How user servers would run if the platform started now."""
+def _servers(chosen: Settings) -> list[Check]:
+    """How user servers would run if the platform started now, and whether their image is there."""
     try:
         found = way.look(chosen)
     except CellworkError as error:
-        return Check(name="user servers", verdict="missing", found=str(error), way_out=error.way_out)
+        return [Check(name="user servers", verdict="missing", found=str(error), way_out=error.way_out)]
+    return [_way(found), *([_image(chosen, found)] if found.kind == "containers" else [])]
+
+
+def _way(found: way.Way) -> Check:
     if found.kind == "containers":
         others = ", ".join(sorted(_open_to_containers()))
         if not others or not found.closed:
@@ -180,6 +185,20 @@ def _servers(chosen: Settings) -> Check:
     verdict: Literal["optional", "missing"] = "missing" if found.kind == "none" else "optional"
     way_out = "for limits and isolation: start Docker or Podman, then cellwork image build cpu"
     return Check(name="user servers", verdict=verdict, found=found.text, way_out=way_out)
+
+
+def _image(chosen: Settings, found: way.Way) -> Check:
+    """Look for the image that servers start from unless another is asked for; of runs without any, it is the last resort."""
+    engine, home = Engine(found.engine, "", 0, 0, False), chosen.folder
+    wanted = profiles.load(home.profiles())[0].image
+    if images.look(engine, home, wanted):
+        return Check(name="images", verdict="ok", found=wanted)
+    waiting = "" if way.image_of_runs(engine, home) else ", and runs wait for it"
+    if wanted in profiles.OURS:
+        text = f"no {wanted}: no server of the first profile starts{waiting}"
+        return Check(name="images", verdict="missing", found=text, way_out=f"run: cellwork image build {wanted}")
+    text = f"{wanted} is not here: the first start of a server pulls it{waiting}"
+    return Check(name="images", verdict="optional", found=text, way_out=f"run: docker pull {wanted}")
 
 
 def _open_to_containers() -> set[str]:

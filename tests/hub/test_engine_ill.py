@@ -1,7 +1,8 @@
-"""An engine that answers with errors: the platform stops and starts all the same, and says what is left."""
+"""An engine that answers with errors, or has no image: the platform stops and starts all the same, and says what is left and what it lacks."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sys
 import tempfile
@@ -13,13 +14,15 @@ import msgspec
 import pytest
 from ill_engine import IllEngine
 
-from cellwork import files
+from cellwork import clock, files
 from cellwork.errors import Unavailable
 from cellwork.home import Home
 from cellwork.settings import Settings
-from cellwork_hub import commands, processes, supervisor
-from cellwork_hub.containers import engine, way
+from cellwork_hub import commands, doctor, processes, profiles, supervisor
+from cellwork_hub.containers import engine, images, way
 from cellwork_hub.containers.way import Way
+from cellwork_hub.context import Context
+from cellwork_hub.jobs.runners import container
 from cellwork_hub.supervisor import Supervisor
 from cellwork_hub.units import Unit, environment
 
@@ -93,3 +96,81 @@ def test_down_after_a_supervisor_was_killed_forgets_it_though_a_container_is_stu
 def test_a_run_starts_beside_a_kernel_that_the_engine_will_not_remove(ill: IllEngine, home: Home) -> None:
     engine.remove_ended(engine.connect(ill.address), "cellwork.kernel", 10.0)
     assert list(ill.containers) == [STUCK]
+
+
+def give(ill: IllEngine, home: Home, name: str) -> None:
+    """Let the engine have the image `name`, and the home know what is installed in it."""
+    tag, digest = (
+        images.tag(name) if name in profiles.OURS else name,
+        f"sha256:{hashlib.sha256(name.encode()).hexdigest()}",
+    )
+    image = images.Image(name=name, tag=tag, digest=digest, env="", size_mb=1, built=clock.now())
+    files.write(home.image(digest), msgspec.json.encode(image))
+    ill.images[tag] = digest
+
+
+def team(ill: IllEngine, home: Home) -> Settings:
+    return Settings(home=home.root, trust="team", container_engine=ill.address)
+
+
+def context(ill: IllEngine, home: Home) -> Context:
+    return Context(team(ill, home), {"public": 8000})
+
+
+def own_menu(home: Home) -> None:
+    """Let every server be of an image that is another's."""
+    home.profiles().write_text('[own]\nmemory = "1G"\ncores = 1\nimage = "lab.example/own:1"\n')
+
+
+def image_check(ill: IllEngine, home: Home) -> doctor.Check | None:
+    return next((check for check in doctor.examine(team(ill, home)) if check.name == "images"), None)
+
+
+def test_doctor_names_the_image_that_servers_and_runs_lack_with_the_command_that_builds_it(
+    ill: IllEngine, home: Home
+) -> None:
+    lacking = image_check(ill, home)
+    assert lacking is not None
+    assert (lacking.verdict, lacking.way_out) == ("missing", "run: cellwork image build cpu")
+    assert "runs wait for it" in lacking.found
+    give(ill, home, "jobs")
+    lacking = image_check(ill, home)
+    assert lacking is not None
+    assert lacking.verdict == "missing"
+    assert "runs wait for it" not in lacking.found
+    give(ill, home, "cpu")
+    assert image_check(ill, home) == doctor.Check(name="images", verdict="ok", found="cpu")
+
+
+def test_an_image_that_is_anothers_is_pulled_at_the_first_start_and_doctor_says_so(ill: IllEngine, home: Home) -> None:
+    own_menu(home)
+    lacking = image_check(ill, home)
+    assert lacking is not None
+    assert (lacking.verdict, lacking.way_out) == ("optional", "run: docker pull lab.example/own:1")
+
+
+def test_runs_of_a_menu_with_images_of_its_own_alone_execute_in_the_first_of_them(ill: IllEngine, home: Home) -> None:
+    own_menu(home)
+    with pytest.raises(Unavailable, match="cellwork image build jobs"):
+        container.find(context(ill, home))
+    give(ill, home, "lab.example/own:1")
+    assert container.find(context(ill, home)).image.tag == "lab.example/own:1"
+    give(ill, home, "cpu")
+    assert container.find(context(ill, home)).image.name == "cpu"
+
+
+def test_a_runner_without_an_image_waits_for_one_and_says_so_once(
+    ill: IllEngine, home: Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ended, again and again, and the start of the whole platform with it."""
+    looks: list[float] = []
+
+    def look_again(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            give(ill, home, "jobs")
+
+    monkeypatch.setattr("time.sleep", look_again)
+    assert container.awaited(context(ill, home)).image.name == "jobs"
+    assert looks == [container.LOOK_SECONDS] * 3
+    assert caplog.text.count("cellwork image build jobs") == 1

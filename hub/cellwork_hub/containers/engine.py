@@ -146,9 +146,14 @@ def _remove(container: Any) -> bool:
         container.remove(force=True)
     except (docker.errors.DockerException, OSError) as error:
         if getattr(error, "status_code", 0) not in (404, 409):
-            log.warning("container %s is left behind: %s", _name(container), error)
+            log.warning("container %s is left behind: %s", _name(container), _said(error))
             return False
     return True
+
+
+def _said(error: Exception) -> str:
+    """Return an engine's own words, or those of who did not reach it."""
+    return str(getattr(error, "explanation", "") or error)
 
 
 def _name(container: Any) -> str:
@@ -173,7 +178,7 @@ def remove_all(engine: Engine, home: str) -> int:
         try:
             found = client.containers.list(all=True, sparse=True, filters={"label": f"{OWNER}={home}"})
         except (docker.errors.DockerException, OSError) as error:
-            verdict = f"does not tell its containers ({getattr(error, 'explanation', '') or error})"
+            verdict = f"does not tell its containers ({_said(error)})"
             raise Unavailable("container engine", engine.address, verdict, "look at it: docker ps --all") from None
         for number, container in enumerate(found):
             if left and time.monotonic() > end:

@@ -27,6 +27,9 @@ from cellwork_hub.containers.engine import OWNER, Engine
 
 log = logging.getLogger("cellwork")
 
+RUN_IMAGES = ("jobs", "cpu")
+"""What a run executes in that was scheduled from no container: the first that is there, then the first profile's image."""
+
 
 class Way(Struct):
     """`door` is the address of this machine in the containers' network."""
@@ -84,6 +87,12 @@ def look(settings: Settings) -> Way:
         kind="containers", text=f"containers, {found.text}; {reach}", engine=found.address,
         network=network_name(settings.folder, closed=closed), cores=found.cpus, gpus=found.gpus, closed=closed,
     )  # fmt: skip
+
+
+def image_of_runs(engine: Engine, home: Home) -> images.Image | None:
+    """Return the image of a run that was scheduled from no container, or None if there is none for it yet."""
+    names = (*RUN_IMAGES, profiles.load(home.profiles())[0].image)
+    return next((found for name in names if (found := images.look(engine, home, name))), None)
 
 
 def _without(settings: Settings, why: str) -> Way:

@@ -1,7 +1,7 @@
 """The container runner: the process runner, with each run's kernel in a container of the image it was scheduled from.
 
 What speaks with the service stays outside, with the runner's token; inside is the kernel alone, with the run's own token. A
-kernel is warmed in the default image; a run of another one gets a fresh kernel in that. What a run prints passes through
+kernel is warmed in the default image; a run of another one gets a fresh kernel in that. As long as there is none, runs wait. What a run prints passes through
 here, what it writes stays in its container and its working folder. A checkpoint is written by the kernel, beside its sockets,
 and carried from there as bytes: outside of a kernel nothing of it is unpickled, and no link in it is followed (`runs.taken`).
 """
@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,11 +31,10 @@ from cellwork_hub.jobs.runners.slot import Platform
 
 log = logging.getLogger("cellwork.runner")
 
-DEFAULT_IMAGES = ("jobs", "cpu")
-"""What a run executes in that was scheduled from no container: the first that is there."""
 KERNEL = "cellwork.kernel"
 """The label of a kernel's container. It is removed by the process that stands for the kernel here; if that is killed, by the next one."""
 ENDED_SECONDS = 10.0
+LOOK_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def find(context: Context) -> Containers:
     """Return how runs of this platform execute in containers; raises Unavailable if no image for them is there."""
     chosen, home = way.known(context.home), context.home
     using = engine.connect(chosen.engine)
-    image = next((found for name in DEFAULT_IMAGES if (found := images.look(using, home, name))), None)
+    image = way.image_of_runs(using, home)
     if image is None:
         raise Unavailable("image", "jobs", "is not built on this machine", "build it: cellwork image build jobs")
     menu = [profile for profile in profiles.load(home.profiles()) if not profile.gpus]
@@ -86,15 +86,26 @@ def find(context: Context) -> Containers:
     return Containers(chosen, home, image, largest, f"http://{chosen.door}:{context.ports['public']}")
 
 
+def awaited(context: Context) -> Containers:
+    """Return how runs execute, as soon as there is an image for them; what it waits for is told once."""
+    import docker
+
+    told = ""
+    while True:
+        try:
+            return find(context)
+        except (CellworkError, docker.errors.DockerException, OSError) as error:
+            if str(error) != told:
+                told = str(error)
+                log.error("no runs in containers yet: %s", told)
+        time.sleep(LOOK_SECONDS)
+
+
 def main() -> None:
     """Run slots until SIGTERM or SIGINT."""
     prepare()
     context = Context.load()
-    try:
-        containers = find(context)
-    except CellworkError as error:
-        log.error("no runs in containers: %s", error)
-        sys.exit(1)
+    containers = awaited(context)
     log.info("runs execute in containers of %s", containers.image.tag)
     name = f"{socket.gethostname()}-{os.getpid()}"
     platform = Platform(context.public_url, context.token("runner"), name, containers)
