@@ -27,7 +27,7 @@ log = logging.getLogger("cellwork")
 NONE = "none"
 PING_SECONDS = 3
 REMOVE_SECONDS = 20
-TROUBLE_SECONDS = 40.0
+TROUBLE_SECONDS = 20.0
 """With one call more that is within what `cellwork down` waits."""
 SOCKETS = ("/var/run/docker.sock", "/run/docker.sock", "/run/podman/podman.sock")
 OWNER = "cellwork.home"
