@@ -1,7 +1,7 @@
 """Tell somebody outside: a signed webhook, or a mail. Used by every service that has something to say; each keeps what waits itself.
 
 A webhook's body is JSON, signed with HMAC-SHA256 (header ``x-cellwork-signature``) by a secret of this installation; it is never
-redirected and takes no proxy from the environment. Whoever is told twice is told the same `id`.
+redirected, takes no proxy from the environment, and is over within `SECONDS`, however its receiver answers. Whoever is told twice is told the same `id`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cellwork.home import Home
 
 SECONDS = 10
+"""A webhook's from begin to end; a mail server's for each of its answers."""
 FIRST_WAIT, MOST_WAIT = 2_000_000, 3600 * 1_000_000
 """Microseconds between tries, doubled each time."""
 MOST_TRIES = 12
@@ -63,22 +64,42 @@ def post(home: Home, url: str, body: dict[str, Any]) -> None:
     Raises
     ------
     Unavailable
-        It did not arrive, or was not answered with success.
+        It did not arrive, or was not answered with success within `SECONDS`.
     """
+    import asyncio
+
     import httpx
     import msgspec
 
+    try:
+        check_address(url)
+    except BadInput as error:
+        raise Unavailable("webhook", host(url), error.verdict, error.way_out) from None
     data = msgspec.json.encode(body)
     signature = hmac.new(signing_key(home).encode(), data, hashlib.sha256).hexdigest()
     headers = {"content-type": "application/json", "x-cellwork-signature": f"sha256={signature}"}
     try:
-        answer = httpx.post(
-            url, content=data, headers=headers, timeout=SECONDS, trust_env=False, follow_redirects=False
-        )
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        status = asyncio.run(_status(url, data, headers))
+    except TimeoutError:
+        raise Unavailable("webhook", host(url), f"did not answer within {SECONDS} seconds", "look at its log") from None
+    except (httpx.HTTPError, ValueError) as error:
         raise Unavailable("webhook", host(url), f"did not answer: {error}", "look at its log") from None
-    if not answer.is_success:
-        raise Unavailable("webhook", host(url), f"answered {answer.status_code}", "look at its log")
+    if not httpx.codes.is_success(status):
+        raise Unavailable("webhook", host(url), f"answered {status}", "look at its log")
+
+
+async def _status(url: str, data: bytes, headers: dict[str, str]) -> int:
+    """Return the status of the answer; a client's own timeout is of each read, and an answer may drip for ever."""
+    import asyncio
+
+    import httpx
+
+    async with (
+        asyncio.timeout(SECONDS),
+        httpx.AsyncClient(timeout=None, trust_env=False) as client,
+        client.stream("POST", url, content=data, headers=headers, follow_redirects=False) as answer,
+    ):
+        return answer.status_code
 
 
 def signing_key(home: Home) -> str:
