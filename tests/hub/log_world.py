@@ -31,13 +31,14 @@ from cellwork_hub.platform import (
     monitors,
     outcomes,
     service,
+    silences,
     snapshots,
 )
 from cellwork_hub.platform.state import State
 
 DAY = datetime(2024, 5, 1, 12, tzinfo=UTC)
 ENDPOINT = "shop/churn"
-ROUTERS = (outcomes, alerts, monitors, drift, alert_deeds, service, snapshots, business, feedback, dashboards)
+ROUTERS = (outcomes, alerts, monitors, drift, alert_deeds, service, snapshots, business, feedback, dashboards, silences)
 TABLES = batches, datasets, evaluations, *ROUTERS, dashboard_views
 MIGRATIONS = [records.MIGRATION, *(each.MIGRATION for each in TABLES)]
 

@@ -1,7 +1,8 @@
 """Alerts: opened once, counted while they last, resolved by the monitor that no longer finds them, or by a person.
 
 At most one is open for a monitor and a subject (a unique index holds it). Opening, becoming critical and resolving are events,
-which start jobs and reach whoever listens; what is found again only counts. A silenced monitor's alerts are kept without events.
+which start jobs and reach whoever listens; what is found again only counts. A silenced monitor's alerts are kept without events: what
+is still found when the silence is over is told then, and only what was told is told to be over.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def routes(state: State) -> list[Route]:
         before = one(call)
         if before.state == "open":
             with state.engine.begin() as db:
-                _close(db, before, f"{call.principal.kind}:{call.principal.name}", told=True)
+                _close(db, before, f"{call.principal.kind}:{call.principal.name}", silent=False)
                 records.audit(db, call, "alert.resolve", before.id, before=before.words)
         return get(state, before.id)
 
@@ -95,7 +96,7 @@ def get(state: State, alert: str) -> Alert:
 def keep(db: Connection, project: str, monitor: str, findings: list[Finding], *, silent: bool) -> list[Finding]:
     """Make the open alerts of a monitor what it finds now: open, count, resolve; in the caller's transaction.
 
-    Returns what was not found before.
+    Whoever is `silent` tells nothing now; what is not over by then is told by the first that is not. Returns what was not found before.
     """
     rows = db.execute(
         text("SELECT * FROM alerts WHERE project = :p AND monitor = :m AND state = 'open'"),
@@ -104,47 +105,62 @@ def keep(db: Connection, project: str, monitor: str, findings: list[Finding], *,
     held = {row["subject"]: _alert(row) for row in rows}
     for finding in findings:
         if finding.subject in held:
-            _again(db, held[finding.subject], finding, told=not silent)
+            _again(db, held[finding.subject], finding, silent=silent)
         else:
-            _open(db, project, monitor, finding, told=not silent)
+            _open(db, project, monitor, finding, silent=silent)
     for subject, alert in held.items():
         if subject not in {finding.subject for finding in findings}:
-            _close(db, alert, "monitor", told=not silent)
+            _close(db, alert, "monitor", silent=silent)
     return [finding for finding in findings if finding.subject not in held]
 
 
-def _open(db: Connection, project: str, monitor: str, finding: Finding, *, told: bool) -> None:
+def _open(db: Connection, project: str, monitor: str, finding: Finding, *, silent: bool) -> None:
     name, now = ids.new("alr"), micros(clock.now())
     values = {"id": name, "p": project, "m": monitor, "now": now, **_said(finding), "subject": finding.subject}
     db.execute(
         text(
-            "INSERT INTO alerts (id, project, monitor, subject, severity, state, words, opened, last, times, by_whom, evidence) "
-            "VALUES (:id, :p, :m, :subject, :severity, 'open', :words, :now, :now, 1, '', :evidence)"
+            "INSERT INTO alerts (id, project, monitor, subject, severity, state, words, opened, last, times, by_whom, evidence, told) "
+            "VALUES (:id, :p, :m, :subject, :severity, 'open', :words, :now, :now, 1, '', :evidence, '')"
         ),
         values,
     )
-    if told:
-        _tell(db, "raised", _now(db, name))
+    if not silent:
+        _raise(db, name)
 
 
-def _again(db: Connection, alert: Alert, finding: Finding, *, told: bool) -> None:
+def _again(db: Connection, alert: Alert, finding: Finding, *, silent: bool) -> None:
+    told = _told(db, alert)
+    if told and finding.severity == "warning":
+        told = "warning"  # should it become critical again, that is told again
     db.execute(
         text(
-            "UPDATE alerts SET severity = :severity, words = :words, evidence = :evidence, last = :now, times = times + 1 WHERE id = :id"
+            "UPDATE alerts SET severity = :severity, words = :words, evidence = :evidence, last = :now, times = times + 1, told = :told "
+            "WHERE id = :id"
         ),
-        {**_said(finding), "now": micros(clock.now()), "id": alert.id},
+        {**_said(finding), "now": micros(clock.now()), "id": alert.id, "told": told},
     )
-    if told and alert.severity == "warning" and finding.severity == "critical":
-        _tell(db, "raised", _now(db, alert.id))
+    if not silent and told in ("", "warning") and told != finding.severity:
+        _raise(db, alert.id)
 
 
-def _close(db: Connection, alert: Alert, by: str, *, told: bool) -> None:
+def _close(db: Connection, alert: Alert, by: str, *, silent: bool) -> None:
     db.execute(
         text("UPDATE alerts SET state = 'resolved', resolved = :now, by_whom = :by WHERE id = :id"),
         {"now": micros(clock.now()), "by": by, "id": alert.id},
     )
-    if told:
+    if not silent and _told(db, alert):
         _tell(db, "resolved", alert)
+
+
+def _told(db: Connection, alert: Alert) -> str:
+    """Return the severity of `alert` that was last told; empty if nobody was told of it."""
+    query = text("SELECT coalesce(told, severity) FROM alerts WHERE id = :id")
+    return str(db.execute(query, {"id": alert.id}).scalar_one())
+
+
+def _raise(db: Connection, alert: str) -> None:
+    db.execute(text("UPDATE alerts SET told = severity WHERE id = :id"), {"id": alert})
+    _tell(db, "raised", _now(db, alert))
 
 
 def _tell(db: Connection, event: Literal["raised", "resolved"], alert: Alert) -> None:

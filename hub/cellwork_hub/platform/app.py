@@ -38,6 +38,7 @@ from cellwork_hub.platform import (
     search,
     secrets,
     service,
+    silences,
     skew,
     snapshots,
     splits,
@@ -80,6 +81,7 @@ ROUTERS = (
     dataset_builds,
     feature_twins,
     dashboard_views,
+    silences,
 )
 MIGRATIONS = [records.MIGRATION, *(router.MIGRATION for router in ROUTERS)]
 """Append only: a number, once used, keeps its meaning."""

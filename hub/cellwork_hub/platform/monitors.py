@@ -15,7 +15,7 @@ from sqlalchemy import Connection, text
 
 from cellwork import clock, ids, notify
 from cellwork.errors import BadInput, CellworkError, NotFound, near_miss
-from cellwork.wire.monitors import Monitor, MonitorsRequest, MonitorStatus, SilenceRequest
+from cellwork.wire.monitors import Monitor, MonitorsRequest, MonitorStatus
 from cellwork_hub import records
 from cellwork_hub.loop import Loop
 from cellwork_hub.platform import alerts, checks
@@ -60,14 +60,10 @@ def routes(state: State) -> list[Route]:
         look(state, found.project, found.monitor)
         return get(state, found.project, found.monitor.name)
 
-    def silence(call: Call) -> MonitorStatus:
-        return _silence(state, call, get(state, call.path["project"], call.path["name"]), call.body)
-
     return [
         Route("PUT", "/api/v1/monitors/{project}", put, "monitors:write", MonitorsRequest, list[MonitorStatus], "Make these the monitors of a project."),
         Route("GET", "/api/v1/monitors", read, "monitors:read", None, list[MonitorStatus], "Monitors and what they last found."),
         Route("POST", "/api/v1/monitors/{project}/{name}/check", check_now, "monitors:write", None, MonitorStatus, "Let a monitor look now."),
-        Route("POST", "/api/v1/monitors/{project}/{name}/silence", silence, "monitors:write", SilenceRequest, MonitorStatus, "Tell nothing of what it finds until then."),
     ]  # fmt: skip
 
 
@@ -178,18 +174,6 @@ def look(state: State, project: str, monitor: Monitor) -> list[Finding]:
         for finding in new if monitor.kind == "drift" else []:
             records.event(db, "drift.found", project, finding.subject, monitor=monitor.name, words=finding.words)
     return found
-
-
-def _silence(state: State, call: Call, found: MonitorStatus, request: SilenceRequest) -> MonitorStatus:
-    until = micros(clock.utc(request.until))
-    with state.engine.begin() as db:
-        db.execute(
-            text("UPDATE monitors SET silenced = :u WHERE project = :p AND name = :n"),
-            {"u": until, "p": found.project, "n": found.monitor.name},
-        )
-        subject = f"{found.project}/{found.monitor.name}"
-        records.audit(db, call, "monitor.silence", subject, after=moment(until).isoformat(), reason=request.reason)
-    return get(state, found.project, found.monitor.name)
 
 
 def _select(state: State, where: str, **values: Any) -> list[MonitorStatus]:
