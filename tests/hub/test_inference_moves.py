@@ -14,6 +14,7 @@ from running import wait_for
 
 from cellwork import db
 from cellwork.client import Client
+from cellwork.errors import Conflict
 from cellwork.wire.endpoints import Deploy, Request
 from cellwork_hub.context import Context
 from cellwork_hub.platform import alert_deeds
@@ -64,9 +65,19 @@ def test_an_alert_rolls_back_the_version_it_is_about_and_no_other(client: Client
     engine = db.open_database(f"sqlite:///{tmp_path}/platform.sqlite", [])
     state = State(engine, here.home, Context(here.settings, {**here.ports, "public": port}))
     client.endpoints.deploy(moving, Deploy(version=2))
-    assert alert_deeds._roll_back(state, moving, f"{moving}@7", "another") == "not needed: version 2 answers"
-    assert alert_deeds._roll_back(state, moving, f"{moving}@2", "worse").startswith("version 1 answers again")
-    assert alert_deeds._roll_back(state, moving, f"{moving}@2", "twice") == "not needed: version 1 answers"
+
+    def back(version: int, *models: str) -> str:
+        target = {"version": f"{moving}@{version}", "models": list(models)}
+        return alert_deeds._roll_back(state, moving, target, "worse")
+
+    assert back(7, moving) == f"not needed: {moving}@2 answers"
+    assert back(2, "shop/churn-trees") == f"not needed: {moving}@2 answers", "another model's version of that number"
+    assert back(2, moving, "shop/churn-trees").startswith(
+        "not done: shop/churn, shop/churn-trees answered as version 2"
+    )
+    assert back(2, moving).startswith(f"{moving}@1 answers again")
+    assert back(2, moving) == f"not needed: {moving}@1 answers"
+    assert alert_deeds._roll_back(state, moving, f"{moving}@2", "noted before models were") == f"not needed: {moving}@1 answers"  # fmt: skip
     assert client.endpoints.get(moving).routes.live.version == 1
 
 
@@ -117,3 +128,13 @@ def test_of_two_people_who_saw_the_same_revision_one_wins_and_one_is_told(client
     results = together([lambda wish=wish: client.endpoints.deploy(moving, wish) for wish in wishes])  # type: ignore[misc]
     assert sorted(type(result).__name__ for result in results) == ["Conflict", "RouteTable"]
     assert client.endpoints.get(moving).routes.revision == seen + 1
+
+
+def test_who_goes_back_from_what_was_seen_undoes_nothing_that_came_meanwhile(client: Client, moving: str) -> None:
+    seen = client.endpoints.get(moving).routes.revision
+    client.endpoints.deploy(moving, Deploy(version=3))
+    with pytest.raises(Conflict, match="was changed meanwhile"):
+        client.endpoints.rollback(moving, "worse", revision=seen)
+    now = client.endpoints.get(moving).routes
+    assert now.live.version == 3
+    assert client.endpoints.rollback(moving, "worse", revision=now.revision).live == now.previous

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import serving_world as world
 from log_world import ENDPOINT, World
-from monitor_world import predict, rows, trained, watch
+from monitor_world import DATASET, DAY, HOUR, predict, rows, trained, truths, watch
 from sqlalchemy import text
 
 from cellwork import notify
 from cellwork.client import Client
-from cellwork_hub.platform import alert_deeds
+from cellwork.wire.monitors import Monitor
+from cellwork_hub import records
+from cellwork_hub.platform import alert_deeds, alerts, monitors
+
+EVIDENCE = {"version": f"{ENDPOINT}@1", "models": [ENDPOINT]}
 
 
 @pytest.fixture
@@ -32,6 +39,20 @@ def shop(tmp_path: Path) -> World:
 def client(shop: World) -> Iterator[Client]:
     with world.running(shop.service, shop.port) as address, world.caller(address, "admin") as client:
         yield client
+
+
+def alert(shop: World, project: str, **fields: Any) -> None:
+    """Let a monitor of `project`, as `fields` say, raise an alert."""
+    monitor = msgspec.convert({"name": "m", "kind": "disk", **fields}, Monitor)
+    found = alerts.Finding(subject=ENDPOINT, severity="critical", words="bad", evidence=EVIDENCE)
+    with shop.state.engine.begin() as db:
+        monitors._write(db, project, monitor, "ada")
+        alerts.keep(db, project, "m", [found], silent=False)
+
+
+def tries(client: Client, project: str) -> list[tuple[str, int]]:
+    [found] = client.monitors.alerts(project)
+    return [(deed.what, deed.tries) for deed in client.monitors.deeds(found.id)]
 
 
 class Hook(BaseHTTPRequestHandler):
@@ -94,3 +115,76 @@ def test_without_a_mail_server_a_deed_says_what_to_set(shop: World, client: Clie
     [alert] = client.monitors.alerts("shop")
     [deed] = client.monitors.deeds(alert.id)
     assert (deed.done, deed.to, "CELLWORK_MAIL_SERVER" in deed.words) == (None, "ada@example.org", True)
+
+
+def test_that_an_alert_is_over_is_not_told_before_that_it_was_raised(
+    shop: World, client: Client, hook: HTTPServer
+) -> None:
+    """The raise is refused once and waits; what follows it waits too."""
+    predict(shop, rows(600, seed=8, shift=1.0))
+    watch(client, kind="drift", window="1d", tell=[{"webhook": f"http://127.0.0.1:{hook.server_port}/told"}])
+    client.monitors.check("shop/m")
+    assert alert_deeds.do_waiting(shop.state) == 0
+    client.monitors.apply("shop", [])
+    assert alert_deeds.do_waiting(shop.state) == 0
+    with shop.state.engine.begin() as db:
+        db.execute(text("UPDATE alert_deeds SET next = 0"))
+    assert [alert_deeds.do_waiting(shop.state) for _ in range(3)] == [1, 1, 0]
+    events = [msgspec.json.decode(body)["event"] for body, _ in hook.seen]  # type: ignore[attr-defined]
+    assert events == ["alert.raised", "alert.raised", "alert.resolved"]
+
+
+def test_each_person_gets_a_mail_of_their_own(shop: World, client: Client) -> None:
+    """One whom the mail server refuses for now is tried again, and the others are not told twice."""
+    alert(shop, "shop", tell=[{"mail": ["ada@example.org", "bob@example.org"]}])
+    [found] = client.monitors.alerts("shop")
+    assert [deed.to for deed in client.monitors.deeds(found.id)] == ["ada@example.org", "bob@example.org"]
+
+
+@pytest.fixture
+def deaf() -> Iterator[str]:
+    """A webhook that takes what it gets and never answers."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    listening.close()
+
+
+def test_deaf_webhooks_of_one_project_keep_no_other_project_waiting(
+    shop: World, client: Client, deaf: str, hook: HTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cellwork.notify.SECONDS", 1)
+    alert(shop, "deaf", tell=[{"webhook": f"{deaf}/{k}"} for k in range(40)])
+    alert(shop, "shop", tell=[{"webhook": f"http://127.0.0.1:{hook.server_port}/{k}"} for k in range(3)])
+    before = time.monotonic()
+    assert alert_deeds.do_waiting(shop.state) == 2, "all three were tried, and the first is refused"
+    assert time.monotonic() - before < 5
+    assert sum(n for _, n in tries(client, "deaf")) in (1, 2)
+
+
+def test_a_rollback_does_not_wait_for_who_is_told(shop: World, client: Client, deaf: str, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    done: list[str] = []
+    monkeypatch.setattr(alert_deeds, "_do", lambda _, what, target, said: done.append(what) or "done")
+    alert(shop, "shop", tell=[{"webhook": deaf}], then="rollback")
+    alert_deeds.do_waiting(shop.state)
+    assert done == ["rollback", "webhook"]
+
+
+@pytest.mark.parametrize("kind", ["drift", "quality"])
+@pytest.mark.parametrize("models", [["shop/churn-trees"], [ENDPOINT, "shop/churn-trees"]])
+def test_an_alert_that_rolls_back_says_which_models_answered_as_its_version(
+    shop: World, client: Client, kind: str, models: list[str]
+) -> None:
+    with shop.state.engine.begin() as db:
+        records.edge(db, "shop/churn-trees@1", "trained_on", DATASET)
+    features = rows(600, seed=8, shift=1.0)
+    for model in models:
+        shop.log.write([shop.prediction(f"{model}{k}", k / 600, features=row, model=model) for k, row in enumerate(features)])  # fmt: skip
+    shop.log.write([shop.prediction("later", features=features[0], model="shop/other", at=DAY + 30 * HOUR, version=2)])
+    truths(client, {f"{models[-1]}{k}": k / 600 for k in range(600)}, right=0.5)
+    more = {"least": 0.9, "severity": "critical"} if kind == "quality" else {}
+    watch(client, kind=kind, then="rollback", window="1d", **more)
+    assert client.monitors.check("shop/m").state == "alert"
+    [found] = client.monitors.alerts("shop")
+    assert found.evidence["models"] == models
+    [deed] = client.monitors.deeds(found.id)
+    assert (deed.what, deed.to) == ("rollback", f"{ENDPOINT}@1")

@@ -222,6 +222,7 @@ def test_a_deed_that_can_not_be_done_counts_its_try_and_keeps_no_other_from_bein
         ({"kind": "quality"}, "needs a bound"),
         ({"kind": "drift", "every": "1s"}, "too often"),
         ({"kind": "predictions", "then": "rollback"}, "does not go with predictions"),
+        ({"kind": "quality", "drop": 0.1, "then": "rollback"}, "write severity: critical"),
         ({"kind": "drift", "tell": [{"webhook": "file:///etc/passwd"}]}, "is not an address"),
         ({"kind": "drift", "tell": [{"webhook": "http://[x"}]}, "is not an address"),
         ({"kind": "drift", "tell": [{"webhook": "http://host:port/x"}]}, "is not an address"),

@@ -72,8 +72,11 @@ SETTLE_SECONDS = 20.0
 """How long a start waits for the predictors it had; after that they come up while it serves."""
 
 
-class Reason(Struct):
+class Back(Struct):
+    """Serve the previous version again. `revision` is what the caller saw; None takes what is there."""
+
     reason: str = ""
+    revision: int | None = None
 
 
 def build(
@@ -181,7 +184,8 @@ def _management(endpoints: Endpoints) -> list[Route]:
         return (await endpoints.deploy(call, _name(call), wish)).wire()
 
     async def rollback(call: Call) -> RouteTable:
-        return (await endpoints.rollback(call, _name(call), call.body.reason)).wire()
+        wish: Back = call.body
+        return (await endpoints.rollback(call, _name(call), wish.reason, seen=wish.revision)).wire()
 
     async def put_arm(call: Call) -> RouteTable:
         wish: ArmWish = call.body
@@ -221,7 +225,7 @@ def _management(endpoints: Endpoints) -> list[Route]:
     one = "/api/v1/endpoints/{project}/{name}"
     return [
         Route("PUT", one, deploy, "endpoints:write", Deploy, RouteTable, "Give the endpoint a version that passes the gate and the sanity test."),
-        Route("POST", one + "/rollback", rollback, "endpoints:write", Reason, RouteTable, "Serve the previous version again."),
+        Route("POST", one + "/rollback", rollback, "endpoints:write", Back, RouteTable, "Serve the previous version again."),
         Route("PUT", one + "/arms/{version}", put_arm, "endpoints:write", ArmWish, RouteTable, "Put a version beside the live one: canary, shadow or pinned."),
         Route("DELETE", one + "/arms/{version}", remove_arm, "endpoints:write", None, RouteTable, "Take a version from beside the live one."),
         Route("PUT", one + "/rollout", roll_out, "endpoints:write", RolloutWish, RouteTable, "Bring a version to all requests in stages; it goes on or back by itself."),

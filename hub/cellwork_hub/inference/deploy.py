@@ -180,9 +180,10 @@ class Endpoints:
                 return now
             raise
 
-    async def rollback(self, call: Call, endpoint: str, reason: str) -> Entry:
-        """Serve again what was served before; nothing is loaded, the predictor is at hand."""
+    async def rollback(self, call: Call, endpoint: str, reason: str, *, seen: int | None = None) -> Entry:
+        """Serve again what was served before, if the revision is still the one that was seen; the predictor is at hand."""
         before = await to_thread.run_sync(self.table.require, endpoint)
+        tables.check_seen(endpoint, seen, before)
         if before.previous is None:
             raise Conflict("endpoint", endpoint, "has no previous version to go back to", "deploy another version")
         back, live = before.previous, before.live.record.version

@@ -1,14 +1,19 @@
 """What follows from an alert: people and programs are told, an endpoint goes back to its previous version.
 
 A deed is noted in the transaction of the alert's change, and done afterwards by a thread, again and again, ever later, until it succeeds
-or is given up: at least once. Whoever is told twice is told the same `id`. A rollback is done only while the version that the alert is
-about still answers; so it is done once, however often it is tried, and never undoes what somebody did meanwhile.
+or is given up: at least once. Whoever is told twice is told the same `id`, and of one alert nobody is told the later before the earlier.
+Projects are served side by side, each for a while and its rollbacks first, so who does not answer one project keeps no other waiting.
+A rollback is done only while the version that the alert is about still answers, and only from the revision at which that was seen; so
+it is done once, however often it is tried, and never undoes what somebody did meanwhile.
 Starting a job needs nothing of this: jobs follow the event ``alert.raised``.
 """
 
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
 
@@ -17,8 +22,10 @@ from sqlalchemy import Connection, text
 
 from cellwork import clock, notify
 from cellwork.errors import CellworkError
+from cellwork.wire.evaluations import VersionRef
 from cellwork.wire.monitors import Alert, Deed, Monitor
 from cellwork_hub.loop import Loop
+from cellwork_hub.platform import serving_hours
 from cellwork_hub.platform.state import State
 from cellwork_hub.records import micros, moment
 from cellwork_hub.route import Route
@@ -30,7 +37,17 @@ MIGRATION = (
     "CREATE INDEX alert_deeds_alert ON alert_deeds (alert)",
 )
 IDLE_SECONDS = 1.0
-AT_ONCE = 20
+MOST = 20
+"""Deeds of a project that are tried in one turn."""
+PROJECTS = 8
+"""Projects that are served side by side."""
+DUE = (
+    "SELECT * FROM (SELECT d.*, a.project, row_number() OVER (PARTITION BY a.project ORDER BY d.what = 'rollback' DESC, d.tries, d.seq) AS place "
+    "FROM alert_deeds d JOIN alerts a ON a.id = d.alert WHERE d.done IS NULL AND d.next <= :now AND NOT EXISTS (SELECT 1 FROM alert_deeds e "
+    "WHERE e.alert = d.alert AND e.what = d.what AND e.target = d.target AND e.done IS NULL AND e.seq < d.seq)) AS due "
+    "WHERE place <= :most ORDER BY place"
+)
+"""What waits behind an earlier deed of the same alert to the same target is not due."""
 
 
 def routes(_: State) -> list[Route]:
@@ -45,11 +62,11 @@ def note(db: Connection, monitor: Monitor, alert: Alert, event: str) -> None:
             continue
         if told.webhook:
             _insert(db, alert, event, "webhook", told.webhook)
-        if told.mail:
-            _insert(db, alert, event, "mail", told.mail)
+        for person in told.mail:  # each a deed of its own: one may be refused for now
+            _insert(db, alert, event, "mail", [person])
     version = alert.evidence.get("version")
     if event == "raised" and monitor.then == "rollback" and alert.severity == "critical" and version:
-        _insert(db, alert, event, "rollback", version)
+        _insert(db, alert, event, "rollback", {"version": version, "models": alert.evidence.get("models", [])})
 
 
 def _insert(db: Connection, alert: Alert, event: str, what: str, target: Any) -> None:
@@ -82,16 +99,30 @@ def of(state: State, alert: str) -> list[Deed]:
 
 def _named(what: str, target: Any) -> str:
     """Return a target as others may see it: an address of a webhook may hold a secret behind its host."""
-    return notify.host(target) if what == "webhook" else ", ".join(target) if what == "mail" else target
+    if what == "rollback":
+        return str(_version(target, "")[0])
+    return notify.host(target) if what == "webhook" else ", ".join(target)
 
 
 def do_waiting(state: State) -> int:
-    """Try each deed that is due, once; returns how many are done now."""
-    now = micros(clock.now())
+    """Try deeds that are due, each once and some of every project; returns how many are done now."""
     with state.engine.connect() as db:
-        query = text("SELECT * FROM alert_deeds WHERE done IS NULL AND next <= :now ORDER BY seq LIMIT :most")
-        due = db.execute(query, {"now": now, "most": AT_ONCE}).mappings().all()
-    return sum(_try(state, dict(row)) for row in due)
+        due = db.execute(text(DUE), {"now": micros(clock.now()), "most": MOST}).mappings().all()
+    projects: dict[str, list[dict[str, Any]]] = {}
+    for row in due:
+        projects.setdefault(row["project"], []).append(dict(row))
+    with ThreadPoolExecutor(PROJECTS, thread_name_prefix="alert-deeds") as pool:
+        return sum(pool.map(lambda rows: _try_some(state, rows), projects.values()))
+
+
+def _try_some(state: State, rows: Sequence[dict[str, Any]]) -> int:
+    """Try deeds of one project until all are tried or its time is over; returns how many are done now."""
+    end, done = time.monotonic() + notify.SECONDS, 0
+    for row in rows:
+        if time.monotonic() > end:
+            break
+        done += _try(state, row)
+    return done
 
 
 def _try(state: State, row: dict[str, Any]) -> bool:
@@ -134,13 +165,44 @@ def _do(state: State, what: str, target: Any, said: dict[str, Any]) -> str:
     return _roll_back(state, said["subject"], target, f"{said['alert']}: {said['words']}")
 
 
-def _roll_back(state: State, endpoint: str, version: str, reason: str) -> str:
+def models(state: State, endpoint: str, evidence: dict[str, Any]) -> list[str]:
+    """Return the models that answered in the window of `evidence` under its version's number: versions are numbered model by model."""
+    serving_hours.follow(state)
+    start, end = (micros(clock.utc(evidence[key])) for key in ("start", "end"))
+    query = text(
+        "SELECT DISTINCT model FROM serving_hours WHERE endpoint = :e AND version = :v AND hour > :start AND hour <= :end ORDER BY model"
+    )
+    values = {"e": endpoint, "v": _number(evidence["version"]), "start": start - serving_hours.HOUR, "end": end}
+    with state.engine.connect() as db:
+        return list(db.execute(query, values).scalars())
+
+
+def _number(version: str) -> int:
+    return int(version.rpartition("@")[2])
+
+
+def _version(target: Any, endpoint: str) -> tuple[str, list[str]]:
+    """Return the version a rollback is about and its possible models; one noted before these were is of the endpoint's own."""
+    return (target, [endpoint]) if isinstance(target, str) else (target["version"], target["models"])
+
+
+def _roll_back(state: State, endpoint: str, target: Any, reason: str) -> str:
+    version, among = _version(target, endpoint)
     with state.context.client("cellwork") as client:
         routes = client.endpoints.get(endpoint).routes
-        if not version.endswith(f"@{routes.live.version}"):
-            return f"not needed: version {routes.live.version} answers"
-        now = client.endpoints.rollback(endpoint, reason[:500])
-    return f"version {now.live.version} answers again, revision {now.revision}"
+        if routes.live.version != _number(version) or (among and routes.live.name not in among):
+            return f"not needed: {_full(routes.live)} answers"
+        if len(among) != 1:
+            known = ", ".join(among) or "no known model"
+            return (
+                f"not done: {known} answered as version {routes.live.version}; look: cellwork endpoint show {endpoint}"
+            )
+        now = client.endpoints.rollback(endpoint, reason[:500], revision=routes.revision)
+    return f"{_full(now.live)} answers again, revision {now.revision}"
+
+
+def _full(version: VersionRef) -> str:
+    return f"{version.name}@{version.version}"
 
 
 def _json(value: Any) -> str:
@@ -151,4 +213,4 @@ class Deeds(Loop):
     """The thread that does what is due."""
 
     def __init__(self, state: State) -> None:
-        super().__init__("alert-deeds", lambda: do_waiting(state) >= AT_ONCE, idle=IDLE_SECONDS)
+        super().__init__("alert-deeds", lambda: do_waiting(state) > 0, idle=IDLE_SECONDS)

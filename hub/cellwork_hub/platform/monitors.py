@@ -18,7 +18,7 @@ from cellwork.errors import BadInput, CellworkError, NotFound, near_miss
 from cellwork.wire.monitors import Monitor, MonitorsRequest, MonitorStatus
 from cellwork_hub import records
 from cellwork_hub.loop import Loop
-from cellwork_hub.platform import alerts, checks
+from cellwork_hub.platform import alert_deeds, alerts, checks
 from cellwork_hub.platform.alerts import Finding
 from cellwork_hub.platform.state import State
 from cellwork_hub.records import micros, moment
@@ -114,6 +114,10 @@ def _refuse_wrong(monitor: Monitor) -> None:
             f"does not go with {monitor.kind}",
             "it is about a version: of drift or quality",
         )
+    if monitor.then and monitor.kind == "quality" and monitor.severity != "critical":
+        raise BadInput(
+            f"then of {subject}", monitor.then, "is done of critical alerts only", "write severity: critical"
+        )
     for told in monitor.tell:
         if bool(told.webhook) == bool(told.mail):
             way_out = "write webhook: https://… or mail: [ada@example.org]"
@@ -147,6 +151,8 @@ def look(state: State, project: str, monitor: Monitor) -> list[Finding]:
     found: list[Finding] = []
     try:
         found, words = checks.check(state, project, monitor)
+        if monitor.then:
+            found = [_with_models(state, finding) for finding in found]
         now = "alert" if found else "fine"
     except CellworkError as error:
         now, words = "unknown", str(error)
@@ -174,6 +180,12 @@ def look(state: State, project: str, monitor: Monitor) -> list[Finding]:
         for finding in new if monitor.kind == "drift" else []:
             records.event(db, "drift.found", project, finding.subject, monitor=monitor.name, words=finding.words)
     return found
+
+
+def _with_models(state: State, finding: Finding) -> Finding:
+    """Return `finding` saying which models its version may be of: what follows undoes no other one's."""
+    models = alert_deeds.models(state, finding.subject, finding.evidence)
+    return msgspec.structs.replace(finding, evidence=finding.evidence | {"models": models})
 
 
 def _select(state: State, where: str, **values: Any) -> list[MonitorStatus]:

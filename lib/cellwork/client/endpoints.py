@@ -31,10 +31,10 @@ class Endpoints:
     def deploy(self, endpoint: str, deploy: Deploy) -> RouteTable:
         return self._to.call("inference", "PUT", f"/api/v1/endpoints/{endpoint}", RouteTable, deploy)
 
-    def rollback(self, endpoint: str, reason: str = "") -> RouteTable:
-        return self._to.call(
-            "inference", "POST", f"/api/v1/endpoints/{endpoint}/rollback", RouteTable, {"reason": reason}
-        )
+    def rollback(self, endpoint: str, reason: str = "", *, revision: int | None = None) -> RouteTable:
+        """Serve the previous version again; `revision` is what the caller saw, None takes what is there."""
+        wish = {"reason": reason, "revision": revision}
+        return self._to.call("inference", "POST", f"/api/v1/endpoints/{endpoint}/rollback", RouteTable, wish)
 
     def put_arm(self, endpoint: str, version: int, wish: ArmWish) -> RouteTable:
         """Put a version beside the live one: as canary, shadow, or pinned."""

@@ -59,8 +59,8 @@ class Monitor(Struct, forbid_unknown_fields=True):
     """Of an alert that does not say by itself how bad it is; drift does."""
     tell: list[Tell] = []
     then: Literal["", "rollback"] = ""
-    """Of drift and quality: ``rollback`` serves the previous version again when an alert is critical, once, if the version that
-    the alert is about still answers."""
+    """Of drift and quality: ``rollback`` serves the previous version again when an alert is critical (drift says so by itself, quality
+    by `severity`), once, if the version that the alert is about still answers."""
 
 
 class MonitorsRequest(Struct):
@@ -87,7 +87,7 @@ class Deed(Struct):
     event: Literal["raised", "resolved"]
     what: Literal["webhook", "mail", "rollback"]
     to: str
-    """The webhook's host, the people, or the version that is rolled back."""
+    """The webhook's host, the person, or the endpoint's version that is rolled back."""
     tries: int
     done: datetime | None = None
     words: str = ""
@@ -95,6 +95,8 @@ class Deed(Struct):
 
 
 class SilenceRequest(Struct):
+    """Tell nobody until then; what is still found afterwards is told then."""
+
     until: datetime
     reason: str = ""
 
