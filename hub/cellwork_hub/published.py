@@ -2,7 +2,8 @@
 
 The hub starts this program for a server whose name begins with ``page-``, and nothing else for such a one (`config.sharing`): what a group may open is a page, never a Lab. The notebook comes from the platform, which gives it to its owner only. Before Voila stands the
 gate of our own dashboards, with the hub's login of this server: a viewer's token is checked and goes no further. A page that fails
-or does not end is shown as it last was (`last_good`), also after this server has ended and begun again (`kept`).
+or does not end is shown as it last was (`last_good`), also after this server has ended and begun again (`kept`). It ends when nobody
+has looked for as long as an idle server may stay (`idle`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from cellwork_hub.auth import NOBODY, HubTokens
 from cellwork_hub.dashboards import Proxy, check_open
 from cellwork_hub.edge import serve
 from cellwork_hub.gate import Asked, Gate
+from cellwork_hub.idle import VARIABLE, Idle
 from cellwork_hub.kept import Kept
 from cellwork_hub.last_good import LastGood, Store
 from cellwork_hub.login import Login
@@ -122,7 +124,8 @@ def build(environ: dict[str, str], socket: Path, page: str, store: Store) -> ASG
     login = ServerLogin(environ)
     proxy = Proxy(socket, login.prefix)
     app = Telling(LastGood(Making(proxy, proxy.end), store, login.owner))
-    return Gate(Front(app, login.prefix, page), login, judge, ready=proxy.ready)
+    seen = Idle(Front(app, login.prefix, page), float(environ.get(VARIABLE, 0)), _end)
+    return Gate(seen, login, judge, ready=proxy.ready)
 
 
 def voila(folder: str, socket: str) -> None:
@@ -142,6 +145,7 @@ def voila(folder: str, socket: str) -> None:
 
 def main() -> None:
     environ = dict(os.environ)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # not at once: what lies in the folder is removed
     with tempfile.TemporaryDirectory(prefix="cw-") as private:
         folder, socket = Path(private) / "page", Path(private) / "voila"
         folder.mkdir()
@@ -159,6 +163,7 @@ def main() -> None:
                 where.port or 8888,
             )
         finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends already, see `_end_with`
             child.terminate()
             child.wait(20)
 
@@ -179,6 +184,10 @@ def _started(child: subprocess.Popen[bytes], socket: Path, prefix: str) -> None:
 def _end_with(child: subprocess.Popen[bytes]) -> None:
     """End this server when Voila has: the hub says so, and starts it again when somebody asks."""
     child.wait()
+    _end()
+
+
+def _end() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -93,7 +93,14 @@ class Settings:
         4096, "Address space of a child process that computes a model; one that wants more fails alone."
     )
     dashboard_kernels: int = _setting(1, "Kernels kept warm for each dashboard.")
-    culling_idle_seconds: int = _setting(0, "When an idle user server is stopped; 0 never.")
+    culling_idle_seconds: int = _setting(
+        0,
+        "When an idle user server is stopped, a published dashboard's too, which starts again when somebody looks; 0 never.",
+    )
+    named_servers: int = _setting(
+        20,
+        "How many servers one user may have beside the own Lab; each published dashboard is one, also while it is stopped. 0 is no limit.",
+    )
     token_cache_seconds: int = _setting(30, "How long a service trusts the hub's answer about a token.")
     request_bytes: int = _setting(256 * 1024 * 1024, "The largest request body a service takes.")
     online_url: str = _setting(

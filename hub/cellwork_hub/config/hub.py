@@ -19,3 +19,4 @@ def set_hub(c: Any, settings: Settings, ports: dict[str, int]) -> None:
     c.JupyterHub.cleanup_proxy = False
     c.JupyterHub.last_activity_interval = 10  # also how soon lost routes are written again
     c.JupyterHub.allow_named_servers = True  # published dashboards are; see `sharing`
+    c.JupyterHub.named_server_limit_per_user = settings.named_servers
