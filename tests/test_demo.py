@@ -19,7 +19,7 @@ from running import command
 from cellwork import assets, errors
 from cellwork.cli import main
 from cellwork.cli import tour as tours
-from cellwork.serving import precomputed
+from cellwork.serving import precomputed, stamp
 from cellwork.wire.endpoints import Request, Row
 from cellwork.wire.jobs import RunRequest
 
@@ -221,11 +221,15 @@ def test_a_table_scored_ahead_holds_what_the_endpoint_answers_under_the_same_ids
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rows"] == frame.height
     some = frame.head(20).to_dicts()
-    version = status.routes.live.version
+    named = [str(one[record.id_column]) for one in some]
+    keys = [
+        stamp.key(name, status.routes.live, text)
+        for name, text in zip(named, stamp.texts(frame.head(20), status.columns), strict=True)
+    ]
     rows = [
-        Row(features={name: one[name] for name in status.columns}, observation=str(one[record.id_column]), key=f"{one[record.id_column]}@{version}")
-        for one in some
-    ]  # fmt: skip
+        Row(features={column: one[column] for column in status.columns}, observation=name, key=key)
+        for one, name, key in zip(some, named, keys, strict=True)
+    ]
     asked = {output.id: output.score for output in client.endpoints.predict(endpoint, Request(rows=rows)).outputs}
     ahead = precomputed.answers(tmp_path / "answers", [row.observation for row in rows])
     assert dict(zip(ahead["id"], ahead["score"], strict=True)) == pytest.approx(asked, rel=1e-9)

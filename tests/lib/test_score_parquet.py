@@ -26,7 +26,7 @@ from cellwork.serving import parquet
 from cellwork.serving.log import COLUMNS
 from cellwork.serving.parquet import Scored, part, score_parquet
 from cellwork.serving.precomputed import answers
-from cellwork.serving.stamp import Stamp
+from cellwork.serving.stamp import Stamp, key
 from cellwork.wire.evaluations import VersionRef
 
 RNG = np.random.default_rng(7)
@@ -122,7 +122,8 @@ def test_answers_computed_ahead_have_the_columns_of_the_prediction_log(table: Pa
     assert set(found.columns) == set(COLUMNS)
     first = found.iloc[0]
     assert (first.endpoint, first.revision, first.version, first.route, first.batch_run) == ("shop/churn", 7, 3, "precomputed", "run_1")  # fmt: skip
-    assert first.id == ids.of_key("pred", "shop/churn", "row", f"{first.observation}@3"), "as the endpoint names it"
+    named = key(first.observation, live, first.features)
+    assert first.id == ids.of_key("pred", "shop/churn", "row", named), "as the endpoint names it"
     assert json.loads(first.features) == {name: FRAME[name][0] for name in "abcd"}
     np.testing.assert_allclose(found.score, MODELS["boosted"].predict_proba(FRAME)[:, 1], rtol=1e-12)
     two = answers(target, ["17", "4711"]).sort("observation")

@@ -1,6 +1,7 @@
 """Score a built dataset through its endpoint: the same door, the same log, each row with the values it was built with.
 
-A row's key is its observation and the version that serves when scoring starts, so scoring again writes nothing twice.
+A row's key is its observation, its values and the version that serves when scoring starts, with its model and its digest: scoring again
+writes nothing twice, and neither another version nor a corrected row gets a score that was meant otherwise.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from cellwork import origin
 from cellwork.client import Client, connect
 from cellwork.errors import BadInput, near_miss
+from cellwork.serving import stamp
 from cellwork.wire.datasets import Dataset
 from cellwork.wire.endpoints import Output, Request, Row
+from cellwork.wire.evaluations import VersionRef
 
 if TYPE_CHECKING:
     import polars as pl
@@ -51,16 +54,20 @@ def score_batch(
 
     client = client or connect()
     status = client.endpoints.get(endpoint)
-    version, columns = status.routes.live.version, _columns(dataset.record, status.columns, endpoint)
+    live, columns = status.routes.live, _columns(dataset.record, status.columns, endpoint)
     frame, parts = dataset.frame(), []
     for start in range(0, frame.height, CHUNK):
-        part = frame.slice(start, CHUNK).iter_rows(named=True)
-        rows = [_row(dataset.record, columns, values, version) for values in part]
+        part = frame.slice(start, CHUNK)
+        texts = stamp.texts(part, columns)
+        rows = [
+            _row(dataset.record, columns, values, live, text)
+            for values, text in zip(part.iter_rows(named=True), texts, strict=True)
+        ]
         answer = client.endpoints.predict(endpoint, Request(rows=rows, batch_run=run or origin.gather().run))
         parts.append(_scored(rows, answer.outputs, answer.model.version))
         if progress:
             progress(min(start + CHUNK, frame.height), frame.height)
-    return pl.concat(parts) if parts else _scored([], [], version)
+    return pl.concat(parts) if parts else _scored([], [], live.version)
 
 
 def _columns(record: Dataset, taken: list[str], endpoint: str) -> list[str]:
@@ -76,7 +83,7 @@ def _columns(record: Dataset, taken: list[str], endpoint: str) -> list[str]:
     return taken
 
 
-def _row(record: Dataset, columns: list[str], values: dict[str, Any], version: int) -> Row:
+def _row(record: Dataset, columns: list[str], values: dict[str, Any], live: VersionRef, text: str) -> Row:
     observation = str(values[record.id_column])
     views = dict.fromkeys(column.split("__", 1)[0] for column in columns if column in record.features)
     events = {view: values.get(f"{view}__event_timestamp") for view in views}
@@ -88,7 +95,7 @@ def _row(record: Dataset, columns: list[str], values: dict[str, Any], version: i
         at=at,
         feature_events=events,
         feature_batches={view: batch for view, batch in batches.items() if batch},
-        key=f"{observation}@{version}",
+        key=stamp.key(observation, live, text),
     )
 
 

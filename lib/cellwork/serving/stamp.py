@@ -1,11 +1,12 @@
 """What makes a score a prediction: the columns of the prediction log (`cellwork.serving.log.COLUMNS`), for a batch of rows at a time.
 
-The id is the one that the endpoint itself gives a row of the same observation and version, so that a row that was scored ahead
-and one that was asked for are the same prediction. What is the same for all rows costs a dictionary, not a column.
+The id is the one that the endpoint itself gives a row of the same `key`, so that a row that was scored ahead and one that was asked for
+are the same prediction. What is the same for all rows costs a dictionary, not a column.
 """
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 from cellwork import clock, ids
@@ -14,6 +15,8 @@ from cellwork.wire.evaluations import VersionRef
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import polars as pl
 
 ROUTE = "precomputed"
 EMPTY: dict[str, str | int] = {
@@ -46,19 +49,49 @@ class Stamp(Struct):
         return {**self.of_answers(), **EMPTY, "caller": self.caller, "batch_run": self.run}
 
 
+def key(observation: str, version: VersionRef, values: str) -> str:
+    """Return the idempotency key of a batch's row: by another version, or of other values, it is another prediction.
+
+    `values` are those of the columns that the version takes, as `texts` has them.
+    """
+    digest = hashlib.blake2b(values.encode(), digest_size=16).hexdigest()
+    return f"{observation}@{version.name}@{version.version}@{version.digest}@{digest}"
+
+
+def texts(frame: pl.DataFrame, columns: Sequence[str]) -> list[str]:
+    """Return the values of `columns` in each row, as JSON that does not depend on their order."""
+    import polars as pl
+
+    return frame.select(pl.struct(sorted(columns)).struct.json_encode()).to_series().to_list()
+
+
 def log_columns(batch: Any, inputs: Sequence[str], observation: str, constants: dict[str, str | int]) -> dict[str, Any]:
     """Return the columns of the prediction log beside the score, for the rows of an Arrow `batch`; `inputs` are the model's columns."""
     import polars as pl
     import pyarrow as pa
 
-    named = batch.column(observation).cast(pa.string())
-    endpoint, version = str(constants["endpoint"]), constants["version"]
-    keys = [ids.of_key("pred", endpoint, "row", f"{one}@{version}") for one in named.to_pylist()]
-    features: Any = pl.from_arrow(batch.select(list(inputs))).select(pl.struct(inputs).struct.json_encode()).to_series()  # type: ignore[union-attr]
+    named, endpoint = batch.column(observation).cast(pa.string()), str(constants["endpoint"])
+    version = VersionRef(
+        name=str(constants["name"]), version=int(constants["version"]), digest=str(constants["digest"])
+    )
+    frame = pl.from_arrow(batch.select(list(inputs)))
+    assert isinstance(frame, pl.DataFrame)
+    features = texts(frame, inputs)
+    keys = [
+        ids.of_key("pred", endpoint, "row", key(str(one), version, values))
+        for one, values in zip(named.to_pylist(), features, strict=True)
+    ]
     now = pa.scalar(clock.now(), pa.timestamp("us", "UTC"))
     at = pa.repeat(now, len(named))
     same = {name: _constant(value, len(named)) for name, value in constants.items()}
-    return {"id": keys, "at": at, "logged_at": at, "observation": named, "features": features.to_arrow(), **same}
+    return {
+        "id": keys,
+        "at": at,
+        "logged_at": at,
+        "observation": named,
+        "features": pa.array(features, pa.string()),
+        **same,
+    }
 
 
 def _constant(value: str | int, rows: int) -> Any:
