@@ -123,6 +123,9 @@ def test_a_shadow_scores_what_is_answered_and_answers_nobody(client: Client, sho
     assert {answer.model.version for answer in answers} == {1}
     shadows = logged(client, shop, "shadow", 8)
     assert sorted(p.reason for p in shadows) == sorted(f"beside {answer.outputs[0].id}" for answer in answers)
+    with pytest.raises(errors.Refused, match=r"is a shadow.*answers nobody"):
+        ask(client, shop, version=3)
+    client.endpoints.put_arm(shop, 3, wish())
     expected = {ask(client, shop, version=3, visits=float(k)).outputs[0].score for k in range(8)}
     assert {p.score for p in shadows} == expected
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from cellwork.errors import NotFound
+from cellwork.errors import Conflict, NotFound, Refused
 from cellwork.serving.choose import Beside, Routes, Served, arm, choose, position, text, unit_of
 from cellwork.serving.inline import Inline
 from cellwork.serving.plan import Column, Plan
@@ -23,9 +23,9 @@ WEIGHTS = st.lists(st.floats(0, 1), min_size=1, max_size=4).map(
 )
 
 
-def served(version: int) -> Served:
+def served(version: int, name: str = "shop/churn") -> Served:
     plan = Plan(project="shop", columns=[Column(name="visits", kind="number")])
-    return Served(VersionRef(name="shop/churn", version=version), f"dep_{version}", plan, Inline.__new__(Inline))
+    return Served(VersionRef(name=name, version=version), f"dep_{version}", plan, Inline.__new__(Inline))
 
 
 def arms(weights: list[float]) -> list[Arm]:
@@ -128,6 +128,35 @@ def test_whoever_fails_is_answered_for_by_the_next_but_a_pinned_version_by_nobod
     assert ([s.ref.version for s in pinned.chain], pinned.route) == ([1], "pinned")
     with pytest.raises(NotFound, match=r"has: 2, 10, 1\).*pin"):
         choose(table, Request(rows=[Row()], version=7), "pred_1")
+
+
+def test_a_number_that_two_models_have_at_hand_is_refused_and_nobody_is_taken_for_the_other() -> None:
+    pinned = arms([0.0])[0]
+    pinned.version = VersionRef(name="shop/churn", version=1)
+    table = Routes("shop/churn", 3, served(1, "shop/other"), None, (Beside(served(1), pinned),))
+    with pytest.raises(Conflict, match="shop/churn@1, shop/other@1"):
+        choose(table, Request(rows=[Row()], version=1), "pred_1")
+    with pytest.raises(NotFound, match=r"has: shop/other@1, shop/churn@1\)"):
+        choose(table, Request(rows=[Row()], version=2), "pred_1")
+
+
+def test_a_version_that_stands_in_two_places_is_one_version() -> None:
+    back = arms([0.0])[0]
+    back.version = VersionRef(name="shop/churn", version=1)
+    table = routes(back, previous=1)
+    assert choose(table, Request(rows=[Row()], version=1), "").chain[0].ref.version == 1
+    with pytest.raises(NotFound, match=r"has: 2, 1\)"):
+        choose(table, Request(rows=[Row()], version=7), "")
+
+
+def test_who_names_a_shadow_is_refused_and_told_how_it_could_answer() -> None:
+    shadow = arms([0.0])[0]
+    shadow.shadow = True
+    with pytest.raises(Refused, match=r"is a shadow.*answers nobody.*endpoint pin shop/churn 10"):
+        choose(routes(shadow), Request(rows=[Row()], version=10), "")
+    shadow.version = VersionRef(name="shop/other", version=1)
+    table = Routes("shop/churn", 3, served(2), served(1), (Beside(served(1, "shop/other"), shadow),))
+    assert choose(table, Request(rows=[Row()], version=1), "").chain[0].ref.name == "shop/churn"
 
 
 def test_shadows_and_pinned_versions_answer_nobody_who_does_not_name_them() -> None:

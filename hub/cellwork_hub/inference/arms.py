@@ -17,7 +17,7 @@ MOST_ARMS = 8
 async def put(endpoints: Endpoints, call: Call, endpoint: str, version: int, wish: ArmWish) -> Entry:
     """Put a version beside the live one, or change its place.
 
-    A shadow answers nobody, so that it needs to pass the sanity test only.
+    A shadow answers nobody, not even who names it, so that it needs to pass the sanity test only.
 
     Raises
     ------

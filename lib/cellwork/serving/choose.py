@@ -1,6 +1,6 @@
 """Who answers a request: pure functions of a route table and what the request says, the same in every process.
 
-    a version it names                      -> pinned; nobody answers in its place
+    a version it names                      -> pinned; nobody answers in its place, and a shadow answers nobody
     its unit stands in an arm's list        -> canary
     its values meet an arm's conditions     -> canary
     hash(endpoint, salt, unit) < the weight -> canary
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from cellwork.errors import NotFound
+from cellwork.errors import Conflict, NotFound, Refused
 from cellwork.serving.inline import Inline
 from cellwork.serving.plan import Plan
 from cellwork.serving.predictor import Predictor
@@ -65,6 +65,14 @@ class Routes:
     def shadows(self) -> tuple[Served, ...]:
         return tuple(b.served for b in self.arms if b.arm.shadow)
 
+    @cached_property
+    def answering(self) -> dict[str, Served]:
+        """Full name -> version, of those that may be named; one that stands in two places is the first's."""
+        beside, found = (b.served for b in self.arms if not b.arm.shadow), dict[str, Served]()
+        for each in (self.live, *beside, *((self.previous,) if self.previous else ())):
+            found.setdefault(f"{each.ref.name}@{each.ref.version}", each)
+        return found
+
     @property
     def served(self) -> tuple[Served, ...]:
         """Every version at hand."""
@@ -86,8 +94,8 @@ def choose(routes: Routes, request: Request, otherwise: str) -> Choice:
 
     Raises
     ------
-    NotFound
-        It names a version that is not at hand.
+    NotFound, Refused, Conflict
+        It names a version that is not at hand, that is a shadow, or a number that versions of several models have.
     """
     if request.version is not None:
         return Choice(routes, (named(routes, request.version),), "pinned", f"version {request.version} was asked for")
@@ -104,15 +112,36 @@ def choose(routes: Routes, request: Request, otherwise: str) -> Choice:
 
 
 def named(routes: Routes, version: int) -> Served:
-    """Return the version at hand of this number; raises NotFound."""
-    found = next((served for served in routes.served if served.ref.version == version), None)
-    if found is None:
-        there = ", ".join(str(served.ref.version) for served in routes.served)
-        raise NotFound(
-            "version", version, f"is not at hand at {routes.endpoint} (has: {there})",
-            f"pin it there: cellwork endpoint pin {routes.endpoint} {version}",
+    """Return the version of this number that answers who names it.
+
+    Raises
+    ------
+    NotFound, Refused
+        None is at hand; it is a shadow, which has not passed the gate.
+    Conflict
+        Several models have one of this number here: nobody is taken for another.
+    """
+    found = {name: served for name, served in routes.answering.items() if served.ref.version == version}
+    if len(found) > 1:
+        raise Conflict(
+            "version", version, f"is said of several at {routes.endpoint}: {', '.join(sorted(found))}",
+            "leave the version out to ask the live one, or take the other out: cellwork endpoint remove",
         )  # fmt: skip
-    return found
+    if not found:
+        raise _unnamed(routes, version)
+    return next(iter(found.values()))
+
+
+def _unnamed(routes: Routes, version: int) -> NotFound | Refused:
+    """Return what who names `version` is told if none that answers has that number."""
+    shadow = next((served for served in routes.shadows if served.ref.version == version), None)
+    model = f" --model {shadow.ref.name}" if shadow and shadow.ref.name != routes.endpoint else ""
+    pin = f"pin it there: cellwork endpoint pin {routes.endpoint} {version}{model}"
+    if shadow:
+        return Refused("version", version, f"is a shadow at {routes.endpoint}, which answers nobody", pin)
+    several = len({served.ref.name for served in routes.answering.values()}) > 1
+    has = ", ".join(name if several else str(served.ref.version) for name, served in routes.answering.items())
+    return NotFound("version", version, f"is not at hand at {routes.endpoint} (has: {has})", pin)
 
 
 def arm(arms: Sequence[Arm], unit: str, values: Mapping[str, Any], place: float) -> tuple[int, str] | None:

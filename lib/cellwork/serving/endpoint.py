@@ -73,6 +73,8 @@ class Endpoint:
             An unknown feature or entity, a wrong type, no rows.
         NotFound
             It names a version that is not at hand, or nothing but an observation that no batch has scored.
+        Refused, Conflict
+            It names a shadow, or a number that versions of several models have here.
         Unavailable
             No version answered in time.
         TooBusy, TooLarge

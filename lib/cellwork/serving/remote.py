@@ -51,8 +51,8 @@ def beside(endpoint: str, version: int, wish: ArmWish, *, client: Client | None 
     """Put `version` beside the live one: as a canary, a shadow, or pinned. Called again it changes its place.
 
     With a weight, units or conditions it is a canary and answers that part of the requests; a unit that was its own stays its own while
-    the weight grows. A shadow scores in the background what the endpoint answers, and needs no gate, for it answers nobody. With neither
-    it is kept warm: requests that name it get it, and deploying it then takes no time (blue-green).
+    the weight grows. A shadow scores in the background what the endpoint answers, and needs no gate, for it answers nobody, not even
+    who names it. With neither it is kept warm: requests that name it get it, and deploying it then takes no time (blue-green).
 
     Example: beside("flights/delay", 3, ArmWish(weight=0.1))
 
