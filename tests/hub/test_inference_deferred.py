@@ -10,18 +10,23 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import serving_world as world
+from ports import free_port
 from sqlalchemy import text
 
-from cellwork import errors
+from cellwork import db, errors
 from cellwork.client import Client
+from cellwork.home import Home
 from cellwork.notify import signing_key
-from cellwork.wire.endpoints import Deploy, Request, Row, Submission, Submit
+from cellwork.wire.endpoints import ArmWish, Deploy, Request, Row, Submission, Submit
 from cellwork_hub.context import Context
-from cellwork_hub.inference.app import build
+from cellwork_hub.inference import deferred, deploy
+from cellwork_hub.inference.app import MIGRATIONS, build
 from cellwork_hub.inference.door import FrontDoor
 
 REQUEST = Request(rows=[Row(features={"visits": 3.0, "plan": "free"})])
@@ -107,8 +112,6 @@ def test_a_submission_that_was_answered_when_the_service_was_killed_gets_that_an
     client: Client, context: Context
 ) -> None:
     """As if the kill had come between the prediction log and the submission's own row."""
-    from cellwork import db
-
     made = ended(client, client.endpoints.submit(world.MODEL, Submit(request=REQUEST)))
     engine = db.attach(context.database_url("inference"))
     with engine.begin() as connection:
@@ -135,6 +138,57 @@ def test_an_answer_is_pushed_to_a_webhook_signed_and_again_until_it_is_taken(
     answer = client.endpoints.submission(made.id).answer
     assert answer is not None
     assert said["answer"]["outputs"][0]["id"] == answer.outputs[0].id
+
+
+def test_a_submission_that_another_process_took_waits_until_this_one_knows_its_endpoint_and_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of two processes drives, and takes over after seconds what was deployed by the second."""
+    monkeypatch.setattr(deploy, "FOLLOW_SECONDS", 4.0)
+    context, folders = world.context(tmp_path / "home"), world.Folders()
+    for version in (1, 2):
+        folders.add(world.saved(version, tmp_path / str(version)), version)
+
+    def service(worker: int) -> FrontDoor:
+        return build(
+            context, authorise=world.authorise, registry=folders, lookup=lambda *_: {}, deadline=world.DEADLINE, worker=worker
+        )  # fmt: skip
+
+    with (
+        world.running(lambda: service(0), free_port()),
+        world.running(lambda: service(1), free_port()) as second,
+        world.caller(second) as client,
+    ):
+        client.endpoints.deploy(world.MODEL, Deploy(version=1))
+        first = client.endpoints.submit(world.MODEL, Submit(request=REQUEST))
+        assert (ended(client, first).state, ended(client, first).problem) == ("done", None)
+        client.endpoints.put_arm(world.MODEL, 2, ArmWish())
+        pinned = client.endpoints.submit(world.MODEL, Submit(request=msgspec.structs.replace(REQUEST, version=2)))
+        answer = ended(client, pinned).answer
+        assert answer is not None, ended(client, pinned).problem
+        assert (answer.model.version, answer.route) == (2, "pinned")
+        wrong = client.endpoints.submit(world.MODEL, Submit(request=msgspec.structs.replace(REQUEST, version=9)))
+        assert ended(client, wrong).state == "failed", "what nobody knows is not waited for"
+
+
+def test_many_submissions_of_one_endpoint_do_not_hold_up_those_of_another(tmp_path: Path) -> None:
+    """Each look takes the oldest of every endpoint first."""
+    engine = db.open_database(f"sqlite:///{tmp_path}/inference.db", MIGRATIONS)
+    names = ["shop/many"] * 100 + ["shop/few"] * 2 + ["shop/some"] * 3
+    with engine.begin() as connection:
+        for number, name in enumerate(names):
+            connection.execute(
+                text(
+                    "INSERT INTO submissions (id, endpoint, caller, at, request, webhook, state, answer, problem, due) "
+                    "VALUES (:id, :endpoint, 'ada', 0, '{}', '', 'submitted', 'null', 'null', 0)"
+                ),
+                {"id": f"sub_{number}", "endpoint": name},
+            )
+    taken = deferred.Deferred(engine, None, Home(tmp_path), "")._due("submitted")  # type: ignore[arg-type]
+    engine.dispose()
+    many = [row["id"] for row in taken if row["endpoint"] == "shop/many"]
+    assert many == [f"sub_{number}" for number in range(27)], "in their order, and no place stays empty"
+    assert [row["endpoint"] for row in taken[27:]] == names[100:]
 
 
 def test_a_wrong_request_fails_and_says_why(client: Client) -> None:

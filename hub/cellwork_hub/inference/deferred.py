@@ -7,7 +7,8 @@
 A submission is in the table before it is acknowledged. Its id is the request's idempotency key, so one that was answered when the service was
 killed gets that answer again, from the prediction log: answered at least once, logged once. Webhooks get the submission, signed as all of
 this installation's (`cellwork.notify`), at least once; only hosts of the setting `webhook_hosts` are called, for who submits is not
-who owns this network. One process drives; a second one, while the first is renewed, changes nothing.
+who owns this network. One process drives; a second one, while the first is renewed, changes nothing. What fails while another process
+has changed the endpoint's routes, and this one has not taken them over yet, is asked again. Endpoints take turns.
 """
 
 from __future__ import annotations
@@ -129,7 +130,13 @@ class Deferred:
             await asyncio.sleep(LOOK_SECONDS)
 
     def _due(self, state: str) -> list[dict[str, Any]]:
-        query = "SELECT * FROM submissions WHERE due <= :now AND (state = :state OR (:state = 'done' AND state = 'failed')) ORDER BY seq LIMIT :most"
+        """Return the oldest of each endpoint, then the next of each: many of one do not hold up another's."""
+        due = "due <= :now AND (state = :state OR (:state = 'done' AND state = 'failed'))"
+        turns = (
+            f"SELECT seq, row_number() OVER (PARTITION BY endpoint ORDER BY seq) AS turn FROM submissions WHERE {due}"
+        )
+        taken = f"SELECT seq FROM ({turns}) AS turns ORDER BY turn, seq LIMIT :most"
+        query = f"SELECT * FROM submissions WHERE seq IN ({taken}) ORDER BY seq"
         with self.engine.connect() as db:
             values = {"now": records.micros(clock.now()), "state": state, "most": AT_ONCE}
             return [dict(row) for row in db.execute(text(query), values).mappings()]
@@ -138,17 +145,22 @@ class Deferred:
         request = msgspec.json.decode(row["request"], type=Request)
         request = msgspec.structs.replace(request, id=request.id or row["id"])
         now, told = records.micros(clock.now()), records.micros(clock.now()) if row["webhook"] else None
+        seen = self.endpoints.revision(row["endpoint"])
         try:
             answer = await self.endpoints.get(row["endpoint"]).predict(request, row["caller"])
             await self._keep(row, state="done", answer=answer, due=told, tries=0)
-        except (TooBusy, Unavailable) as error:
-            wait = notify.wait(row["tries"] + 1)
+        except CellworkError as error:
+            later = isinstance(error, (TooBusy, Unavailable)) or await self._is_behind(row["endpoint"], seen)
+            wait = notify.wait(row["tries"] + 1) if later else None
             if wait is not None:
                 await self._keep(row, state="submitted", due=now + wait, tries=row["tries"] + 1)
             else:
                 await self._keep(row, state="failed", problem=_problem(error), due=told, tries=0)
-        except CellworkError as error:
-            await self._keep(row, state="failed", problem=_problem(error), due=told, tries=0)
+
+    async def _is_behind(self, endpoint: str, seen: int) -> bool:
+        """Whether the table says something newer of `endpoint` than the revision `seen`, by which it was asked."""
+        revisions = await to_thread.run_sync(self.endpoints.table.revisions)
+        return revisions.get(endpoint, 0) > seen
 
     async def _tell(self, row: dict[str, Any]) -> None:
         said = msgspec.to_builtins(_submission(row))

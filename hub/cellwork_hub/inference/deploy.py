@@ -72,6 +72,11 @@ class Endpoints:
             raise NotFound("endpoint", name, "does not exist", f"deploy one: cellwork endpoint deploy {name} VERSION")
         return self._live[name]
 
+    def revision(self, name: str) -> int:
+        """Return the revision that this process serves the endpoint by; 0: it does not serve it yet."""
+        endpoint = self._live.get(name)
+        return endpoint.routes.revision if endpoint and endpoint.routes else 0
+
     def lane(self, name: str) -> Lane | None:
         """Return the quick lane of the endpoint `name`, if there is one."""
         endpoint = self._live.get(name)
