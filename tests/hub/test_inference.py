@@ -174,6 +174,22 @@ def test_a_malformed_invocation_is_the_callers_fault(client: Client, steady: str
     assert answer.status_code in (400, 422)
 
 
+@pytest.mark.parametrize(
+    "columns",
+    [
+        None, 5, "visits", {"a": 1}, [0, 1], ["visits", None], [["a", "visits"], ["a", "plan"]], [{"a": 1}, "plan"],
+        ["visits", "visits"],
+    ],
+)  # fmt: skip
+def test_columns_of_a_frame_that_are_no_names_are_the_callers_fault(
+    client: Client, steady: str, columns: object
+) -> None:
+    """As pandas sends numbered columns, a MultiIndex and doubled names."""
+    body = msgspec.json.encode({"dataframe_split": {"columns": columns, "data": [[3.0, 4.0]]}})
+    answer = client.connection.http.post(f"/services/inference/invocations/{steady}", content=body)
+    assert (answer.status_code, answer.json()["subject"]) == (422, "columns"), answer.text
+
+
 def test_a_viewer_reads_but_neither_predicts_nor_deploys(client: Client, steady: str) -> None:
     with world.caller(client.connection.url, "viewer") as viewer:
         assert steady in [status.routes.endpoint for status in viewer.endpoints.list()]

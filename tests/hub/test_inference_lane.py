@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 
 from cellwork import clock
 from cellwork.client import Client
-from cellwork.serving.plan import Key
+from cellwork.serving.plan import Column, Key, Plan
 from cellwork.wire.endpoints import Answer, Deploy, Request, Row
 from cellwork.wire.features import OnlineValue
+from cellwork_hub.inference import open_inference
 from cellwork_hub.inference.app import build
 from cellwork_hub.inference.door import FrontDoor
 
@@ -187,6 +188,15 @@ def test_the_open_inference_protocol_gives_the_same_scores_as_json_and_in_binary
     url = f"{client.connection.url}/v2/models/{model}/infer"
     binary = httpx.post(url, content=head + b"".join(parts), headers=headers, trust_env=False, timeout=60)
     assert binary.json()["outputs"][0]["data"] == expected
+
+
+def test_a_nan_means_no_value_in_one_tensor_of_all_columns_too() -> None:
+    plan = Plan(project="shop", columns=[Column(name="a", kind="number"), Column(name="b", kind="number")])
+    content = struct.pack("<4d", 1.0, float("nan"), 3.0, 4.0)
+    size = {"binary_data_size": len(content)}
+    head = msgspec.json.encode({"inputs": [{"name": "x", "shape": [2, 2], "datatype": "FP64", "parameters": size}]})
+    found = open_inference.rows(open_inference.decode(head + content, str(len(head))), plan)
+    assert [row.features for row in found] == [{"a": 1.0, "b": None}, {"a": 3.0, "b": 4.0}]
 
 
 @pytest.mark.parametrize(

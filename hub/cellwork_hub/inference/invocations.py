@@ -28,12 +28,22 @@ def rows(body: bytes, plan: Plan) -> list[Row]:
     if given[0] == "dataframe_split":
         if not isinstance(content, dict) or not isinstance(content.get("data"), list):
             raise BadInput("dataframe_split", "", "lacks its data", "send {columns: […], data: [[…], …]}")
-        columns, content = content.get("columns", columns), content["data"]
+        columns, content = _names(content.get("columns", columns)), content["data"]
     elif isinstance(content, dict):
         content = _records(content)
     if not isinstance(content, list):
         raise BadInput(given[0], "", "is not a list of rows", "send a list of objects or of lists")
     return [_row(values, columns, number) for number, values in enumerate(content)]
+
+
+def _names(columns: Any) -> list[str]:
+    """Return the columns of a frame; numbers, the tuples of a MultiIndex and doubled names are no names."""
+    if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
+        raise BadInput("columns", columns, "are no list of texts", "name each column as the model does")
+    doubled = sorted({name for name in columns if columns.count(name) > 1}) if len({*columns}) < len(columns) else []
+    if doubled:
+        raise BadInput("columns", ", ".join(doubled), "are there more than once", "send each once")
+    return columns
 
 
 def _records(by_column: dict[str, Any]) -> list[dict[str, Any]]:

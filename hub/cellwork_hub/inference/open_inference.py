@@ -131,7 +131,7 @@ def rows(infer: Infer, plan: Plan) -> list[Row]:
     tensors = [(tensor, _flat(tensor)) for tensor in infer.inputs]
     width = len(plan.columns)
     if len(tensors) == 1 and tensors[0][0].shape[1:] == [width] and tensors[0][0].name not in plan.names:
-        values = tensors[0][1]
+        values = [_plain(value) for value in tensors[0][1]]
         return [
             Row(features=dict(zip(plan.names, values[k : k + width], strict=True)))
             for k in range(0, len(values), width)
