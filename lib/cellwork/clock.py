@@ -69,7 +69,7 @@ def duration(text: str) -> timedelta:
 def zone(name: str) -> ZoneInfo:
     try:
         return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError):
+    except (ZoneInfoNotFoundError, ValueError, OSError):  # OSError: a folder of zones, or longer than a file's name
         raise BadInput("time zone", name, "is not known", "use a name such as Europe/Berlin or UTC") from None
 
 

@@ -52,6 +52,13 @@ def test_a_weekday_range_means_monday_to_friday() -> None:
     assert [due.isoweekday() for due in dues] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("name", ["Mars/Base", "America", "America/Argentina", "..", "", "x" * 300, "a\0b"])
+def test_a_time_zone_that_is_none_is_refused(name: str) -> None:
+    """A folder of zones is no zone."""
+    with pytest.raises(BadInput, match="is not known"):
+        clock.zone(name)
+
+
 @pytest.mark.parametrize("cron", ["", "61 * * * *", "* * *", "every day"])
 def test_cron_nonsense_is_refused(cron: str) -> None:
     with pytest.raises(BadInput, match="five fields"):
