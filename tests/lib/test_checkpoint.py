@@ -93,6 +93,60 @@ def test_frames_are_parquet_and_what_cannot_be_saved_is_named(saved: tuple[Path,
     assert "generator" in about["missing"]["generator"]
 
 
+LOCKED = """
+import threading
+lock, plain = threading.Lock(), 3
+def locked():
+    return [lock for _ in range(1)]
+def outer():
+    return inner()
+def inner():
+    return lambda: locked()
+def given(lock):
+    return plain, object().__class__.lock
+class Holder:
+    def held(self):
+        return outer()
+holder, handlers, alone = Holder(), {"x": [inner]}, given
+"""
+
+
+def test_what_would_use_an_unsaved_name_when_it_is_called_is_not_saved_either(tmp_path: Path) -> None:
+    """By whatever way it is reached; a local or an attribute of the same name is another's."""
+    code = f"exec({LOCKED!r}, namespace)\nfrom cellwork.runs import checkpoint\ncheckpoint.save(sys.argv[1], namespace)\nprint(open(sys.argv[1] + '/saved.json').read())"
+    about = in_a_process(code, tmp_path / "made")
+    assert sorted(about["missing"]) == ["Holder", "handlers", "holder", "inner", "lock", "locked", "outer"]
+    assert about["missing"]["locked"] == "uses lock: it is not saved"
+    seen = "from cellwork.runs import checkpoint\ncheckpoint.restore(sys.argv[1], namespace)\nprint(json.dumps([namespace['plain'], 'alone' in namespace, 'locked' in namespace]))"
+    assert in_a_process(seen, tmp_path / "made") == [3, True, False]
+
+
+CACHED = """
+import functools, typing
+scale = 10
+Id = typing.NewType("Id", int)
+of = [Id]
+@functools.lru_cache(maxsize=7)
+def scaled(x):
+    return x * scale
+again = scaled
+class Model:
+    @functools.cache
+    def predict(self):
+        return scaled(2)
+scaled(1)
+"""
+
+
+def test_what_pickle_would_only_write_the_name_of_is_put_back_and_a_cache_is_empty(tmp_path: Path) -> None:
+    """By name nothing of it could be read, in a kernel that has run nothing; a second checkpoint holds it as well."""
+    code = f"exec({CACHED!r}, namespace)\nimport __main__\n__main__.__dict__.update(namespace)\nfrom cellwork.runs import checkpoint\ncheckpoint.save(sys.argv[1], namespace)\nprint(open(sys.argv[1] + '/saved.json').read())"
+    assert in_a_process(code, tmp_path / "made")["missing"] == {}
+    seen = "from cellwork.runs import checkpoint\ncheckpoint.restore(sys.argv[1], namespace)\ncheckpoint.save(sys.argv[1] + 'again', namespace)\nnamespace['scale'] = 100\nexec('seen = [scaled(1), Model().predict(), again is scaled, scaled.cache_info().maxsize, of[0] is Id, Id(3), Id.__name__]', namespace)\nprint(json.dumps(namespace['seen']))"
+    assert in_a_process(seen, tmp_path / "made") == [100, 200, True, 7, True, 3, "Id"]
+    assert json.loads((tmp_path / "madeagain" / "saved.json").read_text())["missing"] == {}
+
+
 def page(*sources: str, tagged: int = 0) -> dict[str, Any]:
     return {
         "nbformat": 4, "nbformat_minor": 5, "metadata": {},
@@ -114,6 +168,7 @@ def test_a_checkpoint_fits_as_long_as_nothing_above_it_changed_and_nothing_below
     assert checkpoints.choose(page("a = 1", "b = 2", "next(generator)"), {"x": 1}, [at]) is None
     assert checkpoints.choose(page("a = 1", "b = 2", "%time next(generator)"), {"x": 1}, [at]) is None
     assert checkpoints.choose(page("a = 1", "b = 2", "generator = 5"), {"x": 1}, [at]) == at
+    assert checkpoints.choose(page("a = 1", "b = 2", "generator += 5"), {"x": 1}, [at]) is None
     assert checkpoints.choose(page("a = 1", "b = 2"), {"x": 1}, [at]) is None, "nothing is left to run"
 
 

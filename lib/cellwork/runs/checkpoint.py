@@ -2,17 +2,21 @@
 
 It runs inside the run's kernel, with its rights. Functions of the notebook see the names of the kernel they are put back
 into, as before. What lives inside modules (an active MLflow run, registered callbacks) and open things (files, connections,
-generators, threads) is not saved; `missing` names each and says why. Random numbers go on where they were.
+generators, threads) is not saved; `missing` names each and says why, and whatever holds a function that would use one of them.
+Random numbers go on where they were, caches of functions are empty.
 """
 
 from __future__ import annotations
 
+import dis
+import functools
 import io
 import random
 import re
 import sys
 import types
-from collections.abc import Mapping
+import typing
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,35 +102,67 @@ def _pickled(values: dict[str, Any], namespace: Mapping[str, Any]) -> tuple[byte
     numpy = sys.modules.get("numpy")
     numbers = (random.getstate(), numpy.random.get_state() if numpy else None)
     missing: dict[str, str] = {}
+    uses: dict[str, set[str]] = {}
     try:
-        return _dump((values, *numbers), namespace), missing
+        return _dump((values, *numbers), namespace)[0], missing
     except Exception:  # a value's own pickling may raise anything; which one it was is found out below
         for name, value in values.items():
             try:
-                _dump(value, namespace)
+                uses[name] = _dump(value, namespace)[1]
             except Exception as error:
                 missing[name] = f"{type(value).__name__}: {error}"[:300]
-    return _dump(({k: v for k, v in values.items() if k not in missing}, *numbers), namespace), missing
+    while lost := {n: used & missing.keys() for n, used in uses.items() if n not in missing and used & missing.keys()}:
+        missing |= {name: f"uses {', '.join(sorted(names))}: it is not saved"[:300] for name, names in lost.items()}
+    return _dump(({k: v for k, v in values.items() if k not in missing}, *numbers), namespace)[0], missing
 
 
-def _dump(value: Any, namespace: Mapping[str, Any]) -> bytes:
+def _dump(value: Any, namespace: Mapping[str, Any]) -> tuple[bytes, set[str]]:
+    """Return the pickle of `value`, and the names of the notebook that functions in it read when they are called."""
     import cloudpickle
+
+    uses: set[str] = set()
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc, name-defined, unused-ignore]
         """Writes functions of the notebook without a copy of its names: where they are put back, they see those there."""
 
         def reducer_override(self, obj: Any) -> Any:
             if isinstance(obj, types.FunctionType) and obj.__globals__ is namespace:
+                uses.update(_globals(obj.__code__))
                 cells = [_content(cell) for cell in obj.__closure__ or ()]
                 state = (cells, obj.__defaults__, obj.__kwdefaults__, obj.__dict__, obj.__annotations__, obj.__qualname__, obj.__doc__)  # fmt: skip
                 return _function, (obj.__code__, obj.__name__, len(cells)), state, None, None, _fill
+            # of these two pickle would write the name, under which a kernel that has run nothing finds nothing
+            if isinstance(obj, functools._lru_cache_wrapper) and obj.__module__ == "__main__":
+                return _cached, (obj.__wrapped__, obj.cache_parameters())
+            if isinstance(obj, typing.NewType) and obj.__module__ == "__main__":
+                return _new_type, (obj.__name__, obj.__supertype__)
             if isinstance(obj, io.IOBase) and not isinstance(obj, io.StringIO | io.BytesIO):
                 raise TypeError("an open file can't be put back")  # cloudpickle would read it
             return super().reducer_override(obj)
 
     stream = io.BytesIO()
     Pickler(stream, protocol=5).dump(value)
-    return stream.getvalue()
+    return stream.getvalue(), uses
+
+
+def _globals(code: types.CodeType) -> Iterator[str]:
+    """Yield the names outside it that `code`, or a function within it, reads."""
+    for step in dis.get_instructions(code):
+        if step.opname.startswith("LOAD_") and ("GLOBAL" in step.opname or "NAME" in step.opname):
+            yield step.argval
+    for within in code.co_consts:
+        if isinstance(within, types.CodeType):
+            yield from _globals(within)
+
+
+def _cached(function: types.FunctionType, how: dict[str, Any]) -> Any:
+    return functools.lru_cache(**how)(function)
+
+
+def _new_type(name: str, of: Any) -> Any:
+    made = typing.NewType(name, of)  # type: ignore[misc]
+    made.__module__ = "__main__"
+    return made
 
 
 def _content(cell: Any) -> tuple[Any, ...]:

@@ -1,8 +1,9 @@
 """Checkpoints of a run: cells tagged `checkpoint` save what the kernel holds, and a later attempt starts from the last one that fits.
 
 A checkpoint fits if the parameters and every cell up to it are as they were (its `key` says so), and if no cell below uses a
-name that could not be saved. It is one archive: what `runs.checkpoint` wrote, the page so far, and the files the run had made
-in its folder. What the kernel wrote is another's: it is copied as `runs.taken` does, and read by nobody but a kernel.
+name that could not be saved; a function that would use one could not be either. It is one archive: what `runs.checkpoint` wrote,
+the page so far, and the files the run had made in its folder. What the kernel wrote is another's: it is copied as `runs.taken`
+does, and read by nobody but a kernel.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ def used(source: str) -> set[str]:
     except SyntaxError:
         return set(re.findall(r"\w+", source))
     read = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Store)}
+    read |= {n.target.id for n in ast.walk(tree) if isinstance(n, ast.AugAssign) and isinstance(n.target, ast.Name)}
     return read | set(re.findall(r"\w+", "\n".join(magics)))
 
 
