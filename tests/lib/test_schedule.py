@@ -70,6 +70,7 @@ def test_the_projects_file_definitions_and_the_modules_beside_travel_along(folde
         ("on: {schedul: {cron: '* * * * *'}}", "did you mean 'schedule'"),
         ("on: {schedule: {cron: '61 * * * *'}}", "61"),
         ("on: {schedule: {cron: '0 0 31 2 *'}}", "cron"),
+        ("on: {schedule: {cron: '* * * * * *'}}", "has 6 fields"),
         ("on: {schedule: {cron: '0 3 * * *', timezone: Europe/Berln}}", "time zone 'Europe/Berln'"),
         ("on: {event: {name: batch.reddy}}", "did you mean 'batch.ready'"),
         ("on: {schedule: {cron: '0 3 * * *'}}\nwith: {name: '${batch}'}", "has no value under this schedule"),

@@ -220,8 +220,11 @@ def check(schedule: Schedule, values: Mapping[str, Any]) -> None:
     given = [w for w in (schedule.cron, schedule.every_seconds, schedule.event, schedule.after) if w]
     if len(given) > 1:
         raise BadInput("schedule", given[0], f"is given beside {given[1]!r}", "give one of them")
+    five = "write five fields: minute hour day month weekday"
+    if schedule.cron and (fields := len(schedule.cron.split())) != 5:
+        raise BadInput("cron", schedule.cron, f"has {fields} fields", five)
     if schedule.cron and next(due(schedule, clock.now()), None) is None:
-        raise BadInput("cron", schedule.cron, "is never due", "write five fields: minute hour day month weekday")
+        raise BadInput("cron", schedule.cron, "is never due", five)
     if schedule.every_seconds < 0 or schedule.every_seconds > 366 * 86_400:
         raise BadInput("every", schedule.every_seconds, "is out of range", "write 15m, 6h or 7d")
     if schedule.after:
