@@ -32,7 +32,8 @@ from cellwork.wire.jobs import (
 )
 from cellwork.wire.origin import Origin
 from cellwork.wire.secrets import Mask
-from cellwork_hub.jobs import attempts, claims, reopen, runs, store
+from cellwork_hub import records
+from cellwork_hub.jobs import attempts, claims, follow, reopen, runs, store
 from cellwork_hub.jobs.claims import take
 from cellwork_hub.route import Call
 
@@ -333,6 +334,18 @@ def test_a_run_is_followed_from_its_first_event_to_its_end_and_taken_up_where_on
     events = list(jobs.follow(run.id))
     later = list(world.client().connection.events("jobs", f"/api/v1/runs/{run.id}/events", after=events[2].seq))
     assert [e.seq for e in later] == [e.seq for e in events[3:]]
+
+
+def test_a_run_with_very_many_events_is_followed_to_its_end(world: World) -> None:
+    jobs = world.client().jobs
+    run = jobs.start(once())
+    of = claim(world)
+    with world.state.engine.begin() as db:
+        for cell in range(2 * follow.MOST_AT_ONCE - 2):
+            records.event(db, "run.cell", "p", run.id, cell=cell)
+    say(world, of, "failed")
+    found = [event.name for event in jobs.follow(run.id)]
+    assert (len(found), found[-1]) == (2 * follow.MOST_AT_ONCE + 1, "run.failed")
 
 
 def test_who_may_not_read_runs_may_not_follow_them(world: World) -> None:

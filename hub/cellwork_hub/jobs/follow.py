@@ -21,7 +21,8 @@ from cellwork_hub.route import Call, Route
 
 ENDS = frozenset({"run.succeeded", "run.failed", "run.stopped"})
 LOOK_SECONDS, BEAT_SECONDS = 1.0, 15.0
-OF_RUN = "SELECT * FROM events WHERE subject = :run AND seq > :after ORDER BY seq LIMIT 1000"
+MOST_AT_ONCE = 1000
+OF_RUN = f"SELECT * FROM events WHERE subject = :run AND seq > :after ORDER BY seq LIMIT {MOST_AT_ONCE}"
 
 
 def events(state: State, run: str, after: int) -> tuple[list[Event], bool]:
@@ -32,7 +33,7 @@ def events(state: State, run: str, after: int) -> tuple[list[Event], bool]:
     found = [
         Event(**{**row, "at": records.moment(row["at"]), "data": msgspec.json.decode(row["data"])}) for row in rows
     ]
-    return found, row["state"] not in ("queued", "running")
+    return found, row["state"] not in ("queued", "running") and len(found) < MOST_AT_ONCE
 
 
 def frame(event: Event) -> bytes:
@@ -49,6 +50,8 @@ async def follow(state: State, run: str, after: int) -> AsyncIterator[bytes]:
             after, said = event.seq, time.monotonic()
         if over:
             return
+        if len(found) == MOST_AT_ONCE:
+            continue
         if time.monotonic() - said > BEAT_SECONDS:
             yield b": the run goes on\n\n"
             said = time.monotonic()
