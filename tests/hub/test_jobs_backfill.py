@@ -19,11 +19,12 @@ from test_jobs_policies import by_hand, end, take
 from cellwork import db
 from cellwork.cli.backfill import moment
 from cellwork.errors import BadInput, Conflict, TooLarge
-from cellwork.wire.jobs import Backfill, BackfillRequest, Schedule
+from cellwork.wire.jobs import Backfill, BackfillRequest, Policy, Schedule
 from cellwork.wire.origin import Origin
-from cellwork_hub.jobs import app, attempts, backfill, claims, fires, store
+from cellwork_hub.jobs import app, attempts, backfill, claims, fires, retention, store
 from cellwork_hub.jobs import runs as queue
 from cellwork_hub.jobs.store import State
+from cellwork_hub.records import micros
 from cellwork_hub.route import Call
 
 DAILY = Schedule(cron="0 6 * * *", timezone="America/New_York")
@@ -75,6 +76,39 @@ def test_only_what_failed_is_asked_for_again_and_all_of_it_if_one_insists(state:
     assert of.run.due.day == 3
     end(state, of)
     assert len(ask(state, again=True).queued) == 5
+
+
+def test_a_time_that_has_succeeded_is_left_alone_however_little_is_kept_of_its_run(state: State) -> None:
+    add(state, schedule=DAILY, parameters={"name": "${last_success}"}, policy=Policy(keep_runs=2))
+    ask(state)
+    for _ in range(5):
+        of = take(state)
+        assert of is not None
+        end(state, of)
+    assert retention.forget(state) == 3
+    assert ask(state) == Backfill(queued=[], left_alone=5)
+    assert len(ask(state, again=True, first=FIRST + timedelta(days=1)).queued) == 4
+    of = take(state)
+    assert of is not None
+    assert of.run.parameters == {"name": "2013-11-01T10:00:00+00:00"}
+    end(state, of, "failed")
+    assert ask(state, last=FIRST + timedelta(days=2)).left_alone == 1, "its newest run failed"
+
+
+def test_successes_from_before_they_were_written_down_are_known(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'old.sqlite'}"
+    before = app.MIGRATIONS[: app.MIGRATIONS.index(store.SUCCESSES)]
+    old = replace(make_state(tmp_path, RunTokens()), engine=db.open_database(url, before))
+    add(old, schedule=DAILY)
+    due = datetime(2013, 11, 1, 10, tzinfo=UTC)
+    run = by_hand(old, "score")
+    with old.engine.begin() as connection:
+        store.write(connection, "UPDATE runs SET state = 'succeeded', ended = 1, due = :due", due=micros(due))
+    new = replace(old, engine=db.open_database(url, app.MIGRATIONS))
+    assert retention.remove(new, run)
+    with new.engine.connect() as connection:
+        assert queue.last_success(connection, "flights/score") == due
+    assert ask(new).left_alone == 1
 
 
 def test_no_more_run_at_once_than_asked_for_and_what_is_due_now_goes_first(state: State) -> None:
@@ -210,13 +244,13 @@ def test_what_is_asked_under_the_write_lock_reads_no_history(tmp_path: Path) -> 
     """Each of these is asked every second or more often, while nobody else may write."""
     asked = {
         claims.OLDEST: {"runs_waiting", "runs_leased"}, attempts.LOST: {"runs_leased"}, attempts.LATE: {"runs_late"},
-        queue.LAST_SUCCESS: {"runs_succeeded"}, fires.UNDER_WAY: {"runs_open"},
+        queue.LAST_SUCCESS: {"successes_job"}, fires.UNDER_WAY: {"runs_open"},
     }  # fmt: skip
     with make_state(tmp_path, RunTokens()).engine.connect() as connection:
         for query, indexes in asked.items():
             known = {name: 1 for name in ("now", "job", "before") if f":{name}" in query}
             plan = [row["detail"] for row in store.select(connection, f"EXPLAIN QUERY PLAN {query}", **known)]
-            read = [step for step in plan if "runs" in step]
+            read = [step for step in plan if "runs" in step or "successes" in step]
             assert {name for name in indexes for step in read if f"INDEX {name}" in step} == indexes, plan
             assert all(step.startswith("SEARCH") for step in read), plan
             assert not any("ORDER BY" in step for step in plan), "it would sort all that waits"

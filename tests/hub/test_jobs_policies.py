@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jobs_world import USERS, RunTokens, shortly_after_noon
+from jobs_world import USERS, RunTokens, lose, shortly_after_noon
 from jobs_world import state as make_state
 from test_jobs_fires import add, due_since, event, runs
 
@@ -27,7 +27,18 @@ from cellwork.errors import BadInput
 from cellwork.jobs import schedule
 from cellwork.wire.jobs import Claim, Notify, Policy, Progress, ResumeRequest, RunRequest, Schedule
 from cellwork.wire.origin import Origin
-from cellwork_hub.jobs import attempts, claims, fires, leases, notices, reopen, retention, store
+from cellwork_hub.jobs import (
+    attempts,
+    checkpoints,
+    claims,
+    definitions,
+    fires,
+    leases,
+    notices,
+    reopen,
+    retention,
+    store,
+)
 from cellwork_hub.jobs import runs as queue
 from cellwork_hub.jobs.store import State
 from cellwork_hub.records import micros
@@ -137,6 +148,16 @@ def test_a_job_comes_after_each_success_of_another_and_knows_its_run(state: Stat
             end(state, other)
 
 
+def test_no_job_comes_after_a_run_that_was_stopped_whatever_its_runner_says(state: State) -> None:
+    add(state, "first")
+    add(state, "second", schedule=Schedule(after="flights/first"))
+    of = take(state) if by_hand(state, "first") else None
+    assert of is not None
+    queue.stop(state, call(run=of.run.id))
+    end(state, of, "succeeded")
+    assert [(run.job, run.state) for run in runs(state)] == [("flights/first", "stopped")]
+
+
 def test_a_circle_of_jobs_is_refused(state: State) -> None:
     add(state, "a", schedule=Schedule(after="flights/c"))
     add(state, "b", schedule=Schedule(after="flights/a"))
@@ -159,6 +180,32 @@ def test_last_success_is_when_the_last_good_run_was_due(state: State) -> None:
         if len(runs(state)) == 1:
             with state.engine.begin() as db:
                 store.write(db, "UPDATE runs SET due = :due", due=micros(due))
+                store.write(db, "UPDATE successes SET at = :due", due=micros(due))
+
+
+def test_the_last_success_is_known_however_little_is_kept_of_its_run(state: State) -> None:
+    """An incremental notebook would take everything from the beginning."""
+    add(state, parameters={"name": "since ${last_success}"}, policy=Policy(keep_runs=2))
+    for word in ("succeeded", "failed", "failed", "failed"):
+        of = take(state) if by_hand(state, "score") else None
+        assert of is not None
+        end(state, of, word)
+    since = f"since {runs(state)[0].created.isoformat()}"
+    assert retention.forget(state) == 2
+    assert "succeeded" not in {run.state for run in runs(state)}
+    of = take(state) if by_hand(state, "score") else None
+    assert of is not None
+    assert of.run.parameters == {"name": since}
+
+
+def test_a_success_that_is_forgotten_by_hand_is_none(state: State) -> None:
+    add(state, parameters={"name": "since ${last_success}"})
+    for _ in range(2):
+        of = take(state) if by_hand(state, "score") else None
+        assert of is not None
+        assert of.run.parameters == {"name": "since "}
+        end(state, of)
+        queue.forget(state, call(run=of.run.id))
 
 
 def test_a_higher_priority_starts_first_and_equals_in_order(state: State) -> None:
@@ -183,6 +230,23 @@ def test_a_run_past_its_deadline_never_starts_and_one_that_starts_gets_what_is_l
     assert attempts.miss(state) == 0
     run = next(run for run in runs(state) if run.id == late)
     assert (run.state, "deadline" in run.attempts[0].error) == ("failed", True)
+
+
+def test_a_run_after_another_has_its_whole_deadline_however_late_that_one_was(state: State) -> None:
+    """Its own due time stays that of the run before, for the parameters."""
+    add(state, "first")
+    add(state, "second", schedule=Schedule(after="flights/first"), policy=Policy(deadline_seconds=1000))
+    of = take(state) if by_hand(state, "first") else None
+    assert of is not None
+    due = clock.now() - timedelta(days=300)
+    with state.engine.begin() as db:
+        store.write(db, "UPDATE runs SET due = :due", due=micros(due))
+    end(state, of)
+    assert attempts.miss(state) == 0
+    after = take(state)
+    assert after is not None
+    assert (after.run.job, after.run.due) == ("flights/second", due)
+    assert 800 <= after.timeout_seconds <= 1000
 
 
 def test_retries_wait_ever_longer_as_the_job_says(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,6 +389,56 @@ def test_old_runs_are_forgotten_but_never_fired_again(state: State) -> None:
     assert fires.tick(state) == 0
 
 
+def saved(state: State, of: Claim) -> Path:
+    """Save a checkpoint of the claimed run; returns its archive."""
+    about = {"about": json.dumps({"key": "a" * 64, "cell": 1}), "fence": str(of.fence)}
+    path = {"run": of.run.id, "key": "a" * 64}
+    checkpoints.save(state, Call(USERS["runner-token"], "req_1", Origin(), path, about, b"what it held", {}))
+    return state.home.checkpoint(**path)
+
+
+@pytest.mark.parametrize(
+    ("how", "stays"),
+    [("succeeds", False), ("fails", True), ("is stopped", False), ("is stopped and lost", False), ("is stopped while it waits", False), ("loses its job", False)],
+)  # fmt: skip
+def test_checkpoints_stay_as_long_as_a_run_may_start_from_them(state: State, how: str, stays: bool) -> None:
+    add(state, retries=1)
+    of = take(state) if by_hand(state, "score") else None
+    assert of is not None
+    archive = saved(state, of)
+    if how in ("is stopped while it waits", "loses its job"):
+        end(state, of, "failed")
+    assert archive.exists()
+    if how.startswith("is stopped"):
+        queue.stop(state, call(run=of.run.id))
+    if how == "is stopped and lost":
+        lose(state)
+        assert attempts.expire(state) == 1
+    elif how == "loses its job":
+        definitions.remove(state, call(project="flights", name="score"))
+    elif how != "is stopped while it waits":
+        end(state, of, {"succeeds": "succeeded", "fails": "failed"}.get(how, "stopped"))
+    assert (archive.exists(), archive.parent.exists()) == (stays, stays)
+
+
+def test_what_a_service_that_was_killed_left_of_checkpoints_goes_when_it_starts(state: State) -> None:
+    """Those of a run that goes on, or failed and may be resumed, stay; those of a forgotten one go too."""
+    add(state)
+    archives = {}
+    for word in ("succeeded", "failed", "forgotten", "running"):
+        of = take(state) if by_hand(state, "score") else None
+        assert of is not None
+        if word != "running":
+            end(state, of, "failed" if word == "failed" else "succeeded")
+        archives[word] = state.home.checkpoint(of.run.id, "a" * 64)
+        if word == "forgotten":
+            queue.forget(state, call(run=of.run.id))
+        archives[word].parent.mkdir(parents=True)
+        archives[word].touch()
+    assert checkpoints.tidy(state) == 2
+    assert {word for word, archive in archives.items() if archive.exists()} == {"failed", "running"}
+
+
 def test_a_run_that_goes_on_between_the_choice_and_the_removal_is_not_forgotten(
     state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -426,6 +540,7 @@ def test_a_machine_that_stood_still_takes_no_run_from_its_runner(
         ({"schedule": Schedule(every_seconds=60, cron="* * * * *")}, "beside"),
         ({"schedule": Schedule(after="no slash")}, "no slash"),
         ({"schedule": Schedule(every_seconds=-5)}, "out of range"),
+        ({"schedule": Schedule(cron="* * * * * *")}, "five fields"),
     ],
 )
 def test_what_can_not_be_held_to_is_refused(state: State, fields: dict[str, Any], verdict: str) -> None:

@@ -32,6 +32,7 @@ MIGRATIONS = [
     store.IMAGES,
     store.LABELS,
     store.NO_HISTORY,
+    store.SUCCESSES,
 ]
 """Append only: a number, once used, keeps its meaning."""
 

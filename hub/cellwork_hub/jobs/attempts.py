@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from cellwork.wire.jobs import Policy
 from cellwork_hub import records
-from cellwork_hub.jobs import leases, notices, store
+from cellwork_hub.jobs import checkpoints, leases, notices, store
 from cellwork_hub.jobs.store import State
 
 log = logging.getLogger("cellwork.jobs")
@@ -88,6 +88,9 @@ def settle(db: Connection, run: Row, word: str, **fields: int) -> None:
     ended = None if target == "queued" else store.now()
     change = f"UPDATE runs SET state = :word, lease_until = NULL, token_id = '', ended = :ended{more} WHERE id = :id"
     store.write(db, change, word=target, id=run["id"], ended=ended, **fields)
+    if target == "succeeded" and run["job_id"]:
+        at = run["due"] or run["created"]
+        store.insert(db, "successes", {"job_id": run["job_id"], "job": run["job"], "at": at}, once=True)
     if target != run["state"] and target != "queued":
         records.event(db, f"run.{target}", run["project"], run["id"], job=run["job"], notebook=run["notebook"])
         notices.write(db, run, target)
@@ -120,6 +123,8 @@ def expire(state: State) -> int:
             settle(db, run, "failed" if run["lost"] >= MOST_LOST else "queued", lost=run["lost"] + 1)
     for run in lost:
         after(state, run)
+        if run["state"] in checkpoints.OVER:
+            checkpoints.forget(state.home, run["id"])
     return len(lost)
 
 

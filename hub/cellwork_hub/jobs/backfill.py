@@ -2,7 +2,8 @@
 
 The runs of one request are checked together, then queued in the order of their times, in parts, so that nobody waits long to
 write; a request that broke off queues the rest when it is sent again. They wait behind the job's own fires and do not count
-against its concurrency, but against the request's own. A time whose newest run succeeded or is under way is left alone.
+against its concurrency, but against the request's own. A time whose newest run succeeded or is under way is left alone, and so
+is one that has succeeded and of which no run is kept.
 """
 
 from __future__ import annotations
@@ -37,6 +38,11 @@ BEHIND = 1000
 NEWEST = (
     "FROM runs r WHERE job_id = :job AND due >= :first AND due <= :last AND seq = "
     "(SELECT max(seq) FROM runs x WHERE x.job_id = r.job_id AND x.due = r.due) ORDER BY due"
+)
+
+REMEMBERED = (
+    "SELECT at FROM successes WHERE job_id = :job AND at >= :first AND at <= :last "
+    "AND at NOT IN (SELECT due FROM runs WHERE job_id = :job AND due >= :first AND due <= :last)"
 )
 
 
@@ -92,8 +98,9 @@ def _wanted(db: Connection, job: dict[str, Any], first: datetime, last: datetime
 def _left_alone(db: Connection, job: str, first: int, last: int, *, again: bool) -> set[int]:
     """Return the times whose newest run is under way, or has succeeded and shall not run `again`."""
     kept = {"queued", "running"} if again else {"queued", "running", "succeeded"}
-    found = store.select(db, f"SELECT due, state {NEWEST}", job=job, first=first, last=last)
-    return {row["due"] for row in found if row["state"] in kept}
+    asked = {"job": job, "first": first, "last": last}
+    known = {row["due"] for row in store.select(db, f"SELECT due, state {NEWEST}", **asked) if row["state"] in kept}
+    return known if again else known | {row["at"] for row in store.select(db, REMEMBERED, **asked)}
 
 
 def _rows(state: State, db: Connection, job: dict[str, Any], dues: list[datetime]) -> list[dict[str, Any]]:

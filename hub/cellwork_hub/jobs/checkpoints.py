@@ -1,9 +1,12 @@
 """Checkpoints of runs, as files beside the attempts: the newest few of each run, whole or not at all.
 
+They go when their run has succeeded or was stopped: no attempt starts from them any more. Those of a failed run stay with it.
 Only runners send and fetch them, and only the attempt that holds the run's fence sends: what is put back is a program's state.
 """
 
 from __future__ import annotations
+
+import shutil
 
 import msgspec
 
@@ -16,6 +19,8 @@ from cellwork_hub.jobs.store import State
 from cellwork_hub.route import Call, Route
 
 MOST_KEPT = 3
+OVER = ("succeeded", "stopped")
+"""Of such a run there is no further attempt."""
 
 
 def of_run(home: Home, run: str) -> list[Checkpoint]:
@@ -40,6 +45,23 @@ def save(state: State, call: Call) -> None:
         forgotten = state.home.checkpoint(row["id"], old.key)
         forgotten.with_suffix(".json").unlink(missing_ok=True)
         forgotten.unlink(missing_ok=True)
+
+
+def forget(home: Home, run: str) -> None:
+    """Remove what checkpoints of `run` there are."""
+    shutil.rmtree(home.checkpoint(run, "0" * 64).parent, ignore_errors=True)
+
+
+def tidy(state: State) -> int:
+    """Remove the checkpoints that a killed service left of runs which start from none any more; returns of how many runs."""
+    left = 0
+    for folder in (state.home.root / "runs").glob("run_*/checkpoints"):
+        with state.engine.connect() as db:
+            row = store.one(db, "SELECT state, lease_until FROM runs WHERE id = :id", id=folder.parent.name)
+        if row is None or (row["state"] in OVER and row["lease_until"] is None):
+            shutil.rmtree(folder, ignore_errors=True)
+            left += 1
+    return left
 
 
 def read(state: State, call: Call) -> bytes:

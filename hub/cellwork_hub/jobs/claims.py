@@ -152,10 +152,10 @@ def report(state: State, call: Call) -> Run:
             attempts.renew(db, state, row["id"])
         else:
             attempts.end(db, state, row, found, progress.state, progress.error)
-            failed = progress.keepable and store.run_row(db, row["id"])["state"] == "failed"
-            if progress.state == "succeeded":
+            ended = store.run_row(db, row["id"])["state"]  # one that was stopped is, whatever its runner says
+            if ended == "succeeded":
                 fires.after_success(db, state, row)
-            if failed:
+            if progress.keepable and ended == "failed":
                 leases.keep(db, state, row, {**found, "cell": progress.cell or found["cell"]})
             records.audit(db, call, "run.report", row["id"], after={"attempt": found["n"], "state": progress.state})
         run = store.as_run(db, store.run_row(db, row["id"]))
@@ -164,6 +164,8 @@ def report(state: State, call: Call) -> Run:
             state.bell.ring()
     else:
         attempts.after(state, row, kept=run.kept is not None)
+        if run.state in checkpoints.OVER:
+            checkpoints.forget(state.home, row["id"])
     return run
 
 

@@ -13,7 +13,7 @@ from cellwork.jobs import schedule
 from cellwork.runs import parameters
 from cellwork.wire.jobs import Job, JobRequest, Schedule
 from cellwork_hub import records
-from cellwork_hub.jobs import leases, notices, store
+from cellwork_hub.jobs import checkpoints, leases, notices, store
 from cellwork_hub.jobs.store import State
 from cellwork_hub.route import Call, Route
 
@@ -150,7 +150,8 @@ def remove(state: State, call: Call) -> None:
     with state.engine.begin() as db:
         row = store.job_row(db, call.path["project"], call.path["name"])
         name = f"{row['project']}/{row['name']}"
-        for run in store.select(db, "SELECT * FROM runs WHERE job_id = :id AND state = 'queued'", id=row["id"]):
+        waiting = store.select(db, "SELECT * FROM runs WHERE job_id = :id AND state = 'queued'", id=row["id"])
+        for run in waiting:
             if run["held"]:
                 leases.drop(db, run["id"], "its job was removed")
             store.write(
@@ -161,6 +162,8 @@ def remove(state: State, call: Call) -> None:
         store.write(db, "DELETE FROM jobs WHERE id = :id", id=row["id"])
         records.event(db, "job.changed", row["project"], name, removed=True)
         records.audit(db, call, "job.remove", name, before=store.as_job(row))
+    for run in waiting:
+        checkpoints.forget(state.home, run["id"])
 
 
 def listing(state: State, call: Call) -> list[Job]:

@@ -29,7 +29,7 @@ from cellwork.runs import parameters
 from cellwork.wire.jobs import Policy, Schedule
 from cellwork.wire.records import Event
 from cellwork_hub import records
-from cellwork_hub.jobs import attempts, leases, retention, runs, store
+from cellwork_hub.jobs import attempts, checkpoints, leases, retention, runs, store
 from cellwork_hub.jobs.store import Events, State
 from cellwork_hub.records import micros, moment
 
@@ -294,6 +294,7 @@ class Ticker:
             log.exception("the clock goes on without %s.%s", duty.__module__, duty.__name__)
 
     def _follow(self) -> None:
+        self._do(checkpoints.tidy)
         while not self._stop.wait(FOLLOW_SECONDS):
             try:
                 while found := self.events(cursor(self.state)):

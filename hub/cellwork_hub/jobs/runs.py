@@ -15,7 +15,7 @@ from cellwork.jobs import schedule
 from cellwork.runs import parameters
 from cellwork.wire.jobs import Policy, Run, RunRequest, Schedule
 from cellwork_hub import records
-from cellwork_hub.jobs import attempts, leases, notices, retention, store
+from cellwork_hub.jobs import attempts, checkpoints, leases, notices, retention, store
 from cellwork_hub.jobs.definitions import check_labels, check_limits
 from cellwork_hub.jobs.store import State
 from cellwork_hub.route import Call, Route
@@ -24,9 +24,10 @@ NEWEST = (
     "SELECT * FROM runs WHERE seq < :cursor AND (:job = '' OR job = :job) AND (:project = '' OR project = :project) "
     "AND (:state = '' OR state = :state) ORDER BY seq DESC LIMIT :limit"
 )
-LAST_SUCCESS = (
-    "SELECT coalesce(due, created) AS at FROM runs WHERE job = :job AND state = 'succeeded' AND coalesce(due, created) < :before "
-    "ORDER BY coalesce(due, created) DESC LIMIT 1"
+LAST_SUCCESS = "SELECT at FROM successes WHERE job = :job AND at < :before ORDER BY at DESC LIMIT 1"
+NO_SUCCESS = (
+    "DELETE FROM successes WHERE job_id = :job AND at = :at AND NOT EXISTS "
+    "(SELECT 1 FROM runs WHERE job_id = :job AND state = 'succeeded' AND coalesce(due, created) = :at)"
 )
 
 
@@ -38,7 +39,9 @@ def queue(db: Connection, row: Mapping[str, Any]) -> str:
     }  # fmt: skip
     policy = msgspec.json.decode(full["policy"], type=Policy)
     wait = policy.deadline_seconds * 1_000_000
-    full |= {"priority": policy.priority, "deadline": (full["due"] or full["created"]) + wait if wait else None}
+    own = full["due"] and not full["cause"].startswith("after ")  # else it is that of the run before, however late
+    since = full["due"] if own else full["created"]
+    full |= {"priority": policy.priority, "deadline": since + wait if wait else None}
     store.insert(db, "runs", full)
     records.event(
         db, "run.queued", full["project"], full["id"], job=full["job"], notebook=full["notebook"], cause=full["cause"]
@@ -163,11 +166,14 @@ def stop(state: State, call: Call) -> Run:
             records.event(db, "run.stopped", row["project"], row["id"], job=row["job"])
             notices.write(db, row, "stopped")
             records.audit(db, call, "run.stop", row["id"], before=row["state"], after="stopped")
-        return store.as_run(db, store.run_row(db, row["id"]))
+        run = store.as_run(db, store.run_row(db, row["id"]))
+    if row["state"] == "queued":
+        checkpoints.forget(state.home, row["id"])
+    return run
 
 
 def forget(state: State, call: Call) -> None:
-    """Forget an ended run: its row, notebooks and checkpoints; events, audit and lineage stay."""
+    """Forget an ended run, and that it succeeded: its row, notebooks and checkpoints; events, audit and lineage stay."""
     with state.engine.begin() as db:
         row = store.run_row(db, call.path["run"])
         call.enter(row["project"])
@@ -176,6 +182,8 @@ def forget(state: State, call: Call) -> None:
         leases.drop(db, row["id"], "the run was forgotten")
         records.audit(db, call, "run.forget", row["id"], before=row["state"])
         retention.remove_rows(db, row["id"])
+        if row["state"] == "succeeded":
+            store.write(db, NO_SUCCESS, job=row["job_id"], at=row["due"] or row["created"])
     retention.remove_files(state, row["id"])
     attempts.after(state, row)
 

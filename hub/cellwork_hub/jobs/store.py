@@ -94,6 +94,15 @@ NO_HISTORY = (
 )
 """Whoever holds the write lock reads what waits and what runs, however many runs have ended."""
 
+SUCCESSES = (
+    "CREATE TABLE successes (job_id TEXT NOT NULL, job TEXT NOT NULL, at BIGINT NOT NULL, PRIMARY KEY (job_id, at))",
+    "CREATE INDEX successes_job ON successes (job, at)",
+    "INSERT INTO successes SELECT job_id, min(job), coalesce(due, created) FROM runs WHERE state = 'succeeded' AND job_id <> '' "
+    "GROUP BY job_id, coalesce(due, created)",
+    "DROP INDEX runs_succeeded",
+)
+"""For which times a job's runs succeeded; known when the runs are forgotten."""
+
 NOT_FOR_RUNS = frozenset({"events:write", "runs:execute", "admin"})
 MOST_TIMEOUT = 7 * 86_400
 PATH = re.compile(r"(?!.*\.\.)[\w][\w .+-]*(/[\w][\w .+-]*){0,8}")

@@ -54,7 +54,7 @@ class Policy(Struct):
     backoff_seconds: int = 0
     """Before the first retry; doubled for each further one, up to an hour."""
     deadline_seconds: int = 0
-    """After it was due: a run that has not ended by then fails."""
+    """After it was due (after another job's run: after it was queued): a run that has not ended by then fails."""
     cell_timeout_seconds: int = 0
     memory_megabytes: int = 0
     """More memory in its kernel and what that started fails the run."""
