@@ -149,7 +149,8 @@ def test_what_a_kernels_container_prints_takes_a_bounded_part_of_the_disk(tmp_pa
     client.close()
     assert host["LogConfig"] == {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "2"}}
     assert (host["CapDrop"], host["SecurityOpt"], host["PidsLimit"]) == (["ALL"], ["no-new-privileges"], 1024)
-    assert host["Init"] and not host.get("AutoRemove")
+    assert host["Init"]
+    assert not host.get("AutoRemove")
 
 
 def test_a_killed_hub_and_a_killed_proxy_keep_server_and_kernel(
