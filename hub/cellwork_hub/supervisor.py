@@ -188,7 +188,7 @@ class Supervisor:
         seconds = time.monotonic() - child.started
         wanted = {*child.unit.ready, *(() if self.complete else child.unit.first)}
         child.answered |= {url for url in wanted - child.answered if answers(url)}
-        if child.answered == wanted and (wanted or seconds > child.unit.settle):
+        if wanted <= child.answered and (wanted or seconds > child.unit.settle):
             child.state, child.message = "ready", f"ready after {seconds:.1f} s"
             log.info("%s %s", child.unit.name, child.message)
         elif seconds > self.ready_seconds:
