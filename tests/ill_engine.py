@@ -16,7 +16,7 @@ BUSY = "driver failed to remove root filesystem: device or resource busy"
 
 
 class IllEngine(ThreadingMixIn, UnixStreamServer):
-    """It has `containers` and `images`. It removes no container whose id begins with `stuck`; with `deaf` it lists none either."""
+    """It has `containers` and `images`. It removes no container whose id begins with `stuck`; with `deaf` it tells of none, and of no image."""
 
     daemon_threads = True
     address: str
@@ -40,7 +40,7 @@ class _Answers(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self._path()
         known = self.server.containers
-        if path.startswith("/containers/") and self.server.deaf:
+        if path.startswith(("/containers/", "/images/")) and self.server.deaf:
             self._say(500, {"message": "the store is locked"})
         elif path == "/containers/json":
             self._say(200, [{"Id": key, "Names": [f"/{name}"]} for key, name in known.items()])

@@ -189,11 +189,17 @@ def _way(found: way.Way) -> Check:
 
 def _image(chosen: Settings, found: way.Way) -> Check:
     """Look for the image that servers start from unless another is asked for; of runs without any, it is the last resort."""
+    import docker
+
     engine, home = Engine(found.engine, "", 0, 0, False), chosen.folder
     wanted = profiles.load(home.profiles())[0].image
-    if images.look(engine, home, wanted):
-        return Check(name="images", verdict="ok", found=wanted)
-    waiting = "" if way.image_of_runs(engine, home) else ", and runs wait for it"
+    try:
+        if images.look(engine, home, wanted):
+            return Check(name="images", verdict="ok", found=wanted)
+        waiting = "" if way.image_of_runs(engine, home) else ", and runs wait for it"
+    except (CellworkError, docker.errors.DockerException, OSError) as error:
+        way_out = "look at the engine: docker image ls"
+        return Check(name="images", verdict="missing", found=f"the engine does not tell: {error}", way_out=way_out)
     if wanted in profiles.OURS:
         text = f"no {wanted}: no server of the first profile starts{waiting}"
         return Check(name="images", verdict="missing", found=text, way_out=f"run: cellwork image build {wanted}")

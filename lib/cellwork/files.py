@@ -6,7 +6,7 @@ import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cellwork.errors import Conflict, Refused, Unavailable
@@ -17,19 +17,32 @@ def write(path: Path, data: bytes | str, *, mode: int = 0o644, sync: bool = True
 
     Without `sync` a power loss may leave the old content, or none; for what is written often and can be made again.
     """
+    with _beside(path, data, mode, sync) as temporary:
+        temporary.replace(path)
+
+
+def write_once(path: Path, data: bytes | str, *, mode: int = 0o644) -> None:
+    """Write `data` unless the file is there; of several who try at once one is the first, and the others change nothing."""
+    with _beside(path, data, mode, True) as temporary, suppress(FileExistsError):
+        os.link(temporary, path)
+
+
+@contextmanager
+def _beside(path: Path, data: bytes | str, mode: int, sync: bool) -> Iterator[Path]:
+    """Yield a whole file beside `path` with `data`; what is left of it afterwards goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             if sync:
                 os.fsync(file.fileno())
-        Path(temporary).chmod(mode)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        temporary.chmod(mode)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

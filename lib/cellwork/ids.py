@@ -60,7 +60,7 @@ NO_USERS = frozenset(
 
 
 def _base32(number: int) -> str:
-    return "".join(ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
+    return "".join([PAIRS[(number >> shift) & 1023] for shift in range(120, -1, -10)])
 
 
 def new(kind: str) -> str:

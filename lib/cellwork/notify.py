@@ -1,7 +1,7 @@
 """Tell somebody outside: a signed webhook, or a mail. Used by every service that has something to say; each keeps what waits itself.
 
 A webhook's body is JSON, signed with HMAC-SHA256 (header ``x-cellwork-signature``) by a secret of this installation; it is never
-redirected, takes no proxy from the environment, and is over within `SECONDS`, however its receiver answers. Whoever is told twice is told the same `id`.
+redirected, takes no proxy from the environment, and is over within `SECONDS` of knowing its receiver's address, however that answers. Whoever is told twice is told the same `id`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def check_address(url: str) -> None:
     try:
         read = httpx.URL(url)
         good = bool(
-            re.fullmatch(r"https?://[^\s/?#@]+([/?]\S*)?", url)
+            re.fullmatch(r"https?://[^\s/?#@]+([/?]\S*)?", url, re.IGNORECASE)
             and read.host
             and urlsplit(url).hostname
             and (read.port is None or 0 < read.port < 65_536)
@@ -106,7 +106,7 @@ def signing_key(home: Home) -> str:
     """Return the secret that webhooks are signed with; made when it is first needed."""
     path = home.secret("webhook-key")
     if not path.exists():
-        files.write(path, secrets.token_hex(32), mode=0o600)
+        files.write_once(path, secrets.token_hex(32), mode=0o600)
     return files.read_secret(path)
 
 

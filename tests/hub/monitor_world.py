@@ -20,6 +20,8 @@ from cellwork.wire.monitors import Monitor
 from cellwork.wire.origin import Origin
 from cellwork.wire.outcomes import Outcome
 from cellwork_hub import records
+from cellwork_hub.platform.alert_deeds import Deeds
+from cellwork_hub.platform.state import State
 
 DATASET = "ds_" + "1" * 26
 TRAINED = 2_000
@@ -89,6 +91,15 @@ def truths(client: Client, scores: Mapping[str, float], *, right: float) -> None
         for name, score in scores.items()
     ]
     client.outcomes.send("shop", known)
+
+
+def do_waiting(state: State) -> int:
+    """Try what is due of every project once; returns how many deeds are done now."""
+    deeds = Deeds(state)
+    try:
+        return sum(turn.result(120) for turn in deeds.begin())
+    finally:
+        deeds.stop()
 
 
 def due(shop: World) -> list[str]:

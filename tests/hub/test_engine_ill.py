@@ -142,6 +142,13 @@ def test_doctor_names_the_image_that_servers_and_runs_lack_with_the_command_that
     assert image_check(ill, home) == doctor.Check(name="images", verdict="ok", found="cpu")
 
 
+def test_doctor_says_that_the_engine_does_not_tell_its_images(ill: IllEngine, home: Home) -> None:
+    ill.deaf = True
+    found = image_check(ill, home)
+    assert found is not None
+    assert (found.verdict, "the store is locked" in found.found) == ("missing", True)
+
+
 def test_an_image_that_is_anothers_is_pulled_at_the_first_start_and_doctor_says_so(ill: IllEngine, home: Home) -> None:
     own_menu(home)
     lacking = image_check(ill, home)

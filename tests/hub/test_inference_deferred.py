@@ -205,6 +205,7 @@ def test_a_wrong_request_fails_and_says_why(client: Client) -> None:
         (world.MODEL, Submit(request=Request(rows=[])), errors.BadInput, "send at least one row"),
         (world.MODEL, Submit(request=REQUEST, webhook="http://127.0.0.1:1/x"), errors.Refused, "webhook_hosts"),
         (world.MODEL, Submit(request=REQUEST, webhook="file:///etc/passwd"), errors.BadInput, "is not an address"),
+        (world.MODEL, Submit(request=REQUEST, webhook="http://127.0.0.1/a b"), errors.BadInput, "is not an address"),
     ],
 )
 def test_what_can_never_be_answered_or_told_is_refused_at_once(

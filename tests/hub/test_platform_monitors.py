@@ -12,7 +12,7 @@ import msgspec
 import pytest
 import serving_world as world
 from log_world import DAY, ENDPOINT, World
-from monitor_world import HOUR, due, predict, rows, told, trained, truths, watch
+from monitor_world import HOUR, do_waiting, due, predict, rows, told, trained, truths, watch
 from ports import free_port
 from sqlalchemy import text
 
@@ -206,7 +206,7 @@ def test_a_deed_that_can_not_be_done_counts_its_try_and_keeps_no_other_from_bein
     tell = [{"webhook": "http://[x"}, {"webhook": f"http://127.0.0.1:{free_port()}/"}]
     watch(client, kind="disk", most=1e-9, tell=tell)
     client.monitors.check("shop/m")
-    alert_deeds.do_waiting(shop.state)
+    do_waiting(shop.state)
     [alert] = client.monitors.alerts("shop")
     assert [(deed.to, deed.tries) for deed in alert_deeds.of(shop.state, alert.id)] == [
         ("[x", 1),

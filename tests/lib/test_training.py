@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import signal
 import time
@@ -146,16 +148,19 @@ def test_a_killed_worker_is_survived_and_a_cluster_losing_all_of_them_too() -> N
     with training.cluster(workers=2) as opened:
 
         def kill(step: training.Step) -> None:
-            victims = list(opened.client.run(os.getpid, on_error="ignore").values())
-            for pid in victims if step.done == 3 else victims[:1] if step.done == 1 else []:
-                os.kill(pid, signal.SIGKILL)
-                killed.append(pid)
+            if step.done < (1, 3, math.inf)[len(killed)]:  # two that end at once are told as one step
+                return
+            there = list(opened.client.run(os.getpid, on_error="ignore").values())
+            for pid in there if killed else there[:1]:
+                with contextlib.suppress(ProcessLookupError):  # it was killed before, and its nanny has not seen it yet
+                    os.kill(pid, signal.SIGKILL)
+            killed.append(len(there))
 
         grid = {"seconds": [0.1, 0.2, 0.4, 0.6, 0.8, 1.0]}
         found = training.search(
             Slow(), grid, numbers, Y, validation=(numbers, Y), cluster=opened, progress=kill, timeout=240
         )
-    assert len(killed) >= 2
+    assert len(killed) == 2
     assert found.leaderboard["roc_auc"].null_count() == 0
     assert found.leaderboard.height == 6
 

@@ -25,7 +25,7 @@ from anyio import to_thread
 from sqlalchemy import Engine, text
 
 from cellwork import clock, ids, notify
-from cellwork.errors import BadInput, CellworkError, NotFound, Refused, TooBusy, Unavailable
+from cellwork.errors import CellworkError, NotFound, Refused, TooBusy, Unavailable
 from cellwork.home import Home
 from cellwork.wire import Problem
 from cellwork.wire.endpoints import Answer, Request, Submission, Submit
@@ -83,9 +83,8 @@ class Deferred:
         self.endpoints.get(endpoint).admit(wish.request)
         if not wish.webhook:
             return
+        notify.check_address(wish.webhook)
         parts = urlsplit(wish.webhook)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
-            raise BadInput("webhook", wish.webhook, "is not an address of HTTP", "write https://host/path")
         if not {parts.hostname, parts.netloc} & self.hosts:
             raise Refused(
                 "webhook", parts.netloc, "is no host that may be called", "ask an admin: setting webhook_hosts"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
 
@@ -39,7 +39,7 @@ MIGRATION = (
 IDLE_SECONDS = 1.0
 MOST = 20
 """Deeds of a project that are tried in one turn."""
-PROJECTS = 8
+PROJECTS = 32
 """Projects that are served side by side."""
 DUE = (
     "SELECT * FROM (SELECT d.*, a.project, row_number() OVER (PARTITION BY a.project ORDER BY d.what = 'rollback' DESC, d.tries, d.seq) AS place "
@@ -104,15 +104,14 @@ def _named(what: str, target: Any) -> str:
     return notify.host(target) if what == "webhook" else ", ".join(target)
 
 
-def do_waiting(state: State) -> int:
-    """Try deeds that are due, each once and some of every project; returns how many are done now."""
+def _due(state: State) -> dict[str, list[dict[str, Any]]]:
+    """Return some of what is due of every project."""
     with state.engine.connect() as db:
         due = db.execute(text(DUE), {"now": micros(clock.now()), "most": MOST}).mappings().all()
     projects: dict[str, list[dict[str, Any]]] = {}
     for row in due:
         projects.setdefault(row["project"], []).append(dict(row))
-    with ThreadPoolExecutor(PROJECTS, thread_name_prefix="alert-deeds") as pool:
-        return sum(pool.map(lambda rows: _try_some(state, rows), projects.values()))
+    return projects
 
 
 def _try_some(state: State, rows: Sequence[dict[str, Any]]) -> int:
@@ -210,7 +209,30 @@ def _json(value: Any) -> str:
 
 
 class Deeds(Loop):
-    """The thread that does what is due."""
+    """The threads that do what is due: one looks, and gives each project that has none in hand to another."""
 
     def __init__(self, state: State) -> None:
-        super().__init__("alert-deeds", lambda: do_waiting(state) > 0, idle=IDLE_SECONDS)
+        super().__init__("alert-deeds", self._look, idle=IDLE_SECONDS)
+        self.state = state
+        self._pool = ThreadPoolExecutor(PROJECTS, thread_name_prefix="alert-deeds")
+        self._in_hand: dict[str, Future[int]] = {}
+
+    def begin(self) -> list[Future[int]]:
+        """Begin a turn of every project that has something due and none in hand; each returns how many deeds it did."""
+        due = _due(self.state)
+        fresh = {p: self._pool.submit(_try_some, self.state, due[p]) for p in due if p not in self._in_hand}
+        self._in_hand |= fresh
+        return list(fresh.values())
+
+    def _look(self) -> bool:
+        over = [project for project, turn in self._in_hand.items() if turn.done()]
+        for project in over:
+            error = self._in_hand.pop(project).exception()
+            if error:
+                log.error("the deeds of project %s could not go on", project, exc_info=error)
+        self.begin()
+        return False
+
+    def stop(self, timeout: float = 30.0) -> None:
+        super().stop(timeout)
+        self._pool.shutdown(wait=False, cancel_futures=True)

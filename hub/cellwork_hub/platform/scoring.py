@@ -127,10 +127,9 @@ def sealed(state: State, holdout: str, trained: Dataset) -> Sealed:
 def _secret(state: State) -> bytes:
     """Return what keys the rounding of all holdouts; it is made once, and only the platform can read it."""
     path = state.home.secret("holdout-rounding")
-    with _copying[""]:
-        if not path.exists():
-            files.write(path, secrets.token_hex(32), mode=0o600)
-        return files.read_secret(path).encode()
+    if not path.exists():
+        files.write_once(path, secrets.token_hex(32), mode=0o600)
+    return files.read_secret(path).encode()
 
 
 def together(state: State, holdout: Sealed, dataset: str, trained: Dataset) -> Sealed:

@@ -28,7 +28,7 @@ def send(
     Parameters
     ----------
     outcomes : a frame, or rows, of ``observation`` (or ``prediction``), ``value`` and ``observed_at``
-        Optional: ``arrived_at``, not later than now. A frame's rows with a null ``value`` are not outcomes yet and
+        Optional: ``arrived_at``, not later than now (clocks may differ by five minutes). A frame's rows with a null ``value`` are not outcomes yet and
         stay out.
 
     Raises

@@ -1,7 +1,8 @@
 """Score a built dataset through its endpoint: the same door, the same log, each row with the values it was built with.
 
 A row's key is its observation, its values and the version that serves when scoring starts, with its model and its digest: scoring again
-writes nothing twice, and neither another version nor a corrected row gets a score that was meant otherwise.
+writes nothing twice, and neither a new version nor a corrected row gets an old score. While a canary takes its part, or somebody deploys,
+a row may be answered by another version than its key names; the log and the frame say by which.
 """
 
 from __future__ import annotations

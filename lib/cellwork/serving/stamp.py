@@ -58,11 +58,11 @@ def key(observation: str, version: VersionRef, values: str) -> str:
     return f"{observation}@{version.name}@{version.version}@{version.digest}@{digest}"
 
 
-def texts(frame: pl.DataFrame, columns: Sequence[str]) -> list[str]:
+def texts(frame: pl.DataFrame, columns: Sequence[str]) -> pl.Series:
     """Return the values of `columns` in each row, as JSON that does not depend on their order."""
     import polars as pl
 
-    return frame.select(pl.struct(sorted(columns)).struct.json_encode()).to_series().to_list()
+    return frame.select(pl.struct(sorted(columns)).struct.json_encode()).to_series()
 
 
 def log_columns(batch: Any, inputs: Sequence[str], observation: str, constants: dict[str, str | int]) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def log_columns(batch: Any, inputs: Sequence[str], observation: str, constants: 
     features = texts(frame, inputs)
     keys = [
         ids.of_key("pred", endpoint, "row", key(str(one), version, values))
-        for one, values in zip(named.to_pylist(), features, strict=True)
+        for one, values in zip(named.to_pylist(), features.to_list(), strict=True)
     ]
     now = pa.scalar(clock.now(), pa.timestamp("us", "UTC"))
     at = pa.repeat(now, len(named))
@@ -89,7 +89,7 @@ def log_columns(batch: Any, inputs: Sequence[str], observation: str, constants: 
         "at": at,
         "logged_at": at,
         "observation": named,
-        "features": pa.array(features, pa.string()),
+        "features": features.to_arrow().cast(pa.string()),
         **same,
     }
 

@@ -17,7 +17,7 @@ class Outcome(Struct):
     endpoint: str = ""
     observation: str = ""
     arrived_at: datetime | None = None
-    """None means now; it is never later."""
+    """None means now; at most some minutes later, as clocks differ."""
     source: str = ""
 
 
