@@ -143,15 +143,19 @@ def test_each_person_gets_a_mail_of_their_own(shop: World, client: Client) -> No
 
 
 @pytest.fixture
-def deaf() -> Iterator[str]:
+def listening() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        yield made
+
+
+@pytest.fixture
+def deaf(listening: socket.socket) -> str:
     """A webhook that takes what it gets and never answers."""
-    listening = socket.create_server(("127.0.0.1", 0))
-    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    listening.close()
+    return f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
 def test_deaf_webhooks_of_one_project_keep_no_other_project_waiting(
-    shop: World, client: Client, deaf: str, hook: HTTPServer, monkeypatch: pytest.MonkeyPatch
+    shop: World, listening: socket.socket, deaf: str, hook: HTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What comes while the turn of the deaf ones' project goes on is told meanwhile."""
     monkeypatch.setattr("cellwork.notify.SECONDS", 60)
@@ -164,7 +168,9 @@ def test_deaf_webhooks_of_one_project_keep_no_other_project_waiting(
         assert other.result(50) == 2, "all three were tried, and the first is refused"
         assert not turn.done()
     finally:
+        listening.close()
         deeds.stop()
+    assert turn.result(60) == 0, "no more than in this test, which is over"
 
 
 def test_the_turn_of_a_project_tries_for_a_while_and_leaves_the_rest_for_the_next(
