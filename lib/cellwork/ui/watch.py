@@ -216,9 +216,10 @@ class MonitorPanel(Panel):
 
 def _options(choice: widgets.Dropdown, options: list[tuple[str, str]]) -> None:
     """Give a choice other options; what was chosen stays chosen while it is among them."""
-    before, choice.options = choice.value, options
     known = [value for _, value in options]
-    choice.value = before if before in known else next(iter(known), None)
+    with choice.hold_sync():  # as one message: between two of them somebody may have chosen
+        before, choice.options = choice.value, options
+        choice.value = before if before in known else next(iter(known), None)
 
 # %% ../../../nbs/ui/watch.ipynb #watch-14
 class FeedbackButton(Panel):
