@@ -2,6 +2,8 @@
 PYTHON ?= python3
 REQUIRE ?=
 WORKERS ?= 2
+# Of thousands of tests that start real programs one may lose a race now and then: each such is listed as RERUN, with its failure.
+ONCE_MORE ?= --reruns 1 --max-suite-reruns 3 --rerun-show-tracebacks
 HOME_FOLDER := $(CURDIR)/.cellwork
 BIN := .venv/bin
 export CELLWORK_HOME ?= $(HOME_FOLDER)
@@ -15,7 +17,7 @@ down:
 	@if [ -x $(BIN)/cellwork ]; then $(BIN)/cellwork down; else echo "nothing is installed here, so nothing runs"; fi
 
 test: .venv/installed-dev
-	@env -u CELLWORK_HOME REQUIRE=$(REQUIRE) $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "not soak and not torch"
+	@env -u CELLWORK_HOME REQUIRE=$(REQUIRE) $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "not soak and not torch" $(ONCE_MORE)
 
 soak: .venv/installed-dev
 	@env -u CELLWORK_HOME REQUIRE=$(REQUIRE) $(BIN)/python -m pytest -m soak --timeout 7200 -rP

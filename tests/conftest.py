@@ -97,10 +97,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Together:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The groups of dear things come first. A test in Chromium may fail once: Lab loses presses and cells of a person on a slow machine, too."""
-    for item in items:
-        if "chromium" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.flaky(reruns=1))
+    """The groups of dear things come first."""
     groups = [group(item.nodeid.partition("::")[0]) for item in items]
     place = {name: FIRST.index(name) if name in FIRST else len(FIRST) for name in groups}
     items[:] = [item for _, item in sorted(zip(groups, items, strict=True), key=lambda pair: place[pair[0]])]
