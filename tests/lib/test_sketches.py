@@ -195,6 +195,19 @@ def test_distinct_values_of_merged_batches_are_exact_when_few_and_close_when_man
     assert numbers.distinct.count == pytest.approx(everything, rel=0.12)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 12), st.integers(1, 3000), st.integers(1, 20_000))
+def test_the_hashes_kept_of_merged_parts_are_the_smallest_whatever_the_parts_share(
+    seed: int, parts: int, rows: int, values: int
+) -> None:
+    dice = np.random.default_rng(seed)
+    pieces = [np.unique(dice.integers(0, values, rows)) for _ in range(parts)]
+    merged = distinct.merge([distinct.of(distinct.hash_numbers(piece)) for piece in pieces])
+    every = np.unique(distinct.hash_numbers(np.unique(np.concatenate(pieces))))
+    assert np.array_equal(merged.hashes, every[: distinct.KEPT])
+    assert merged.least <= len(every) <= merged.most
+
+
 def test_distinct_integers_beyond_the_exact_floats_are_told_apart() -> None:
     column = of(2**60 + np.arange(5000))
     assert column.distinct.count == 5000

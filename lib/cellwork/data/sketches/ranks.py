@@ -74,7 +74,7 @@ class Ranks:
     def _lines(self) -> tuple[float, Floats, Floats]:
         """Return a scale, each value twice times that scale, and the counts below and at most; straight lines join them."""
         scale = 1.0 if self.values[-1] / 2 - self.values[0] / 2 < _HALF else 0.5
-        return scale, np.repeat(self.values * scale, 2), np.stack([self.below, self.at_most], axis=1).ravel()
+        return scale, _alternating(self.values * scale, self.values * scale), _alternating(self.below, self.at_most)
 
     def rank(self, at: ArrayLike, side: Literal["left", "right"] = "right") -> Floats:
         """Return how many values are at or below `at` (``right``), or strictly below it (``left``); the shape is that of `at`."""
@@ -125,13 +125,20 @@ def of(column: Ordered) -> Ranks:
     return Ranks(kept, below[first].astype(np.float64), at_most[last].astype(np.float64))
 
 
+def _alternating(one: Floats, other: Floats) -> Floats:
+    """Return one[0], other[0], one[1], other[1] and so on."""
+    both = np.empty(2 * len(one))
+    both[::2], both[1::2] = one, other
+    return both
+
+
 def merge(parts: Sequence[Ranks]) -> Ranks:
     """Return the summary of all values of `parts` together, at least one part."""
     if len(parts) == 1:
         return parts[0]
     chosen = _chosen(parts)
     # what is below a value is what is at most the one before it
-    both = np.stack([np.nextafter(chosen, -np.inf), chosen], axis=1).ravel()
+    both = _alternating(np.nextafter(chosen, -np.inf), chosen)
     ranks = np.zeros(len(both))
     for part in parts:
         ranks += part.rank(both)
@@ -141,33 +148,51 @@ def merge(parts: Sequence[Ranks]) -> Ranks:
 
 def _chosen(parts: Sequence[Ranks]) -> Floats:
     """Return all values of `parts`, or where they are too many those at about even steps of rank."""
+    every = parts[0].values
+    for part in parts[1:]:
+        every = _union(every, part.values)
+        if len(every) > len(_SHARES):
+            return _at_even_steps(parts)
+    return every
+
+
+def _union(one: Floats, other: Floats) -> Floats:
+    both = np.concatenate([one, other])
+    both.sort(kind="stable")  # merges what is sorted piece by piece
+    union: Floats = both[np.append(both[1:] != both[:-1], True)]
+    return union
+
+
+def _at_even_steps(parts: Sequence[Ranks]) -> Floats:
     rows = sum(part.count for part in parts)
     looked = [_looked_at(part, rows, k / len(parts)) for k, part in enumerate(parts)]
     values = np.concatenate([part.values[at] for part, at in zip(parts, looked, strict=True)])
     weights = np.concatenate([_weights(part, at) for part, at in zip(parts, looked, strict=True)])
-    order = np.argsort(values, kind="stable")  # merges what is sorted piece by piece
+    order = np.argsort(values, kind="stable")
     ordered = values[order]
     last = np.append(ordered[1:] != ordered[:-1], True)
     union: Floats = ordered[last]
     counts = np.cumsum(weights[order])[last]
-    if len(union) <= len(_SHARES):
-        return union
-    steps = np.searchsorted(counts, _SHARES * counts[-1]).clip(max=len(union) - 1)
-    kept: Floats = union[np.unique(np.concatenate([[0], steps, [len(union) - 1]]))]
-    return kept
+    kept = np.zeros(len(union), bool)
+    kept[np.searchsorted(counts, _SHARES * counts[-1]).clip(max=len(union) - 1)] = True
+    kept[[0, -1]] = True
+    chosen: Floats = union[kept]
+    return chosen
 
 
 def _looked_at(part: Ranks, rows: float, phase: float) -> NDArray[np.int64]:
-    """Return the places of the part's values that are as far apart as matters among `rows`: all where it is exact, or most of them.
+    """Return the places of the part's values that are as far apart as matters among `rows`, in a small part all.
 
     `phase`, from 0 to 1, is where in a step they lie: those of parts that are alike would fall together.
     """
     size, tail = len(part.values), len(_TAIL) + 1
     steps = math.ceil(POINTS * _FINER * part.count / rows)
-    if part.exact or steps + 2 * tail >= size:
+    if steps + 2 * tail >= size:
         return np.arange(size)
-    even = np.searchsorted(part.at_most, (np.arange(steps) + phase) * (part.count / steps))
-    return np.concatenate([np.arange(tail), even[(even >= tail) & (even < size - tail)], np.arange(size - tail, size)])
+    step = np.floor(part.at_most * (steps / part.count) - phase)
+    looked = np.ones(size, bool)
+    np.greater(step[tail:-tail], step[tail - 1 : -tail - 1], out=looked[tail:-tail])
+    return np.flatnonzero(looked)
 
 
 def _weights(part: Ranks, at: NDArray[np.int64]) -> Floats:
