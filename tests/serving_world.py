@@ -132,7 +132,7 @@ class Folders:
     def add(self, folder: Path, version: int, name: str = MODEL) -> None:
         self.folders[name, version] = folder
 
-    def gate(self, name: str, version: int) -> Gate:
+    def gate(self, name: str, version: int, promoter: str) -> Gate:
         if (name, version) not in self.folders:
             raise NotFound("version", f"{name}@{version}", "is not registered", "register it")
         ref = VersionRef(name=name, version=version, digest=package.digest(self.folders[name, version]))

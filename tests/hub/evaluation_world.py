@@ -92,19 +92,20 @@ class World:
             batches.ingest(self.state, call(), "rail", "legs", f"d{day}", legs(day))
         feature_definitions.apply(self.state, call(), definitions())
         work(self.state)
-        request = DatasetRequest(
-            project="rail",
-            name="training",
-            observations="departures",
-            features=["lately"],
-            start=DAY,
-            end=DAY + timedelta(days=SEALED),
-        )
-        self.dataset: Dataset = datasets.build(self.state, call(), request)
-        self.frame = pl.read_parquet(self.state.home.dataset(self.dataset.id) / "data.parquet")
+        self.dataset, self.frame = self.build()
 
-    def register(self, name: str, columns: list[str], **changes: Any) -> int:
-        """Train a logistic regression on `columns` and return its version."""
+    def build(self, **changes: Any) -> tuple[Dataset, pl.DataFrame]:
+        """Return the dataset of the days before the sealed ones, and its frame."""
+        end = DAY + timedelta(days=SEALED)
+        asked = {"name": "training", "observations": "departures", "features": ["lately"], "start": DAY, "end": end}
+        built = datasets.build(self.state, call(), DatasetRequest(project="rail", **{**asked, **changes}))
+        return built, pl.read_parquet(self.state.home.dataset(built.id) / "data.parquet")
+
+    def define(self, wanted: Definitions) -> None:
+        feature_definitions.apply(self.state, call(), wanted)
+
+    def register(self, name: str, columns: list[str], frame: pl.DataFrame | None = None, **changes: Any) -> int:
+        """Train a logistic regression on `columns` of `frame` and return its version."""
         from sklearn.compose import make_column_selector, make_column_transformer
         from sklearn.impute import SimpleImputer
         from sklearn.linear_model import LogisticRegression
@@ -115,10 +116,11 @@ class World:
             (OneHotEncoder(), make_column_selector(dtype_include=object)),
             (make_pipeline(SimpleImputer(), StandardScaler()), make_column_selector(dtype_include=float)),
         )
-        model = fit(make_pipeline(encode, LogisticRegression()), self.frame.select(columns), self.frame["late"])
+        frame, dataset = self.frame if frame is None else frame, changes.get("dataset", self.dataset)
+        model = fit(make_pipeline(encode, LogisticRegression()), frame.select(columns), frame[dataset.label])
         given: dict[str, Any] = {
-            "dataset": self.dataset,
-            "X_example": self.frame.select(columns),
+            "dataset": dataset,
+            "X_example": frame.select(columns),
             "baseline": "hour",
             "client": self.mlflow,
             **changes,

@@ -20,7 +20,7 @@ from cellwork.errors import Conflict, Unavailable
 from cellwork.wire.batches import Batch, RawDataset
 from cellwork.wire.features import Definitions
 from cellwork_hub.loop import Loop
-from cellwork_hub.platform import feature_queue
+from cellwork_hub.platform import feature_queue, features
 from cellwork_hub.platform.feature_queue import Rests
 from cellwork_hub.platform.feature_worker import Worker, execute, step
 from cellwork_hub.platform.state import State
@@ -125,6 +125,63 @@ def test_what_waits_when_the_platform_stops_is_looked_at_again(client, state):
     feature_queue.recover(state)
     assert work(state) == 2
     assert len(list(client.features.runs("air", state="waiting"))) == 2
+
+
+def served(client: Client, state: State) -> int | None:
+    """Return which revision of `late` readers see; it has values."""
+    assert client.features.online("air", ["late"], {"origin": ["JFK"]}).views["late"][0].event
+    with features.opened(state, "air") as store:
+        return store.active("late")
+
+
+def test_a_correction_of_a_view_that_changed_does_not_bring_its_old_definition_back(client, state):
+    ingest(client, 0)
+    client.features.apply(definitions())
+    work(state)
+    ingest(client, 0, delay=20.0)
+    client.features.apply(definitions(window="3h"))
+    assert work(state) == 2, "of the old definition nothing is left to do"
+    assert served(client, state) == 2
+
+
+def test_a_batch_that_waited_for_its_schedule_does_not_bring_an_old_definition_back(client, state):
+    ingest(client, 0)
+    scheduled = definitions()
+    scheduled.views[0].schedule = "520w"
+    client.features.apply(scheduled)
+    work(state)
+    ingest(client, 1)
+    client.features.apply(definitions(window="3h"))
+    work(state)
+    assert feature_queue.queue_due(state) == 0
+    work(state)
+    assert served(client, state) == 2
+
+
+def test_a_source_that_is_no_longer_needed_does_not_bring_an_old_definition_back(client, state):
+    for name in ("flights", "airports"):
+        client.batches.declare("air", RawDataset(name=name))
+    client.features.apply(joined())
+    ingest(client, 0)
+    work(state)
+    client.features.apply(definitions())
+    work(state)
+    client.batches.ingest("air", "airports", AIRPORTS, "all")
+    work(state)
+    assert served(client, state) == 2
+
+
+def test_a_run_that_began_before_its_view_changed_does_not_bring_its_old_definition_back(client, state):
+    ingest(client, 0)
+    client.features.apply(definitions())
+    work(state)
+    ingest(client, 1)
+    run = feature_queue.claim(state)
+    client.features.apply(definitions(window="3h"))
+    work(state)
+    assert (run.view, run.revision, served(client, state)) == ("late", 1, 2)
+    execute(state, run)
+    assert served(client, state) == 2
 
 
 def test_a_run_that_a_crash_left_is_executed_again_with_the_same_result(client, state):

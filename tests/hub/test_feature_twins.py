@@ -131,6 +131,17 @@ def test_a_push_counts_at_once_and_reaches_the_offline_side(client: Client, stat
     assert online(client, air) == now
 
 
+def test_a_store_that_was_lost_gets_back_what_no_pipeline_has_seen(client: Client, state: State, air: str) -> None:
+    client.features.stream(air, "flights", [event(1, "JFK", 15, 0, 1.0)])
+    before = online(client, air)
+    assert before[0].values["flights"] == 1
+    emptied(state, air)
+    client.features.stream(air, "flights", [event(2, "LGA", 10, 0, 1.0)])
+    assert online(client, air) == before
+    work(state)
+    assert online(client, air) == before
+
+
 def test_an_event_that_comes_late_counts_from_the_next_grid_time_in_both(
     client: Client, state: State, air: str
 ) -> None:

@@ -76,19 +76,18 @@ def traffic(
     """Ask all the time, each time for another unit; yields what failed."""
     stop, failed = threading.Event(), list[object]()
 
-    def ask() -> None:
-        k = 0
+    def ask(k: int) -> None:
         with world.caller(client.connection.url) as own:
             own.connection.attempts = 1
             while not stop.is_set():
-                k += 1
+                k += 2
                 try:
                     row = Row(features={"visits": visits(k)})
                     own.endpoints.predict(name, Request(rows=[row], unit=f"u{k}"))
                 except errors.CellworkError as error:
                     failed.append(error)
 
-    threads = [threading.Thread(target=ask) for _ in range(2)]
+    threads = [threading.Thread(target=ask, args=(first,)) for first in range(2)]
     for thread in threads:
         thread.start()
     try:

@@ -11,8 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 
 import msgspec
 import polars as pl
@@ -23,9 +26,10 @@ from raw_platform import call
 
 from cellwork.cli import main
 from cellwork.client import Client
-from cellwork.errors import BadInput, Refused
+from cellwork.errors import BadInput, Conflict, Refused
 from cellwork.wire.batches import Check, RawDataset, Seal
 from cellwork.wire.datasets import Dataset, DatasetRequest
+from cellwork.wire.erasures import EraseRequest
 from cellwork.wire.features import (
     Aggregate,
     Definitions,
@@ -33,12 +37,13 @@ from cellwork.wire.features import (
     Field,
     Observations,
     Prepared,
+    PushRequest,
     Rolling,
     Select,
     View,
 )
 from cellwork_hub import records
-from cellwork_hub.platform import batches, datasets, erasure, feature_tables
+from cellwork_hub.platform import batches, datasets, erasure, feature_tables, features
 from cellwork_hub.platform.state import State
 
 WHO = "user-bob-4711"
@@ -216,6 +221,26 @@ def test_rows_of_the_subject_in_a_dataset_are_empty_in_their_place_and_all_other
     assert [p.what for p in client.batches.erasures("shop")[1].rewritten] == ["prepared rows and snapshots"]
 
 
+def test_a_dataset_that_was_read_before_an_erasure_is_not_stored_after_it(client: Client, state: State) -> None:
+    filled(state, client)
+    work(state)
+    request = DatasetRequest(
+        project="shop", name="training", observations="visits", features=["of_user"], start=DAY, end=DAY + timedelta(days=2),
+        labels=False,
+    )  # fmt: skip
+    asked = datasets.planned(state, request)
+    rows = datasets.observations(state, asked)
+    assert WHO in rows["user"]
+    client.batches.erase("shop", WHO, "asked for it")
+    with pytest.raises(Conflict, match="was read before a subject was erased"):
+        datasets.make(state, call(), asked, rows)
+    assert traces(state) == []
+    assert (
+        WHO
+        not in pl.read_parquet(state.home.dataset(datasets.build(state, call(), request).id) / "data.parquet")["user"]
+    )
+
+
 def test_online_values_of_the_subject_are_forgotten_and_others_stay(client: Client, state: State) -> None:
     from cellwork.wire.features import OnlineRequest
 
@@ -229,6 +254,34 @@ def test_online_values_of_the_subject_are_forgotten_and_others_stay(client: Clie
     read = client.features.online("shop", asked.features, asked.entities)
     assert [value.values.get("paid") for value in read.views["of_user"]] == [None, 1.0]
     assert [value.values.get("paid") for value in read.views["of_visit"]] == [None, 1.0]
+
+
+@pytest.mark.parametrize("pushed_to", [0, 1], ids=["taken out by key", "made anew"])
+def test_rows_pushed_while_an_erasure_clears_a_table_stay(client: Client, state: State, pushed_to: int) -> None:
+    """At each table the push comes after the erasure has read it, and before it removes the files that it does not know."""
+    filled(state, client)
+    known = definitions().views[pushed_to]
+    pushed: list[Future[int]] = []
+
+    def push(number: int) -> int:
+        row = {"user": "other", "visit": 9000, "paid": 9000.0 + number, "event_timestamp": DAY.isoformat()}
+        return features.push(state, call(), known.name, PushRequest(project="shop", rows=[row]))
+
+    def trace(frame: FrameType, event: str, _: object) -> None:
+        if event == "return" and frame.f_code.co_name == "set_table_properties":
+            pushed.append(pool.submit(push, len(pushed)))
+            futures.wait(pushed, timeout=1)  # it is through, or waits for the erasure
+
+    with ThreadPoolExecutor(1) as pool:
+        sys.setprofile(trace)
+        try:
+            erasure.erase_subject(state, call(), "shop", EraseRequest(value=WHO, reason="asked for it"))
+        finally:
+            sys.setprofile(None)
+        assert [future.result() for future in pushed] == [1] * len(pushed)
+    rows = feature_tables.read(state, "shop", known, 1, sealed=False)
+    there = rows["paid"].filter(rows["paid"] >= 9000)
+    assert sorted(there) == [9000.0 + number for number in range(len(pushed))] != []
 
 
 def test_erasing_twice_finds_nothing_and_the_same_delivery_brings_nothing_back(client: Client, state: State) -> None:

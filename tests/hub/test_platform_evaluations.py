@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import evaluation_world
@@ -11,7 +14,8 @@ import polars as pl
 import pytest
 import serving_world
 from click.testing import CliRunner
-from evaluation_world import GOOD, World, legs
+from evaluation_world import DAYS, GOOD, World, definitions, legs
+from feature_world import DAY, work
 from ports import free_port
 from raw_platform import call
 
@@ -22,7 +26,9 @@ from cellwork.evaluation import metrics
 from cellwork.models import package, registry, versions
 from cellwork.models.columns import to_pandas
 from cellwork.training import fit
+from cellwork.wire.batches import RawDataset, Seal
 from cellwork.wire.evaluations import EvaluationRequest
+from cellwork.wire.features import Definitions, Label, Prepared, View
 from cellwork_hub.edge import Service
 from cellwork_hub.platform import batches, coarse, datasets, evaluations, gate, promotion
 from cellwork_hub.platform.judgements import latest
@@ -31,6 +37,23 @@ from cellwork_hub.platform.judgements import latest
 @pytest.fixture(scope="module")
 def world() -> World:
     return evaluation_world.world()
+
+
+def questions(world: World) -> int:
+    with world.state.engine.connect() as connection:
+        return int(connection.exec_driver_sql("SELECT count(*) FROM questions").scalar_one())
+
+
+@contextmanager
+def defined(world: World, wanted: Definitions) -> Iterator[None]:
+    """Let `wanted` be the project's definitions for as long."""
+    world.define(wanted)
+    work(world.state)
+    try:
+        yield
+    finally:
+        world.define(definitions())
+        work(world.state)
 
 
 @pytest.fixture(scope="module")
@@ -192,18 +215,14 @@ def test_a_version_of_another_origin_can_not_be_evaluated(world: World) -> None:
 
 
 def test_wrong_names_are_told_and_nothing_unanswerable_is_counted(world: World, good: int) -> None:
-    def questions() -> int:
-        with world.state.engine.connect() as connection:
-            return int(connection.exec_driver_sql("SELECT count(*) FROM questions").scalar_one())
-
-    before = questions()
+    before = questions(world)
     with pytest.raises(NotFound, match="did you mean 'last'"):
         evaluations.evaluate(world.state, call(), EvaluationRequest(name="rail/delay", version=good, holdout="lost"))
     with pytest.raises(NotFound, match="rail/delay@99"):
         world.evaluate("delay", 99)
     with pytest.raises(BadInput, match="did you mean 'hour'"):
         world.evaluate("delay", good, baseline="hours")
-    assert questions() == before
+    assert questions(world) == before
 
 
 def test_the_command_line_evaluates_asks_the_gate_and_promotes_over_http(
@@ -245,3 +264,166 @@ def test_the_command_line_evaluates_asks_the_gate_and_promotes_over_http(
             assert client.evaluations.get(listed[-1].id) == listed[-1]
             with pytest.raises(NotFound):
                 client.evaluations.get("eval_" + "0" * 26)
+
+
+# A champion that can't be scored any more
+
+
+def champion_line(world: World, name: str, version: int) -> Any:
+    return next(
+        check for check in promotion.gate(world.state, f"rail/{name}", version).checks if check.name == "champion"
+    )
+
+
+def widely() -> Definitions:
+    wanted = definitions()
+    wanted.views.append(
+        View(name="widely", entities=["gate"], pipeline=wanted.views[0].pipeline, fields=wanted.views[0].fields)
+    )
+    return wanted
+
+
+def test_a_champion_of_a_view_that_is_gone_or_not_made_yet_does_not_stop_its_successor(world: World) -> None:
+    with defined(world, widely()):
+        dataset, frame = world.build(name="wide", features=["lately", "widely"])
+        old = world.register("outlived", [*GOOD, "widely__delay"], frame, dataset=dataset)
+        world.evaluate("outlived", old)
+        world.promote("outlived", old)
+    new = world.register("outlived", GOOD)
+    before = questions(world)
+    found = world.evaluate("outlived", new)
+    assert (found.champion, found.against_champion, questions(world)) == ({}, None, before + 1)
+    line = champion_line(world, "outlived", new)
+    assert (line.passed, line.text.endswith("by intervals")) == (True, True), (
+        "the champion's own evaluation still holds"
+    )
+    with defined(world, widely()):
+        world.define(definitions())
+        world.define(widely())  # to be filled anew
+        assert world.evaluate("outlived", new).champion == {}
+        work(world.state)
+        assert world.evaluate("outlived", new).champion["roc_auc"]
+
+
+def test_a_champion_that_fails_in_its_child_is_told_as_not_compared(world: World) -> None:
+    narrow = world.register("narrow", GOOD, world.frame.filter(pl.col("gate") == "A"))
+    versions.set_alias(world.mlflow, "rail/narrow", "champion", narrow)
+    with pytest.raises(BadInput, match="unknown categories"):
+        world.evaluate("narrow", narrow)
+    version, before = world.register("narrow", GOOD), questions(world)
+    found = world.evaluate("narrow", version)
+    assert (found.champion, questions(world)) == ({}, before + 1)
+    line = champion_line(world, "narrow", version)
+    assert (line.passed, line.text) == (False, f"was not compared with champion version {narrow}")
+
+
+# Columns that are gone
+
+
+@pytest.mark.parametrize("gone", ["crowd", "late", "id"])
+def test_a_column_that_is_no_longer_there_is_refused_with_words_and_not_counted(world: World, gone: str) -> None:
+    version = world.register("bereft", GOOD)
+    wanted = definitions()
+    about = wanted.observations[0]
+    about.inputs = [name for name in about.inputs if name != gone]
+    about.label = "" if gone == about.label else about.label
+    about.id = "crowd" if gone == about.id else about.id
+    before = questions(world)
+    with defined(world, wanted), pytest.raises(Refused, match=f"'departures' '{gone}': is not there any more"):
+        world.evaluate("bereft", version)
+    assert questions(world) == before
+
+
+def test_a_champion_of_an_input_that_is_gone_does_not_stop_its_successor(world: World) -> None:
+    versions.set_alias(world.mlflow, "rail/thinner", "champion", world.register("thinner", GOOD))
+    wanted = definitions()
+    wanted.observations[0].inputs = ["hour", "gate"]
+    with defined(world, wanted):
+        dataset, frame = world.build(name="thin")
+        found = world.evaluate("thinner", world.register("thinner", ["hour", "gate"], frame, dataset=dataset))
+    assert (found.champion, found.rows) == ({}, 480)
+
+
+# Labels by name
+
+
+def letters(days: list[int]) -> pl.DataFrame:
+    """Return a letter of each flight of these days, written the next day: who sat in a crowd complains."""
+    flown = pl.concat([legs(day) for day in days])
+    return flown.select(
+        flight="id", written=pl.col("planned") + timedelta(days=1), complained=(pl.col("crowd") > 0.5).cast(pl.Int64)
+    )
+
+
+def contrary(day: int, number: int) -> pl.DataFrame:
+    """Return a later letter of flight `number` of `day` that says the opposite."""
+    return letters([day])[number : number + 1].with_columns(
+        written=pl.lit(DAY + timedelta(days=20)), complained=1 - pl.col("complained")
+    )
+
+
+@pytest.fixture(scope="module")
+def mail(world: World) -> World:
+    """The world with letters: sealed of the sealed days, but of one flight of day 6 an open one, and of another one for another holdout."""
+    sealed = [
+        Seal(holdout=name, partitions=days, columns=["complained"])
+        for name, days in (("last", ["d6", "d7"]), ("other", ["x"]))
+    ]
+    batches.declare(world.state, call(), "rail", RawDataset(name="letters", seals=sealed))
+    for day in range(DAYS):
+        batches.ingest(world.state, call(), "rail", "letters", f"d{day}", letters([day]))
+    batches.ingest(world.state, call(), "rail", "letters", "open", contrary(6, 0))
+    batches.ingest(world.state, call(), "rail", "letters", "x", contrary(6, 1))
+    return world
+
+
+def labelled(name: str) -> Definitions:
+    wanted = definitions()
+    wanted.prepared.append(Prepared(name="complaints", sources=["letters"], sql="SELECT * FROM letters"))
+    wanted.labels = [Label(name=name, rows="complaints", id="flight", value="complained", known="written")]
+    return wanted
+
+
+@pytest.mark.parametrize("name", ["complained", "late"])
+def test_a_model_of_a_label_by_name_is_measured_on_what_is_sealed_of_it(mail: World, name: str) -> None:
+    with defined(mail, labelled(name)):
+        dataset, frame = mail.build(name=f"by-{name}", label=name)
+        version = mail.register(f"by-{name}", GOOD, frame, dataset=dataset)
+        found = mail.evaluate(f"by-{name}", version)
+        held = datasets.holdout_frame(mail.state, "rail", "last", "departures", ["lately"], label=name).sort("id")
+    truth = letters([6, 7])["complained"].to_list()
+    assert held[name].to_list() == [None, *truth[1:]], (
+        "neither a label that can be read, nor what another holdout keeps"
+    )
+    assert found.rows == 479
+    assert found.metrics["roc_auc"].low > 0.95, "the crowd tells who complains, and much less who is late"
+    own = datasets.holdout_frame(mail.state, "rail", "last", "departures", ["lately"])
+    assert own["late"].null_count() == 0
+
+
+def test_a_label_that_can_be_read_is_no_holdouts(mail: World) -> None:
+    wanted = definitions()
+    sql = "SELECT id, planned, CAST(hour(planned) < 12 AS BIGINT) AS early FROM legs"
+    wanted.prepared.append(Prepared(name="mornings", sources=["legs"], sql=sql))
+    wanted.labels = [Label(name="early", rows="mornings", id="id", value="early", known="planned")]
+    with defined(mail, wanted):
+        dataset, frame = mail.build(name="early", label="early")
+        version, before = mail.register("early", ["crowd"], frame, dataset=dataset), questions(mail)
+        with pytest.raises(NotFound, match="has no row whose label 'early' is sealed"):
+            mail.evaluate("early", version)
+    assert questions(mail) == before
+
+
+def test_a_version_is_not_compared_with_a_champion_that_learned_another_truth(mail: World) -> None:
+    old = mail.register("apart", GOOD)
+    mail.evaluate("apart", old)
+    mail.promote("apart", old)
+    wanted = labelled("complained")
+    wanted.labels.append(Label(name="late", rows="landed", id="id", value="late", known="landed"))
+    with defined(mail, wanted):
+        for name, compared in (("complained", False), ("late", True)):
+            dataset, frame = mail.build(name=f"apart-{name}", label=name)
+            version = mail.register("apart", GOOD, frame, dataset=dataset)
+            assert bool(mail.evaluate("apart", version).champion) == compared
+            line = champion_line(mail, "apart", version)
+            assert ("was not compared" in line.text, line.passed) == (not compared, compared)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ from cellwork.client import Client
 from cellwork.errors import Conflict, NotFound, Refused
 from cellwork.features import define, feast_store
 from cellwork.wire.batches import RawDataset
+from cellwork.wire.features import Definitions, Field, Select, View
 from cellwork.wire.records import Principal
+from cellwork_hub.platform import feature_definitions
 from cellwork_hub.platform.state import State
 
 HOUR = timedelta(hours=1)
@@ -185,3 +189,67 @@ def test_what_an_author_applies_waits_until_it_is_accepted(tmp_path, monkeypatch
         assert [view.name for view in deployer.features.definitions("air").views] == ["late", "plan"]
         with pytest.raises(Conflict, match="was accepted by ada before"):
             deployer.features.decide("air", proposed.proposal, accept=False)
+
+
+@pytest.fixture
+def deployer(tmp_path: Path) -> Iterator[Client]:
+    with service(new_state(tmp_path / "home")) as connected:
+        connected.batches.declare("air", RawDataset(name="flights"))
+        connected.features.apply(feature_world.definitions())
+        yield connected
+
+
+def with_views(*names: str) -> Definitions:
+    wanted, pipeline = feature_world.definitions(), Select(rows="landed", event="asked", known="asked")
+    fields = [Field(name="delay", type="Float32")]
+    wanted.views += [View(name=name, entities=["flight"], pipeline=pipeline, fields=fields) for name in names]
+    return wanted
+
+
+def propose(client: Client, wanted: Definitions) -> str:
+    author = Principal(kind="user", name="bob", scopes=scopes.ROLES["author"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feature_world, "ANYONE", author)
+        return client.features.apply(wanted).proposal
+
+
+def views(client: Client) -> list[str]:
+    return [view.name for view in client.features.definitions("air").views]
+
+
+def test_a_proposal_takes_nothing_back_that_was_applied_since(deployer):
+    first, second = propose(deployer, with_views("a")), propose(deployer, with_views("b"))
+    assert deployer.features.decide("air", first, accept=True).state == "accepted"
+    with pytest.raises(Conflict, match=r"against revision 1, but revision 2 was applied since.*propose it again"):
+        deployer.features.decide("air", second, accept=True)
+    assert views(deployer) == ["late", "plan", "a"]
+    assert deployer.features.decide("air", second, accept=False).state == "rejected"
+    again = propose(deployer, with_views("a", "b"))
+    deployer.features.apply(with_views("a", "c"))
+    with pytest.raises(Conflict, match="revision 3 was applied since"):
+        deployer.features.decide("air", again, accept=True)
+    deployer.features.apply(with_views("a", "b"))
+    assert deployer.features.decide("air", again, accept=True).state == "accepted"  # it is as was proposed
+    assert views(deployer) == ["late", "plan", "a", "b"]
+    assert [each.base for each in deployer.features.proposals("air")] == [1, 1, 2]
+
+
+def test_of_two_who_decide_at_once_one_decides(deployer):
+    proposal = propose(deployer, with_views("a"))
+
+    def decide(accept: bool) -> str:
+        try:
+            return deployer.features.decide("air", proposal, accept=accept).state
+        except Conflict:
+            return ""
+
+    with ThreadPoolExecutor(2) as people:
+        with feature_definitions.applying:  # whoever accepts waits before anything is applied
+            accepting = people.submit(decide, True)
+            time.sleep(1)
+            rejecting = people.submit(decide, False)
+            time.sleep(1)
+        told = accepting.result(60), rejecting.result(60)
+    state = deployer.features.proposals("air")[0].state
+    assert sorted(told) == ["", state]
+    assert ("a" in views(deployer)) == (state == "accepted")

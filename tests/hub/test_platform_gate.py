@@ -23,9 +23,12 @@ from raw_platform import call
 from cellwork import clock, project
 from cellwork.cli import main
 from cellwork.errors import BadInput, Conflict, NotFound, Refused
-from cellwork.models import registry, versions
+from cellwork.models import package, registry, tracking, versions
 from cellwork.models.columns import to_pandas
 from cellwork.settings import Settings
+from cellwork.wire.endpoints import ArmWish, Deploy, RolloutWish
+from cellwork.wire.evaluations import VersionRef
+from cellwork.wire.features import Definitions
 from cellwork.wire.gate import (
     Check,
     Gate,
@@ -40,6 +43,8 @@ from cellwork.wire.gate import (
 )
 from cellwork.wire.records import Principal
 from cellwork_hub.edge import Service
+from cellwork_hub.inference.app import build
+from cellwork_hub.inference.registry import PlatformRegistry
 from cellwork_hub.platform import cards, code_trust, gate, gate_rules, promotion, scoring
 from cellwork_hub.platform.state import State
 from cellwork_hub.route import Call
@@ -256,6 +261,82 @@ def test_in_a_team_an_override_is_the_word_of_somebody_who_neither_made_nor_prom
     assert promotion.promote(state, person("cy"), ask).version.version == version
 
 
+def logged_by_mlflows_client(world: World, name: str, folder: Path) -> int:
+    """Register a folder that is no model of the platform's, with its true digest and no dataset."""
+    run = tracking.start_run(world.mlflow, tracking.ensure_experiment(world.mlflow, "rail"), name, {})
+    logged, where = tracking.start_model(world.mlflow, tracking.ensure_experiment(world.mlflow, "rail"), name, run)
+    folder.mkdir()
+    (folder / "model.pkl").write_bytes(b"no model")
+    tracking.upload(world.mlflow, folder, where)
+    tracking.end_model(world.mlflow, logged)
+    tags = {"cellwork.digest": package.digest(folder), "cellwork.user": "ada"}
+    return versions.create(world.mlflow, f"rail/{name}", source=f"models:/{logged}", run=run, tags=tags)
+
+
+def test_a_version_that_can_not_be_tried_is_not_let_pass_whatever_is_overridden(world: World, tmp_path: Path) -> None:
+    version = logged_by_mlflows_client(world, "pickled", tmp_path / "model")
+    found = lines(promotion.gate(world.state, "rail/pickled", version))
+    assert (found["content"].passed, found["sanity"].passed) == (True, False)
+    assert "has no readable cellwork.json" in found["sanity"].text
+    for check in ("origin", "card", "evaluation"):
+        override(world.state, person("bob", bounded=False), "rail/pickled", version, check)
+    with pytest.raises(Refused, match="is one that nobody overrides"):
+        override(world.state, person("bob", bounded=False), "rail/pickled", version, "sanity")
+    with pytest.raises(Refused, match=r"does not pass the gate \(sanity: "):
+        world.promote("pickled", version)
+
+
+def test_a_version_of_unknown_origin_is_tried_like_any_other(world: World) -> None:
+    stranger = msgspec.structs.replace(world.dataset, id="ds_" + "0" * 26)
+    version = world.register("unknown", GOOD, dataset=stranger)
+    keep(world, sanity=[Sanity(row={"hour": 12, "crowd": 0.0, "gate": "A"}, least=0.999)])
+    found = lines(promotion.gate(world.state, "rail/unknown", version))
+    verdicts = {name: found[name].passed for name in ("origin", "sanity", "latency", "size")}
+    assert verdicts == {"origin": False, "sanity": False, "latency": True, "size": True}
+
+
+class TwoAddresses(PlatformRegistry):
+    """The platform's gate and MLflow's files, which have an address each here."""
+
+    def fetch(self, ref: VersionRef, folder: Path) -> None:
+        package.download(evaluation_world.world().mlflow, ref.name, ref.version, folder)
+
+    def definitions(self, project: str) -> Definitions:
+        return evaluation_world.definitions()
+
+
+def test_in_a_team_who_let_a_version_pass_does_not_bring_it_to_traffic(world: World, tmp_path: Path) -> None:
+    """Neither at once nor as a canary nor in stages; somebody else does, and alone one does all of it."""
+    state, good, useless = team(world), world.register("carried", GOOD), world.register("carried", ["gate"])
+    for version in (good, useless):
+        world.evaluate("carried", version)
+    override(state, person("deployer"), "rail/carried", useless, "baseline")
+    assert promotion.gate(state, "rail/carried", useless).passed
+    assert promotion.gate(world.state, "rail/carried", useless, "deployer").passed
+    context, platform = serving_world.context(tmp_path), Service("cellwork", gate.routes(state), authorise=serving_world.authorise)  # fmt: skip
+    with (
+        serving_world.running(lambda: platform, free_port()) as url,
+        serving_world.caller(url, "viewer") as asking,
+        serving_world.running(
+            lambda: build(
+                context, authorise=serving_world.authorise, registry=TwoAddresses(asking), lookup=lambda *_: {}
+            ),
+            context.ports["inference"],
+        ) as address,
+        serving_world.caller(address, "deployer") as deployer,
+        serving_world.caller(address, "author") as author,
+    ):
+        deployer.endpoints.deploy("rail/carried", Deploy(version=good))
+        for bring in (
+            lambda: deployer.endpoints.deploy("rail/carried", Deploy(version=useless)),
+            lambda: deployer.endpoints.put_arm("rail/carried", useless, ArmWish(weight=0.5)),
+            lambda: deployer.endpoints.roll_out("rail/carried", RolloutWish(version=useless)),
+        ):
+            with pytest.raises(Refused, match="deployer let it pass: have somebody else promote or deploy it"):
+                bring()
+        assert author.endpoints.deploy("rail/carried", Deploy(version=useless)).live.version == useless
+
+
 def test_in_a_team_an_author_does_not_set_the_rules_for_a_version_that_is_there(world: World, three: list[int]) -> None:
     state = team(world)
     keep(world, by="ada", latency_ms=5000.0)
@@ -266,8 +347,6 @@ def test_in_a_team_an_author_does_not_set_the_rules_for_a_version_that_is_there(
 
 
 def test_content_that_changed_is_not_overridden(world: World) -> None:
-    from cellwork.models import package
-
     version = world.register("changed", GOOD)
     path = versions.artifact_path(world.mlflow, "rail/changed", version)
     world.mlflow.connection.raw("mlflow", "PUT", f"/api/2.0/mlflow-artifacts/artifacts/{path}/{package.MODEL}", b"x")

@@ -18,8 +18,9 @@ from sqlalchemy import text
 
 from cellwork import clock, errors
 from cellwork.client import Client
+from cellwork.wire.evaluations import Metric
 from cellwork.wire.monitors import Monitor
-from cellwork_hub.platform import alert_deeds, monitors
+from cellwork_hub.platform import alert_deeds, judgements, monitors
 
 
 @pytest.fixture
@@ -75,6 +76,24 @@ def test_quality_that_is_surely_below_the_evaluation_is_an_alert(
     found = client.monitors.check("shop/m")
     assert found.state == state, found.words
     assert "of 400 outcomes" in found.words
+
+
+def test_an_evaluation_with_rows_of_training_in_it_is_no_measure_for_quality(shop: World, client: Client) -> None:
+    """Its model has seen some of those rows: what it says of them it does not say of new ones."""
+    scores = {f"o{k}": k / 400 for k in range(400)}
+    shop.log.write([shop.prediction(name, score) for name, score in scores.items()])
+    truths(client, scores, right=0.9)
+    [evaluation] = judgements.select(shop.state, "name = :n", 9, n=ENDPOINT)
+    seen = Metric(value=1.0, low=1.0, high=1.0)
+    report = msgspec.structs.replace(evaluation, id="eval_report", also=evaluation.dataset, metrics={"roc_auc": seen})
+    with shop.state.engine.begin() as db:
+        db.execute(
+            text("INSERT INTO evaluations (id, name, version, digest, holdout, champion, record) VALUES (:id, :n, 1, '', :h, 0, :r)"),
+            {"id": report.id, "n": ENDPOINT, "h": judgements.asked_of(report), "r": msgspec.json.encode(report).decode()},
+        )  # fmt: skip
+    watch(client, kind="quality", drop=0.05)
+    found = client.monitors.check("shop/m")
+    assert found.state == "fine", found.words
 
 
 def test_quality_is_that_of_the_model_that_answers_now_not_of_another_ones_version_with_its_number(

@@ -94,6 +94,56 @@ def test_the_next_one_starts_where_the_last_ended(client, state, project):
     assert client.features.materialize(MaterializeRequest(project=project, views=["late"], start=DAY))[0].rows > 0
 
 
+@pytest.mark.parametrize("asked", [{}, {"start": DAY + 12 * HOUR}, {"end": DAY + 12 * HOUR}])
+def test_a_lost_store_is_filled_whole_though_it_was_materialized_before(client, state, project, asked):
+    fill(client, state, project)
+    client.features.materialize(MaterializeRequest(project=project))
+    before = online(client, project), planned(client, project)
+    assert before[1] == 48
+    forget(state, project)
+    done = client.features.materialize(MaterializeRequest(project=project, **asked))
+    assert (online(client, project), planned(client, project)) == before
+    assert all(each.start is None and each.end > DAY + 48 * HOUR for each in done)
+    assert client.features.materialize(MaterializeRequest(project=project))[0].start == done[0].end
+
+
+def planned(client: Client, project: str) -> int:
+    """Return of how many flights there is an online value."""
+    ids = [day * 100 + hour for day in range(3) for hour in range(24)]
+    found = client.features.online(project, ["plan"], {"id": ids}).views["plan"]
+    return sum(value.values["delay"] is not None for value in found)
+
+
+def test_a_batch_after_a_loss_hides_nothing(client, state, project):
+    fill(client, state, project)
+    forget(state, project)
+    client.batches.ingest(project, "flights", flights(2), "day2")
+    work(state)
+    assert planned(client, project) == 72
+
+
+def test_a_push_after_a_loss_hides_nothing(client, state, project):
+    fill(client, state, project)
+    before = online(client, project)
+    forget(state, project)
+    row = {"id": 1, "delay": 1.0, "event_timestamp": "2020-01-01T00:00:00Z"}
+    client.features.push("plan", PushRequest(project=project, rows=[row]))
+    assert planned(client, project) == 48
+    row = {"origin": "XXX", "flights": 7, "delay": 1.0, "event_timestamp": "2020-01-01T00:00:00Z"}
+    client.features.push("late", PushRequest(project=project, rows=[row]))
+    assert [count for count, _ in online(client, project)] == [before[0][0], before[1][0], 7]
+
+
+def test_events_pushed_after_a_loss_hide_nothing(client, state, project):
+    fill(client, state, project)
+    forget(state, project)
+    assert client.features.stream(project, "flights", flights(2, count=1)).behind == {}
+    assert planned(client, project) == 49
+    after = online(client, project)
+    work(state)
+    assert (online(client, project), planned(client, project)) == (after, 49)
+
+
 def test_an_end_in_the_future_is_refused_and_moves_nothing(client, state, project):
     fill(client, state, project)
     with pytest.raises(BadInput, match="lies in the future"):
@@ -115,6 +165,7 @@ def test_a_store_that_keeps_too_little_stops_the_watermark(tmp_path):
     state = new_state(tmp_path / "home")
     with service(state) as client:
         fill(client, state, "air")
+        client.features.materialize(MaterializeRequest(project="air"))
         forget(state, "air")
         with sqlite3.connect(state.home.online("air")) as file:
             file.execute(

@@ -20,7 +20,7 @@ from cellwork.client import Client
 from cellwork.data.watch import Folder
 from cellwork.errors import BadInput, NotFound, TooBusy, TooLarge
 from cellwork.wire.batches import RawDataset, Seal, Sql
-from cellwork_hub.platform import store
+from cellwork_hub.platform import batches, store
 from cellwork_hub.platform.state import State
 
 
@@ -113,7 +113,8 @@ def test_text_is_taken_by_post_with_the_types_of_the_schema(client: Client) -> N
     csv = b"code,day,n\n008,2013-01-02,NA\n009,2013-01-02,4\n"
     answer = post(client, csv, "text/csv; charset=utf-8")
     assert (answer.status_code, answer.json()["new"]) == (200, True)
-    assert not post(client, gzip.compress(csv), "text/csv", **{"content-encoding": "gzip"}).json()["new"]
+    packed = gzip.compress(csv), gzip.compress(csv[:20]) + gzip.compress(b"") + gzip.compress(csv[20:])
+    assert not any(post(client, body, "text/csv", **{"content-encoding": "gzip"}).json()["new"] for body in packed)
     lines = b'{"code": "009", "day": "2013-01-02", "n": 4}\n{"code": "008", "day": "2013-01-02", "n": null}\n'
     assert not post(client, lines, "application/x-ndjson").json()["new"], "the same rows in another form and order"
     rows = client.batches.rows("air", "codes").filter(pl.col("_batch") == answer.json()["batch"]["id"])
@@ -128,6 +129,8 @@ def test_text_is_taken_by_post_with_the_types_of_the_schema(client: Client) -> N
         (b'{"a": ', "application/x-ndjson", "", "can't be read as jsonl"),
         (b"no gzip", "text/csv", "gzip", "is not gzip"),
         (gzip.compress(b"a\n1\n", mtime=0)[:-6], "text/csv", "gzip", "cut off"),
+        (gzip.compress(b"a\n1\n", mtime=0) + gzip.compress(b"2\n", mtime=0)[:-6], "text/csv", "gzip", "cut off"),
+        (gzip.compress(b"a\n1\n", mtime=0) + b"2\n", "text/csv", "gzip", "is not gzip throughout"),
         (b"a\n1\n", "application/parquet", "", "not a readable parquet"),
     ],
 )
@@ -137,6 +140,17 @@ def test_a_broken_body_is_refused_and_leaves_nothing(
     answer = post(client, body, kind, **({"content-encoding": encoding} if encoding else {}))
     assert (answer.status_code, words in answer.text) == (422, True)
     assert list(client.batches.list("air")) == []
+
+
+def test_what_unpacks_to_too_much_is_refused_however_many_members_it_has(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, rest = gzip.compress(b"a\n" + b"1\n" * 100), gzip.compress(b"2\n" * 100)
+    monkeypatch.setattr(batches, "MOST_PLAIN", 402)
+    encoding = {"content-encoding": "gzip"}
+    assert post(client, first + rest, "text/csv", **encoding).json()["batch"]["rows"] == 200
+    answer = post(client, first + rest + gzip.compress(b"\n"), "text/csv", **encoding)
+    assert (answer.status_code, "more than 402 bytes" in answer.text) == (413, True)
 
 
 def test_files_at_urls_and_in_folders_become_batches_named_after_them(client: Client, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from cellwork.data.delivery import partition_key
 from cellwork.errors import BadInput, Conflict, Refused, Unavailable
 from cellwork.features import brokers, streams
 from cellwork.wire.batches import Check, RawDataset
-from cellwork.wire.features import PushRequest
+from cellwork.wire.features import Aggregate, Field, PushRequest
 from cellwork_hub.platform import feature_online
 from cellwork_hub.platform.state import State
 
@@ -132,7 +132,7 @@ def test_late_and_double_events_change_nothing_and_all_are_in_the_history(topic,
 
 
 def test_a_broken_message_is_set_aside_and_the_others_do_not_wait(topic, client):
-    topic.send(event("JFK", 1, 1), b"not json", b'{"origin": "LGA"}', event("LGA", 2, 2))
+    topic.send(event("JFK", 1, 1), b"not json", b'{"origin": "LGA", "flights": 1}', event("LGA", 2, 2))
     count = drain(topic, streams.to_view(client, "air", "late"), 4)
     assert count.messages == 4
     assert len(count.refused) == 2
@@ -317,12 +317,51 @@ def test_fields_of_redis_that_are_no_text_and_numbers_of_any_length_are_told(red
 
     topic = Topic("redis", redis_url, redis.Redis.from_url(redis_url), f"odd_{uuid.uuid4().hex[:8]}")
     topic.producer.xadd(topic.name, {b"\xff\xfe": b"1", b"id": b"1"})
-    topic.producer.xadd(topic.name, {b"phone": b"123456789012345678901234567890123456789012"})
+    topic.producer.xadd(topic.name, {b"id": b"2", b"phone": b"123456789012345678901234567890123456789012"})
     topic.producer.xadd(topic.name, {b"id": b"7", b"\xff\xfe": b"2"})
     count = drain(topic, streams.to_dataset(client, "air", "odd"), 3)
     assert (count.rows, count.aside) == (2, 1)
     assert "too large" in count.refused[0]
     assert client.batches.rows("air", "odd")["id"].to_list() == [1, 7]
+
+
+def test_a_column_that_a_message_leaves_out_is_null_whatever_is_polled_with_it(client):
+    client.batches.declare("air", RawDataset(name="orders", key=["id"]))
+    deliver = streams.to_dataset(client, "air", "orders")
+    assert deliver(of_topic("orders", b'{"id": 0, "coupon": "x"}', b'{"id": 1}')) == 2
+    bare = b'{"id": 2}', b"not json", b'{"id": 4}', b"{}", b'{"coupon": "y"}', b'{"id": 7, "cupon": "z"}'
+    for each in (deliver, streams.to_dataset(client, "air", "orders")):
+        assert each(of_topic("orders", b'{"id": 0}')) == 0
+        count = Given(of_topic("orders", *bare, first=2)).into(each)
+        assert [words.split(":")[0] for words in count.refused] == [f"orders-0 {place}" for place in (3, 5, 6, 7)]
+    assert "'id' is null" in count.refused[-2]
+    rows = client.batches.rows("air", "orders").sort("id")
+    assert rows.select("id", "coupon").rows() == [(0, "x"), (1, None), (2, None), (4, None)]
+
+
+def test_a_field_that_a_message_leaves_out_is_null_whatever_is_polled_with_it(client):
+    def late(**said: Any) -> bytes:
+        return msgspec.json.encode({"event_timestamp": DAY.isoformat(), **said})
+
+    deliver = streams.to_view(client, "air", "late")
+    broker = Given(of_topic("late", late(origin="JFK", flights=1), late(flights=2), b'{"origin": "EWR", "flights": 3}'))
+    count = broker.into(deliver)
+    assert (count.rows, count.aside) == (1, 2)
+    wider = definitions()
+    wider.views[0].fields.append(Field(name="gust", type="Float64"))
+    wider.views[0].pipeline.aggregates["gust"] = Aggregate(function="mean", column="delay")
+    client.features.apply(wider)
+    count = Given(of_topic("late", late(origin="LGA", flights=4), late(origin="LGA", guts=5))).into(deliver)
+    assert (count.rows, count.aside) == (1, 1)
+    assert "has none of the fields" in count.refused[0]
+    assert online(client, "LGA") == 4
+
+
+def test_a_consumer_asks_for_batches_of_its_own_streams_alone(client):
+    for partition in ("a_b-0.0.1", "axb-0.0.1", "a_b-0.2.3", "a_b-01.0.1", "A_b-0.0.1"):
+        client.batches.ingest("air", "flights", pl.DataFrame([msgspec.json.decode(flight(1))]), partition)
+    found = client.batches.list("air", "flights", current=False, prefix="a_b-0.", page=1)
+    assert [batch.partition for batch in found] == ["a_b-0.0.1", "a_b-0.2.3"]
 
 
 def test_a_time_that_no_calendar_has_is_1970():

@@ -17,9 +17,10 @@ from cellwork.errors import BadInput, Unavailable
 from cellwork.models.package import untrusted
 from cellwork.training import blend
 from cellwork.training import ending as endings
-from cellwork.training.automl import FINALISTS, Automl, clearly_better
-from cellwork.training.candidates import Candidate
+from cellwork.training.automl import FINALISTS, Automl, account, clearly_better, comparable, holds
+from cellwork.training.candidates import Candidate, best_of, leaderboard
 from cellwork.training.ending import Ending
+from cellwork.training.search import Search
 from cellwork.training.tasks import Data
 
 SOME = ["constant", "logistic", "decision_tree", "lightgbm"]
@@ -147,6 +148,115 @@ def test_luck_is_not_preferred_to_the_best_default() -> None:
     assert plan.choose([default, worse, lucky, better]) is better
     assert not clearly_better(default, default, "rmse")
     assert math.isnan(Candidate({}).score)
+
+
+# One measurement
+
+
+def validated(rows: int = 2000) -> tuple[Data, list[np.ndarray]]:
+    """Return amounts with rows of validation, and the labels of those."""
+    y = np.random.default_rng(5).normal(0, 3, 2 * rows)
+    X = np.arange(2.0 * rows).reshape(-1, 1)
+    return Data.of(X[:rows], y[:rows], (X[rows:], y[rows:]), 5), [y[rows:]]
+
+
+def near(like: Candidate, truth: np.ndarray, noise: int, *, by: float = 1.0, **parameters: Any) -> Candidate:
+    """Return a candidate that errs as another does but for a twentieth of it, `by` times as much."""
+    own = np.random.default_rng(noise).normal(size=len(truth))
+    wrong = by * (math.sqrt(1 - 0.05**2) * (like.answers[0] - truth) + 0.05 * own)
+    scores = {0: float(np.sqrt(np.mean(wrong**2)))}
+    return Candidate(parameters, like.model, scores=scores, answers={0: truth + wrong})
+
+
+def found(winner: Candidate, tried: list[Candidate]) -> Search:
+    return Search(None, winner.parameters, "rmse", winner.score, leaderboard(tried, "rmse"), 1.0, candidates=tried)
+
+
+def test_on_one_measurement_too_luck_is_not_preferred_to_the_best_default_and_the_account_says_what_was_looked_at() -> (
+    None
+):
+    data, truths = validated()
+    plan = Automl(["ridge", "lasso"], "regressor", "rmse", 0, {})
+    default = answering("ridge", truths, 1)
+    lucky = min((near(default, truths[0], k, alpha=float(k)) for k in range(8)), key=lambda each: each.score)
+    assert lucky.score < default.score
+    tried = [default, lucky]
+    assert plan.choose(tried, tried, data) is default
+    assert plan.choose(tried, [], data) is default
+    said = account(found(default, tried), data, "rmse", 9)
+    assert "not clearly better over blocks of the rows they were measured on, so the default is taken" in said
+    better = near(default, truths[0], 1, by=0.95, alpha=0.5)
+    tried = [default, lucky, better]
+    assert plan.choose(tried, tried, data) is better
+    said = account(found(better, tried), data, "rmse", 9)
+    assert "the difference holds over blocks of the rows they were measured on" in said
+    assert "over the folds" not in said
+
+
+def test_a_blend_has_to_be_clearly_better_on_one_measurement_too() -> None:
+    """A pinch of what errs otherwise is better on the rows that it was chosen by, and hardly by more than luck."""
+    data, truths = validated(200)
+    plan = Automl(["ridge", "lasso"], "regressor", "rmse", 0, {})
+    good, other = answering("ridge", truths, 1), answering("lasso", truths, 2)
+    chosen = plan.choose([good, other], [good, other], data)
+    assert chosen is not None
+    assert chosen.model == "blend"
+    other.answers = {0: truths[0] + 2.6 * (other.answers[0] - truths[0])}
+    other.scores = {0: 2.6 * other.score}
+    mixed = blend.greedy([good, other], truths, "rmse", classes=np.empty(0))
+    assert mixed is not None
+    assert mixed.score < good.score
+    assert plan.choose([good, other], [good, other], data) is good
+
+
+def test_of_results_of_an_earlier_search_the_better_one_is_taken_and_the_account_says_that_it_may_be_luck() -> None:
+    data, truths = validated()
+    plan = Automl(["ridge"], "regressor", "rmse", 0, {})
+    default, other = answering("ridge", truths, 1), answering("ridge", truths, 10, alpha=1.0)
+    other.scores, other.answers = {0: 0.999 * default.score}, {}
+    assert plan.choose([default, other], [default, other], data) is other
+    assert "whether that is luck is not known" in account(found(other, [default, other]), data, "rmse", 9)
+
+
+@pytest.mark.parametrize(
+    ("metric", "classes", "pairs"),
+    [("roc_auc", 2, 40), ("log_loss", 2, 40), ("accuracy", 2, 40), ("roc_auc", 3, 4), ("log_loss", 3, 20)],
+)
+def test_models_that_are_alike_are_hardly_ever_told_apart_and_a_better_one_is(
+    metric: str, classes: int, pairs: int
+) -> None:
+    """Rows come sorted by their class, and one class is rare."""
+    random = np.random.default_rng(3)
+    truth = np.sort(random.choice(classes, 1500, p=[0.1, 0.9] if classes == 2 else [0.1, 0.5, 0.4]))
+
+    def saying(noise: float) -> Candidate:
+        odds = np.exp(np.eye(classes)[truth] + random.normal(0, noise, (1500, classes)))
+        rates = odds / odds.sum(axis=1, keepdims=True)
+        return Candidate({}, answers={0: rates if classes > 2 else rates[:, 1]})
+
+    alike = sum(holds(saying(1.0), saying(1.0), metric, truth, np.arange(classes)) for _ in range(pairs))
+    assert alike <= pairs / 10
+    assert all(holds(saying(0.6), saying(1.2), metric, truth, np.arange(classes)) for _ in range(3))
+    one = truth == 0
+    few = np.r_[np.flatnonzero(one)[:1], np.flatnonzero(~one)]
+    short = [Candidate({}, answers={0: saying(noise).answers[0][few]}) for noise in (0.1, 2.0)]
+    assert holds(*short, metric, truth[few], np.arange(classes)) == (metric == "accuracy" or (metric, classes) == ("log_loss", 3))  # fmt: skip
+
+
+def test_the_rows_of_validation_are_what_a_setting_has_to_prove_itself_on(workers: training.Cluster) -> None:
+    X, y = load_breast_cancer(return_X_y=True, as_frame=True)
+    stop = threading.Event()
+    best = training.best(
+        X[:350], y[:350], validation=(X[350:], y[350:]), budget=250, models=["logistic", "decision_tree"], cluster=workers,
+        progress=lambda step: step.done >= 8 and stop.set(), stop=stop,
+    )  # fmt: skip
+    single = [each for each in best.candidates if not each.members]
+    top, default = best_of(single, "roc_auc"), best_of([each for each in single if not each.parameters], "roc_auc")
+    assert top is not None
+    assert default is not None
+    assert comparable(top, default), "their answers were kept"
+    assert "with 219 rows of validation" in best.account
+    assert "folds" not in best.account
 
 
 # Blends, and the end of a budget

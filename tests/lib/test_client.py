@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -43,9 +45,28 @@ class Breaking(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-@pytest.fixture
-def breaking() -> Iterator[Connection]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Breaking)
+class Paged(BaseHTTPRequestHandler):
+    """A list of `COUNT` numbers, one a page."""
+
+    COUNT = 1200
+
+    def do_GET(self) -> None:
+        number = int(parse_qs(urlsplit(self.path).query).get("cursor", ["0"])[0])
+        body = b"[%d]" % number
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        if number + 1 < self.COUNT:
+            self.send_header("x-next-cursor", str(number + 1))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *values: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def connected(handler: type[BaseHTTPRequestHandler]) -> Iterator[Connection]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     connection = Connection(f"http://127.0.0.1:{server.server_port}", "token", attempts=3)
@@ -54,6 +75,17 @@ def breaking() -> Iterator[Connection]:
     server.shutdown()
     server.server_close()
     thread.join(60)
+
+
+@pytest.fixture
+def breaking() -> Iterator[Connection]:
+    with connected(Breaking) as connection:
+        yield connection
+
+
+def test_a_list_is_read_to_its_end_however_many_pages_it_has() -> None:
+    with connected(Paged) as connection:
+        assert list(connection.listing("cellwork", "/numbers", int)) == list(range(Paged.COUNT))
 
 
 def test_an_answer_that_breaks_off_is_asked_for_again_and_is_in_the_file_whole_or_not_at_all(

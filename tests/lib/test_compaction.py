@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import compaction_process
+import msgspec
 import polars as pl
 import postgres_server
 import prediction_log
@@ -58,6 +59,24 @@ def test_whoever_reads_the_log_sees_no_difference_when_old_days_become_parquet(
     assert compacted(log) == 0
     assert compacted(log, UNTIL + timedelta(days=1)) > 0
     assert answers(log, known, random.Random(SEED), rounds) == before
+
+
+def test_a_rollout_looks_at_one_score_of_each_unit_in_the_table_and_in_old_days(tmp_path: Path) -> None:
+    """Requests of one unit are no evidence of their own: one that asks a thousand times took a good version back."""
+    log, dice = opened(tmp_path), random.Random(SEED)
+    whose: list[dict[str, object]] = [
+        {"unit": "busy", "entities": {"id": 1}}, {"unit": "", "entities": {"id": 2}}, {"unit": "", "entities": {}}
+    ]  # fmt: skip
+    for number in range(60):
+        made = prediction_log.prediction(dice, START + timedelta(hours=2 * number), number)
+        changes = {**whose[number % 3], "deployment": "dep_0", "score": float(number), "tried": ""}
+        log.write([msgspec.structs.replace(made, **changes)])
+    alone = [float(number) for number in range(2, 60, 3)]
+    for _ in range(2):
+        seen = log.seen("dep_0", "live", START)
+        assert (seen.answered, len(seen.milliseconds)) == (60, 60)
+        assert sorted(seen.scores.tolist()) == sorted([57.0, 58.0, *alone])
+        assert compacted(log) > 0 or len(in_table(log)) < 60
 
 
 def test_any_program_reads_the_days_as_parquet(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from datetime import date
+from statistics import NormalDist
 
 import numpy as np
 import polars as pl
@@ -56,6 +58,50 @@ def test_the_interval_covers_the_true_area_about_95_times_in_100() -> None:
     found = [auc(labels, dice.normal(size=300) + labels) for _ in range(400)]
     covered = sum(one is not None and one.low <= 0.76025 <= one.high for one in found) / len(found)
     assert 0.92 <= covered <= 0.98
+
+
+@pytest.mark.parametrize("positives", [1, 2, 5, 20, 195])
+@pytest.mark.parametrize(("area", "wide"), [(0.6, 1.0), (0.76, 1.0), (0.9, 1.0), (0.98, 1.0), (0.8, 2.0)])
+def test_the_interval_covers_the_true_area_however_few_a_class_has(positives: int, area: float, wide: float) -> None:
+    """Of 200, with normal scores; those of what happened may be spread twice as wide. A bound above is what a monitor goes by."""
+    dice = np.random.default_rng(7)
+    apart = NormalDist().inv_cdf(area) * math.hypot(1.0, wide)
+    labels = np.arange(200) < positives
+    found = [auc(labels, np.where(labels, apart + wide * dice.normal(size=200), dice.normal(size=200))) for _ in range(500)]  # fmt: skip
+    intervals = [one for one in found if one is not None]
+    assert len(intervals) == 500
+    assert sum(one.low <= area <= one.high for one in intervals) >= 0.91 * 500
+    assert sum(one.high < area for one in intervals) <= 0.05 * 500
+
+
+def test_one_row_says_hardly_anything_and_an_area_of_0_or_1_is_not_sure() -> None:
+    scores = np.arange(200.0)
+    one = auc(scores == 60, scores)
+    assert one is not None
+    assert one.low < 0.05
+    assert one.high > 0.85
+    last, first = auc(scores < 3, scores), auc(scores >= 197, scores)
+    assert last is not None
+    assert first is not None
+    assert (last.value, last.low, first.value, first.high) == (0.0, 0.0, 1.0, 1.0)
+    assert last.high > 0.25
+    assert first.low == pytest.approx(1 - last.high)
+    halves = auc(scores >= 100, scores)
+    assert halves is not None
+    assert 0.95 < halves.low < 0.99
+
+
+@pytest.mark.parametrize(("area", "rare"), [(0.6, 0.5), (0.76, 0.5), (0.76, 0.1), (0.9, 0.3)])
+def test_with_many_of_both_the_interval_is_delongs(area: float, rare: float) -> None:
+    dice = np.random.default_rng(2)
+    labels = np.arange(20_000) < 20_000 * rare
+    scores = dice.normal(size=20_000) + labels * NormalDist().inv_cdf(area) * math.sqrt(2)
+    found = auc(labels, scores)
+    assert found is not None
+    above = np.searchsorted(np.sort(scores[~labels]), scores[labels]) / (~labels).sum()
+    below = 1 - np.searchsorted(np.sort(scores[labels]), scores[~labels]) / labels.sum()
+    half = 1.96 * math.sqrt(above.var(ddof=1) / len(above) + below.var(ddof=1) / len(below))
+    assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half), abs=0.15 * half)
 
 
 def test_labels_other_than_0_and_1_have_no_area() -> None:

@@ -123,6 +123,16 @@ def test_registering_again_makes_the_next_version_and_lists_both(client: Client)
     assert versions.of_project(client, "train") == []
 
 
+def test_a_project_whose_name_has_an_underscore_lists_no_other_projects_models(client: Client) -> None:
+    """To MLflow's LIKE an underscore is any character."""
+    for name in ("my_trains/mine", "my-trains/theirs"):
+        register(name)
+        versions.set_alias(client, name, "candidate", 1)
+    assert [v.name for v in versions.of_project(client, "my_trains")] == ["my_trains/mine"]
+    assert versions.aliases_of_project(client, "my_trains") == {"my_trains/mine": {"candidate": 1}}
+    assert versions.of_project(client, "my_______") == []
+
+
 def test_a_changed_artifact_is_refused_and_leaves_nothing_behind(client: Client, tmp_path: Path) -> None:
     ref = register("changed")
     path = versions.artifact_path(client, ref.name, ref.version)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import polars as pl
 import pytest
 from sklearn.linear_model import SGDClassifier, SGDRegressor
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from cellwork import training
 from cellwork.data import split
@@ -143,6 +144,60 @@ def test_a_fit_that_was_ended_goes_on_from_its_checkpoint_to_the_same_model(sour
     checkpoint.write_bytes(b"something else")
     with pytest.raises(BadInput, match="is none of ours"):
         training.fit_batches(LEARNER, training.batches(source, "late"), **terms)
+
+
+OTHERS: dict[str, tuple[Any, list[int], str, int]] = {
+    "a parameter": (make_pipeline(StandardScaler(), SGDClassifier(loss="log_loss", random_state=0, alpha=0.1)), [0, 1], "late", 1000),
+    "a step": (SGDClassifier(loss="log_loss", random_state=0), [0, 1], "late", 1000),
+    "a type": (make_pipeline(MinMaxScaler(), SGDClassifier(loss="log_loss", random_state=0)), [0, 1], "late", 1000),
+    "classes": (LEARNER, [0, 1, 2], "late", 1000),
+    "labels": (LEARNER, [0, 1], "flag", 1000),
+    "the size of batches": (LEARNER, [0, 1], "late", 500),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_checkpoint_of_something_else_is_refused_and_left(source: Path, tmp_path: Path, what: str) -> None:
+    """It gave yesterday's model, with the parameters of yesterday."""
+    checkpoint = tmp_path / "learner"
+    terms: dict[str, Any] = {"checkpoint": checkpoint, "progress": quiet}
+    training.fit_batches(LEARNER, training.batches(source, "late", rows=1000), classes=[0, 1], **terms)
+    kept = checkpoint.read_bytes()
+    model, classes, label, rows = OTHERS[what]
+    with pytest.raises(BadInput, match=r"checkpoint .* is of (an)?other .*; name another file, or remove this one"):
+        training.fit_batches(model, training.batches(source, label, rows=rows), classes=classes, **terms)
+    assert checkpoint.read_bytes() == kept
+
+
+def test_a_checkpoint_goes_on_with_the_same_model_made_anew_and_with_more_files(source: Path, tmp_path: Path) -> None:
+    """Also where the model that was given has learned meanwhile, and classes come as an array."""
+    checkpoint, less = tmp_path / "learner", tmp_path / "less"
+    shutil.copytree(source, less)
+    (less / "3.parquet").unlink()
+    training.fit_batches(
+        LEARNER, training.batches(less, "late", rows=1000), classes=[0, 1], checkpoint=checkpoint, progress=quiet
+    )
+    again = make_pipeline(StandardScaler(), SGDClassifier(loss="log_loss", random_state=0))
+    for X, y in training.batches(source, "late", rows=100):
+        again[0].partial_fit(X, y)
+    said: list[Any] = []
+    terms: dict[str, Any] = {"classes": np.array([0, 1]), "checkpoint": checkpoint, "progress": said.append}
+    resumed = training.fit_batches(again, training.batches(source, "late", rows=1000), **terms)
+    assert [loss.batch for loss in said] == [7, 8]
+    whole = training.fit_batches(LEARNER, training.batches(source, "late", rows=1000), classes=[0, 1], progress=quiet)
+    assert resumed[-1].coef_ == pytest.approx(whole[-1].coef_)
+
+
+def test_a_checkpoint_of_an_older_version_does_not_say_what_it_is_of_and_is_refused(
+    source: Path, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "learner"
+    terms: dict[str, Any] = {"classes": [0, 1], "checkpoint": checkpoint, "progress": quiet}
+    training.fit_batches(LEARNER, training.batches(source, "late", rows=1000), **terms)
+    _, _, data = checkpoint.read_bytes().partition(b"\n")
+    checkpoint.write_bytes(b"cellwork-checkpoint 8\n" + data)
+    with pytest.raises(BadInput, match="does not say of which model; name another file, or remove this one"):
+        training.fit_batches(LEARNER, training.batches(source, "late", rows=1000), **terms)
 
 
 def test_what_cannot_learn_in_batches_is_told(source: Path) -> None:

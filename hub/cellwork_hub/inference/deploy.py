@@ -204,9 +204,12 @@ class Endpoints:
         )  # fmt: skip
 
     async def ready(self, call: Call, endpoint: str, name: str, version: int, *, gated: bool = True) -> Prepared:
-        """Return the version ready for traffic: what is at hand as it is, else loaded, checked and warmed. The audit keeps a refusal."""
+        """Return the version ready for traffic: what is at hand as it is, else loaded, checked and warmed. The audit keeps a refusal.
+
+        What is `gated` will get traffic, so the caller's own overrides don't count for it.
+        """
         try:
-            gate = await self.loader.gate(name, version)
+            gate = await self.loader.gate(name, version, call.principal.name if gated else "")
             if gated:
                 refuse_unless_passed(gate)
             lines = [f"gate {check.name}: {check.text}" for check in gate.checks]

@@ -42,8 +42,8 @@ class Loader:
         """`megabytes` is the address space of each child process."""
         self.home, self.registry, self.megabytes = home, registry, megabytes
 
-    async def gate(self, name: str, version: int) -> Gate:
-        return await to_thread.run_sync(self.registry.gate, name, version)
+    async def gate(self, name: str, version: int, promoter: str) -> Gate:
+        return await to_thread.run_sync(self.registry.gate, name, version, promoter)
 
     async def prepare(self, gate: Gate) -> Prepared:
         """Return the gate's version ready for traffic; raises Refused, with what was seen, if it is not fit for it."""
@@ -99,7 +99,8 @@ def refuse_unless_passed(gate: Gate) -> None:
         return
     lines = "; ".join(f"{check.name}: {check.text}" for check in failed)
     verdict = f"does not pass the gate ({lines or 'it says no'})"
-    raise Refused(f"version {full(gate.version)}", "", verdict, "evaluate it, or deploy another")
+    way_out = next((check.way_out for check in failed if check.way_out), "evaluate it, or deploy another")
+    raise Refused(f"version {full(gate.version)}", "", verdict, way_out)
 
 
 def full(ref: VersionRef) -> str:

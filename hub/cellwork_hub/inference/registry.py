@@ -28,8 +28,8 @@ class Copy:
 
 
 class Registry(Protocol):
-    def gate(self, name: str, version: int) -> Gate:
-        """Return the gate's list for a version."""
+    def gate(self, name: str, version: int, promoter: str) -> Gate:
+        """Return the gate's list for a version, where `promoter` brings it to traffic, if named."""
 
     def fetch(self, ref: VersionRef, folder: Path) -> None:
         """Make `folder` the files of `ref`, checked against its digest."""
@@ -44,8 +44,8 @@ class PlatformRegistry:
     def __init__(self, client: Client) -> None:
         self.client = client
 
-    def gate(self, name: str, version: int) -> Gate:
-        return self.client.gate.check(name, version)
+    def gate(self, name: str, version: int, promoter: str) -> Gate:
+        return self.client.gate.check(name, version, promoter)
 
     def fetch(self, ref: VersionRef, folder: Path) -> None:
         package.download(self.client, ref.name, ref.version, folder)

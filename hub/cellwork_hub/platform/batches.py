@@ -8,6 +8,7 @@ A delivery that fails a declared check is kept aside (`cellwork.data.aside`) and
 
 from __future__ import annotations
 
+import gzip
 import io
 import threading
 import zlib
@@ -271,16 +272,16 @@ def delivered(state: State, call: Call, project: str, dataset: str) -> pl.DataFr
 
 
 def _plain(body: bytes) -> bytes:
-    """Return a gzip body unpacked, if that is not too much."""
-    unpacking = zlib.decompressobj(wbits=31)
+    """Return a gzip body unpacked, all its members, if that is not too much."""
     try:
-        plain = unpacking.decompress(body, MOST_PLAIN)
-    except zlib.error as error:
-        raise BadInput("delivery", "", f"is not gzip: {error}", "send it plain, or pack it again") from None
-    if unpacking.unconsumed_tail:
+        with gzip.GzipFile(fileobj=io.BytesIO(body)) as packed:
+            plain = packed.read(MOST_PLAIN + 1)
+    except EOFError:
+        raise BadInput("delivery", "", "is gzip that was cut off", "send it again, whole") from None
+    except (zlib.error, gzip.BadGzipFile) as error:
+        raise BadInput("delivery", "", f"is not gzip throughout: {error}", "send it plain, or pack it again") from None
+    if len(plain) > MOST_PLAIN:
         raise TooLarge("delivery", "", f"unpacks to more than {MOST_PLAIN} bytes", "send it in parts")
-    if not unpacking.eof:
-        raise BadInput("delivery", "", "is gzip that was cut off", "send it again, whole")
     return plain
 
 
@@ -307,9 +308,10 @@ def routes(state: State) -> list[Route]:
         where = "project = :p AND seq > :after"
         where += " AND dataset = :d" if call.query.get("dataset") else ""
         where += " AND superseded_by = ''" if call.query.get("current", "true") != "false" else ""
+        where += " AND substr(partition_key, 1, :n) = :prefix" if call.query.get("prefix") else ""
         values = {"p": call.required("project"), "d": call.query.get("dataset", ""), "after": call.number("cursor", 0)}
-        limit = call.limit(100, 1000)
-        found = raw.select(state, where, limit, **values)
+        prefix, limit = call.query.get("prefix", ""), call.limit(100, 1000)
+        found = raw.select(state, where, limit, **values, prefix=prefix, n=len(prefix))
         if len(found) == limit:
             call.next_page(found[-1].seq)
         return found

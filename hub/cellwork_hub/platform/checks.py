@@ -18,10 +18,10 @@ from cellwork.errors import NotFound, near_miss
 from cellwork.monitoring.ranking import auc
 from cellwork.wire.business import BusinessMetric, MetricPoint
 from cellwork.wire.drift import ColumnDrift
-from cellwork.wire.evaluations import Evaluation, Metric
+from cellwork.wire.evaluations import Metric
 from cellwork.wire.monitors import Monitor, Severity
 from cellwork_hub import gauges
-from cellwork_hub.platform import batches, business, drift, outcomes, serving_hours
+from cellwork_hub.platform import batches, business, drift, judgements, outcomes, serving_hours
 from cellwork_hub.platform.alerts import Finding
 from cellwork_hub.platform.state import State
 from cellwork_hub.records import micros, moment
@@ -124,14 +124,12 @@ def _micros(monitor: Monitor) -> int:
 
 
 def _needed(state: State, model: str, version: int, monitor: Monitor) -> float | None:
-    """Return below what an area is an alert: the greater of `least` and the version's evaluation minus `drop`."""
+    """Return below what an area is an alert: the greater of `least` and the version's evaluation on a holdout alone minus `drop`."""
     bounds = [monitor.least] if monitor.least is not None else []
     if monitor.drop is not None:
-        query = "SELECT record FROM evaluations WHERE name = :n AND version = :v ORDER BY seq DESC LIMIT 1"
-        with state.engine.connect() as db:
-            record = db.execute(text(query), {"n": model, "v": version}).scalar()
-        metrics = msgspec.json.decode(record, type=Evaluation).metrics if record else {}
-        if area := metrics.get("roc_auc"):
+        alone = "name = :n AND version = :v AND holdout NOT LIKE '%+%'"
+        found = judgements.select(state, alone, 1, n=model, v=version)
+        if area := found[0].metrics.get("roc_auc") if found else None:
             bounds.append(area.value - monitor.drop)
     return max(bounds, default=None)
 

@@ -49,6 +49,8 @@ class Build:
     plan: Plan
     key: str
     stored: Dataset | None
+    since: int
+    """`feature_tables.outdated` before anything was read."""
 
 
 def build(state: State, call: Call, request: DatasetRequest) -> Dataset:
@@ -59,7 +61,7 @@ def build(state: State, call: Call, request: DatasetRequest) -> Dataset:
     BadInput
         A name is unknown, the time is empty, or no observation lies in it.
     Conflict
-        Feature pipelines of its views have not finished, so values would be missing.
+        Feature pipelines of its views have not finished, so values would be missing; or a subject was erased meanwhile.
     """
     asked = planned(state, request)
     return asked.stored or make(state, call, asked, observations(state, asked))
@@ -68,11 +70,12 @@ def build(state: State, call: Call, request: DatasetRequest) -> Dataset:
 def planned(state: State, request: DatasetRequest) -> Build:
     """Return what `request` means now. Raises what `build` does, but for a time without observations."""
     request = _checked(request)
+    since = feature_tables.outdated(state, request.project)
     made = observed.plan(state, request.project, request.observations, request.features)
     made = _narrowed(state, made, request)
     _refuse_unfinished(state, made)
     key = _key(state, made, request)
-    return Build(request, made, key, _built_before(state, key))
+    return Build(request, made, key, _built_before(state, key), since)
 
 
 def observations(state: State, asked: Build) -> pl.DataFrame:
@@ -107,7 +110,7 @@ def make(
     record.seconds = time.perf_counter() - started
     if storing:
         storing()
-    return _store(state, call, asked.key, record, frame, sources)
+    return _store(state, call, asked, record, frame, sources)
 
 
 def _checked(request: DatasetRequest) -> DatasetRequest:
@@ -209,20 +212,23 @@ def _distinct(frame: pl.DataFrame, column: str) -> set[str]:
     return set(frame.get_column(column).drop_nulls().unique().to_list())
 
 
-def _store(state: State, call: Call, key: str, record: Dataset, frame: pl.DataFrame, sources: Sources) -> Dataset:
-    folder = state.home.dataset(record.id)
-    there = _select(state, "id = :id", id=record.id)
-    if not there:
-        buffer = io.BytesIO()
-        frame.write_parquet(buffer, compression="zstd")
-        files.write(folder / "data.parquet", buffer.getvalue())
-        files.write(folder / "manifest.json", msgspec.json.encode(record))
-    with state.engine.begin() as db:
-        db.execute(
-            text("INSERT INTO dataset_builds VALUES (:k, :id) ON CONFLICT DO NOTHING"), {"k": key, "id": record.id}
-        )
+def _store(state: State, call: Call, asked: Build, record: Dataset, frame: pl.DataFrame, sources: Sources) -> Dataset:
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer, compression="zstd")
+    with feature_tables.keeping:
+        if feature_tables.outdated(state, record.project) != asked.since:
+            verdict = "was read before a subject was erased, so it may have its rows"
+            raise Conflict("dataset", f"{record.project}/{record.name}", verdict, "build it again")
+        there = _select(state, "id = :id", id=record.id)
         if not there:
-            _record(db, call, record, sources)
+            folder = state.home.dataset(record.id)
+            files.write(folder / "data.parquet", buffer.getvalue())
+            files.write(folder / "manifest.json", msgspec.json.encode(record))
+        with state.engine.begin() as db:
+            insert = text("INSERT INTO dataset_builds VALUES (:k, :id) ON CONFLICT DO NOTHING")
+            db.execute(insert, {"k": asked.key, "id": record.id})
+            if not there:
+                _record(db, call, record, sources)
     return there[0] if there else record
 
 
@@ -240,17 +246,27 @@ def _record(db: Connection, call: Call, record: Dataset, sources: Sources) -> No
     records.audit(db, call, "dataset.build", f"{record.project}/{record.name}", after=after)
 
 
-def holdout_frame(state: State, project: str, holdout: str, observations: str, wanted: list[str]) -> pl.DataFrame:
+def holdout_frame(
+    state: State, project: str, holdout: str, observations: str, wanted: list[str], *, label: str = ""
+) -> pl.DataFrame:
     """Return the sealed observations of `holdout` with their labels and features, in the columns of a dataset.
 
     For the evaluator alone: sealed labels are in it. No route may return it, or a row of it.
 
+    Parameters
+    ----------
+    label : by name, in place of the observations' own; only what is sealed of it for `holdout`.
+
     Raises
     ------
+    BadInput
+        The observations, a feature or the label are not defined.
     NotFound
         No current batch of these observations is sealed for `holdout`.
     """
     made = observed.plan(state, project, observations, wanted)
+    if label:
+        made = observed.labelled(state, made, label)
     taken = [batch for batch in made.batches if batch.sealed == holdout]
     if not taken:
         known = {batch.sealed for batch in made.batches if batch.sealed}
@@ -258,7 +274,7 @@ def holdout_frame(state: State, project: str, holdout: str, observations: str, w
             f"holdout of observations {observations!r}", holdout, "keeps no batch", near_miss(holdout, known)
         )
     _refuse_unfinished(state, made)
-    made = Plan(made.definitions, made.revision, made.observations, made.views, taken, made.others)
+    made = replace(made, batches=taken)
     return observed.joined(state, made, observed.rows(state, made, sealed=True), sealed=True)[0]
 
 

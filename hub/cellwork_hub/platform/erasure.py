@@ -2,9 +2,9 @@
 was, but which places were rewritten and which were not (`erasure_places`).
 
 Order, and what a crash leaves: (1) a file with the request and, found before anything is deleted, which batches hold the subject;
-(2) of each raw data set: sealed values, quarantine, held deliveries, then the raw table, then the batches' records and sketches;
+(2) of each raw data set: held deliveries, sealed values, quarantine, then the raw table, then the batches' records and sketches;
 (3) prepared rows (a cache) are dropped, feature rows taken out by their key or made anew, online values forgotten; (4) rows of datasets
-built before are emptied; (5) predictions, outcomes and feedback are emptied (`erasure_served`), for which the inference service must be there;
+built before are emptied, and what is built just now from rows read before is not stored (`feature_tables.outdate`); (5) predictions, outcomes and feedback are emptied (`erasure_served`), for which the inference service must be there;
 (6) in one transaction tombstone and audit; (7) the file of (1) goes. Every step may be repeated, and whatever stands in such a file is finished
 when the service starts or, where it waits for another service, some time later (`Again`): there is no tombstone before all is done, and who asks
 meanwhile is told that it waits and for what. Batches keep their ids, so the same delivery, sent again, is known and brings nothing back. Pipelines
@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import shutil
 import threading
 from collections import Counter
 from pathlib import Path
@@ -43,13 +42,13 @@ from cellwork_hub.platform import (
     erasure_features,
     erasure_places,
     erasure_served,
+    feature_tables,
     feature_twins,
     feature_worker,
     raw,
 )
 from cellwork_hub.platform.erasure_served import Observed, Served
 from cellwork_hub.platform.state import State
-from cellwork_hub.platform.statistics import defined
 from cellwork_hub.route import Call, Route
 
 log = logging.getLogger("cellwork.erasure")
@@ -74,7 +73,7 @@ class Pending(Struct):
     found: dict[str, dict[str, int]] = {}
     """Raw data set -> batch -> rows of the subject."""
     keyed: dict[str, list[str]] | None = None
-    """View in which it may have another key than itself -> those keys, empty where they can't be told; found before raw rows went."""
+    """View and revision in which it may have another key than itself -> those keys, empty where they can't be told; found before raw rows went."""
     touched: list[str] = []
     """Views of which rows went or were made anew."""
     emptied: dict[str, int] = {}
@@ -95,7 +94,7 @@ def erase_subject(state: State, call: Call, project: str, request: EraseRequest)
     Raises
     ------
     BadInput
-        Value or reason is missing, or no data set of the project names a subject.
+        Value or reason is missing, no data set of the project names a subject, or the value is of no such column's type.
     """
     if not request.value or not request.reason.strip():
         raise BadInput("erasure", "", "lacks the subject or the reason", "give both; the reason goes into the audit")
@@ -103,9 +102,7 @@ def erase_subject(state: State, call: Call, project: str, request: EraseRequest)
     if not any(each.subject for each in declared):
         way_out = "declare which column names it: RawDataset(name=…, subject='user_id')"
         raise BadInput("project", project, "has no data set with a subject", way_out)
-    for each in declared:
-        if each.subject:
-            _value(state, project, each, request.value)
+    _check_fits(state, project, declared, request.value)
     pending = Pending(
         id=ids.new("ers"), project=project, value=request.value, reason=request.reason.strip(),
         principal=call.principal.name, request_id=call.request_id,
@@ -195,7 +192,7 @@ def _digest(pending: Pending) -> str:
 
 def _from_data(state: State, pending: Pending) -> Erasure:
     """Take the subject out of raw data, features, online values and datasets; return the tombstone as far as it is about those."""
-    project, known = pending.project, defined(state, pending.project)
+    project = pending.project
     declared = raw.all_declared(state, project)
     if pending.observed is None:
         columns = {each.subject for each in declared if each.subject}
@@ -203,22 +200,22 @@ def _from_data(state: State, pending: Pending) -> Erasure:
         _keep(state, pending)
     with feature_worker.working:
         if pending.keyed is None:
-            pending.keyed = erasure_features.changed(state, project, pending.value, known, declared)
+            pending.keyed = erasure_features.changed(state, project, pending.value, declared)
             _keep(state, pending)
         for each in declared:
             if each.subject:
                 _from_raw(state, pending, each)
-        for folder in (state.home.prepared(project, "any").parent, state.home.sealed(project) / "prepared"):
-            shutil.rmtree(folder, ignore_errors=True)
+        feature_tables.drop_prepared(state, project)
         columns = {each.subject for each in declared if each.subject}
         aggregates = erasure_features.from_views(
-            state, project, pending.value, pending.found, known, columns,
+            state, project, pending.value, pending.found, columns,
             pending.keyed, pending.touched, lambda: _keep(state, pending),
         )  # fmt: skip
         feature_twins.drop(state, project)
+        feature_tables.outdate(state, project)
         erasure_datasets.empty(state, project, pending.value, columns, pending.emptied, lambda: _keep(state, pending))
-    views = [view.name for view in known.views if view.name in pending.touched]
-    pending.online = [view.name for view in known.views if view.online and view.name in views]
+    views = sorted(pending.touched)
+    pending.online = erasure_features.online(state, project, views)
     pending.data = _tombstone(state, pending, declared, views, aggregates)
     _keep(state, pending)
     return pending.data
@@ -237,16 +234,30 @@ def _tombstone(
     )  # fmt: skip
 
 
-def _value(state: State, project: str, declared: RawDataset, value: str) -> str | int:
+def _type(state: State, project: str, declared: RawDataset) -> str:
+    """Return the Arrow type of the column that names subjects; before its first batch that of a text."""
     types = {column.name: column.type for column in raw.pinned(state, project, declared.name)}
-    return erase.typed(value, types.get(declared.subject, "string"), declared.subject)
+    return types.get(declared.subject, "string")
+
+
+def _check_fits(state: State, project: str, declared: list[RawDataset], value: str) -> None:
+    """Raise BadInput for a value that none of the data sets can have."""
+    types = {f"{each.name}.{each.subject}": _type(state, project, each) for each in declared if each.subject}
+    if all(erase.typed(value, type_) is None for type_ in types.values()):
+        known = ", ".join(f"{column}: {type_}" for column, type_ in types.items())
+        raise BadInput(
+            "subject", value, f"is of no type that a subject has here ({known})", "give the value as it stands there"
+        )
 
 
 def _from_raw(state: State, pending: Pending, declared: RawDataset) -> None:
     project, dataset, column = pending.project, declared.name, declared.subject
-    value = _value(state, project, declared, pending.value)
+    value = erase.typed(pending.value, _type(state, project, declared))
     table, quarantine = state.raw_table(project, dataset), state.quarantine(project, dataset)
     with batches.writing(project, dataset):
+        _from_held(state.home.held(project, dataset), column, pending.value)
+        if value is None:
+            return
         rows = pl.concat([erase.rows_of(table, column, value), erase.rows_of(quarantine, column, value)])
         found = pending.found.setdefault(dataset, {})
         for batch, count in Counter(rows.get_column("_batch")).items():
@@ -256,17 +267,16 @@ def _from_raw(state: State, pending: Pending, declared: RawDataset) -> None:
             path = sealed.path(state.home.sealed(project), dataset, str(batch[0]))
             erase.from_file(path, ~pl.col("_row").is_in(own.get_column("_row").implode()))
         erase.from_table(quarantine, column, value)
-        _from_held(state.home.held(project, dataset), column, value)
         erase.from_table(table, column, value)
         for batch in found:
             _correct(state, project, dataset, batch)
 
 
-def _from_held(folder: Path, column: str, value: str | int) -> None:
+def _from_held(folder: Path, column: str, value: str) -> None:
     for record in aside.listing(folder):
         _, rows = aside.get(folder, record.id)
         if column in rows.columns:
-            kept = rows.filter(pl.col(column).cast(pl.String).ne_missing(str(value)))
+            kept = rows.filter(pl.col(column).cast(pl.String).ne_missing(value))
             if kept.height < rows.height:
                 aside.keep(folder, msgspec.structs.replace(record, rows=kept.height), kept)
 

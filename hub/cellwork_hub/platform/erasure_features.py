@@ -1,10 +1,15 @@
-"""The part of an erasure that is about features: rows taken out by their key or made anew, online values forgotten."""
+"""The part of an erasure that is about features: rows taken out by their key or made anew, online values forgotten.
+
+Every revision of every view that there ever was is looked at, with the definitions and the keys of that revision: rows of changed and of removed
+views stay readable. Whoever changes a table of theirs here holds `feature_tables.writing`: a push that writes meanwhile would lose its file.
+"""
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -17,37 +22,79 @@ from cellwork.features import packed, references
 from cellwork.features.row import BATCH
 from cellwork.wire.batches import RawDataset
 from cellwork.wire.features import Definitions, Prepared, Rolling, View
-from cellwork_hub.platform import feature_definitions, feature_online, feature_worker, raw
+from cellwork_hub.platform import feature_definitions, feature_online, feature_tables, feature_worker, raw
 from cellwork_hub.platform.feature_queue import Claim
 from cellwork_hub.platform.state import State
 
 log = logging.getLogger("cellwork.erasure")
 
 
-def changed(
-    state: State, project: str, value: str, known: Definitions, declared: Sequence[RawDataset]
-) -> dict[str, list[str]]:
-    """Return the views in which rows of the subject may have another key than it, as their Prepared says, with those keys as text.
+@dataclass(frozen=True)
+class _Revision:
+    """A view as it was defined at a revision of its rows."""
+
+    known: Definitions
+    view: View
+    number: int
+    holds: bool
+
+    @property
+    def name(self) -> str:
+        """Return what it is called where its number matters."""
+        return f"{self.view.name}@{self.number}"
+
+    @property
+    def keys(self) -> list[str]:
+        return references.join_keys(self.known, self.view)
+
+    @property
+    def prepared(self) -> Prepared:
+        return references.prepared_of(self.known, self.view.pipeline.rows)
+
+
+def _revisions(state: State, project: str) -> list[_Revision]:
+    """Return the revisions of views of which there are or will be rows, by view, oldest first."""
+    query = "SELECT view, revision, holds FROM view_revisions WHERE project = :p ORDER BY view, revision"
+    with state.engine.connect() as db:
+        rows = db.execute(text(query), {"p": project}).all()
+    found, known = [], dict[int, Definitions]()
+    for name, number, holds in rows:
+        if not holds and not _tables(state, project, name, number):
+            continue
+        if number not in known:
+            known[number] = feature_definitions.definitions(state, project, number)[0]
+        found.append(_Revision(known[number], references.view_of(known[number], name), number, bool(holds)))
+    return found
+
+
+def online(state: State, project: str, views: Collection[str]) -> list[str]:
+    """Return those of `views` that are, or were, online."""
+    found = {each.view.name for each in _revisions(state, project) if each.view.online}
+    return sorted(found & set(views))
+
+
+def changed(state: State, project: str, value: str, declared: Sequence[RawDataset]) -> dict[str, list[str]]:
+    """Return the revisions of views in which rows of the subject may have another key than it, as their Prepared says, with those keys as text.
 
     There are none where they can't be told. To be asked before raw rows go: what tells it are the subject's own, of corrected
     and sealed batches too.
     """
     subjects = {each.name: each.subject for each in declared if each.subject}
-    columns, made, found = set(subjects.values()), dict[str, pl.DataFrame | None](), dict[str, list[str]]()
-    for view in known.views:
-        keys = references.join_keys(known, view)
-        if not (own := columns & set(keys)):
+    columns, made, found = set(subjects.values()), dict[tuple[str, ...], pl.DataFrame | None](), dict[str, list[str]]()
+    for each in _revisions(state, project):
+        if not (own := columns & set(each.keys)):
             continue
-        prepared = references.prepared_of(known, view.pipeline.rows)
-        if prepared.name not in made:
-            made[prepared.name] = _own_rows(state, project, value, prepared, subjects)
-        rows = made[prepared.name]
+        prepared = each.prepared
+        statement = (prepared.sql, *prepared.sources)
+        if statement not in made:
+            made[statement] = _own_rows(state, project, value, prepared, subjects)
+        rows = made[statement]
         if rows is None or (rows.height and not own <= set(rows.columns)):
-            found[view.name] = []
+            found[each.name] = []
         elif rows.height:
             texts = rows.drop_nulls(sorted(own)).select(pl.col(key).cast(pl.String) for key in sorted(own))
             if not texts.select(pl.any_horizontal(pl.all() == value).all()).item():
-                found[view.name] = sorted(set(texts.to_series()) - {value}) if len(own) == 1 else []
+                found[each.name] = sorted(set(texts.to_series()) - {value}) if len(own) == 1 else []
     return found
 
 
@@ -90,7 +137,9 @@ def _own_batches(state: State, project: str, value: str, source: str, subjects: 
     if source not in subjects:
         return []
     types = {column.name: column.type for column in raw.pinned(state, project, source)}
-    typed = erase.typed(value, types.get(subjects[source], "string"), subjects[source])
+    typed = erase.typed(value, types.get(subjects[source], "string"))
+    if typed is None:
+        return []
     rows = erase.rows_of(state.raw_table(project, source), subjects[source], typed)
     known = raw.holdouts(state, project, source)
     return [batch for batch in rows.get_column("_batch").unique().sort() if batch in known]
@@ -101,16 +150,16 @@ def _plain(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def from_views(
-    state: State, project: str, value: str, found: dict[str, dict[str, int]], known: Definitions, columns: set[str],
+    state: State, project: str, value: str, found: dict[str, dict[str, int]], columns: set[str],
     keyed: Mapping[str, Sequence[str]], touched: list[str], keep: Callable[[], None],
 ) -> list[str]:  # fmt: skip
-    """Take the subject out of the views; return those in which others' rows stay that may count its own.
+    """Take the subject out of the views; return those in which others' rows stay that may count its own, old revisions as ``view@number``.
 
     Parameters
     ----------
     found : raw data set -> batch -> rows of the subject.
     columns : of raw data that name subjects.
-    keyed : views in which it may have another key than itself, with those keys, as `changed` told.
+    keyed : revisions of views in which it may have another key than itself, with those keys, as `changed` told.
     touched : gets the views of which rows go or are made anew; `keep` is called before they do.
     """
     aggregates: list[str] = []
@@ -122,97 +171,112 @@ def from_views(
             keep()
         shutil.rmtree(state.home.sketches(project, "features", name), ignore_errors=True)
 
-    for view in known.views:
-        keys = references.join_keys(known, view)
-        sources = references.prepared_of(known, view.pipeline.rows).sources
-        own = sorted(columns & set(keys))
+    for each in _revisions(state, project):
+        sources = each.prepared.sources
+        own = sorted(columns & set(each.keys))
         for column in own:
-            _by_key(state, project, value, view, keys, column, touch)
-        if (own and view.name not in keyed) or not hit & set(sources):
+            _by_key(state, project, value, each, column, touch)
+        if (own and each.name not in keyed) or not hit & set(sources):
             continue
-        if isinstance(view.pipeline, Rolling):
-            others = keyed.get(view.name, ())
-            prepared = references.prepared_of(known, view.pipeline.rows)
-            alone = _alone(state, project, prepared, own[0], others) if others else set()
+        if isinstance(each.view.pipeline, Rolling):
+            others = keyed.get(each.name, ())
+            alone = _alone(state, project, each.prepared, own[0], others) if others else set()
             for key in sorted(alone):
-                _by_key(state, project, key, view, keys, own[0], touch)
+                _by_key(state, project, key, each, own[0], touch)
             if not others or len(alone) < len(others):
-                aggregates.append(view.name)
+                aggregates.append(each.view.name if each.holds else each.name)
             continue
-        touch(view.name)
-        _anew(state, project, view, keys, None if hit & set(sources[1:]) else set(found[sources[0]]))
+        touch(each.view.name)
+        every = raw.holdouts(state, project, sources[0])
+        _anew(state, project, each, set(every if hit & set(sources[1:]) else found[sources[0]]))
     return aggregates
 
 
-def _tables(state: State, project: str, view: str) -> list[Path]:
-    """Return the tables of a view: of every revision, readable and sealed."""
+def _tables(state: State, project: str, view: str, revision: int | None = None) -> list[Path]:
+    """Return the tables of a view, readable and sealed: of one revision, or of every one."""
     folders = (state.home.feature_table(project, view), state.home.sealed(project) / "features" / view)
-    return [
-        path for folder in folders for path in sorted(folder.glob("revision-*")) if DeltaTable.is_deltatable(str(path))
-    ]
+    chosen = "revision-*" if revision is None else f"revision-{revision}"
+    return [path for folder in folders for path in sorted(folder.glob(chosen)) if DeltaTable.is_deltatable(str(path))]
 
 
-def _by_key(
-    state: State, project: str, value: str, view: View, keys: list[str], column: str, touch: Callable[[str], None]
-) -> None:
-    for path in _tables(state, project, view.name):
-        rows = pl.scan_delta(str(path))
-        typed = _typed(value, rows.collect_schema()[column])
-        if typed is None:
-            continue
-        entities = rows.filter(pl.col(column) == typed).select(keys).unique().collect()
-        if entities.height:
-            touch(view.name)
-        _forget(state, project, view, keys, entities)
-        erase.from_table(path, column, typed)
+def _by_key(state: State, project: str, value: str, of: _Revision, column: str, touch: Callable[[str], None]) -> None:
+    for path in _tables(state, project, of.view.name, of.number):
+        with feature_tables.writing:
+            rows = pl.scan_delta(str(path))
+            typed = _typed(value, rows.collect_schema()[column])
+            if typed is None:
+                continue
+            entities = rows.filter(pl.col(column) == typed).select(of.keys).unique().collect()
+            if entities.height:
+                touch(of.view.name)
+            _forget(state, project, of, entities)
+            erase.from_table(path, column, typed)
 
 
 def _typed(value: str, dtype: pl.DataType) -> str | int | None:
     """Return the subject as a value of a key of type `dtype`; None if it is none of that type, and so no key there."""
-    if not dtype.is_integer():
-        return value if dtype == pl.String else None
-    try:
-        number = int(value)
-    except ValueError:
-        return None
-    return number if -(2**63) <= number < 2**63 else None
+    if dtype.is_integer():
+        return erase.number(value)
+    return value if dtype == pl.String else None
 
 
-def _forget(state: State, project: str, view: View, keys: list[str], entities: pl.DataFrame) -> None:
-    if view.online and entities.height:
+def _forget(state: State, project: str, of: _Revision, entities: pl.DataFrame) -> None:
+    if of.view.online and entities.height:
         with feature_online.opened(state, project) as store:
-            store.forget(view.name, packed.entity_keys([entities.get_column(key).to_list() for key in sorted(keys)]))
+            columns = [entities.get_column(key).to_list() for key in sorted(of.keys)]
+            store.forget(of.view.name, packed.entity_keys(columns))
 
 
-def _anew(state: State, project: str, view: View, keys: list[str], caused_by: set[str] | None) -> None:
-    """Make the rows of a Select view again that the batches `caused_by` (None: all) caused; older revisions lose theirs."""
-    revision = feature_definitions.view_revision(state, project, view.name)
-    query = "SELECT id, revision, batch FROM pipeline_runs WHERE project = :p AND view = :v AND state = 'succeeded'"
+def _anew(state: State, project: str, of: _Revision, caused_by: set[str]) -> None:
+    """Make the rows of a Select view again that the batches `caused_by` caused; where no run that holds made them, they just go."""
+    name, tables = of.view.name, _tables(state, project, of.view.name, of.number)
+    runs = _succeeded(state, project, of, caused_by) if of.holds else {}
+    before = [_entities(path, of.keys, caused_by) for path in tables]
+    for batch, run in runs.items():
+        feature_worker.execute(state, Claim(run, project, name, of.number, batch))
+    unmade = caused_by - set(runs)
+    for path in tables:
+        with feature_tables.writing:
+            table = DeltaTable(path)
+            for batch in {part[BATCH] for part in table.partitions()} & unmade:
+                table.delete(f"{BATCH} = '{batch}'")
+            erase.purge(path)
+    if before:
+        _renew(state, project, of, pl.concat(before).unique())
+
+
+def _succeeded(state: State, project: str, of: _Revision, caused_by: set[str]) -> dict[str, str]:
+    """Return batch -> run of the revision, of those batches whose run succeeded."""
+    query = "SELECT batch, id FROM pipeline_runs WHERE project = :p AND view = :v AND revision = :r AND state = 'succeeded' ORDER BY seq"
     with state.engine.connect() as db:
-        runs = [
-            row
-            for row in db.execute(text(query), {"p": project, "v": view.name})
-            if caused_by is None or row.batch in caused_by
-        ]
-    made = {row.batch for row in runs}
-    before = _entities(state, project, view, keys, made)
-    for row in runs:
-        if row.revision == revision:
-            feature_worker.execute(state, Claim(row.id, project, view.name, revision, row.batch))
-    for path in _tables(state, project, view.name):
-        if path.name != f"revision-{revision}":
-            for batch in made:
-                DeltaTable(path).delete(f"{BATCH} = '{batch}'")
-        erase.purge(path)
-    after = _entities(state, project, view, keys, None)
-    gone = before.join(after, on=keys, how="anti", nulls_equal=True) if after.width else before
-    _forget(state, project, view, keys, gone)
+        rows = db.execute(text(query), {"p": project, "v": of.view.name, "r": of.number})
+        return {row.batch: row.id for row in rows if row.batch in caused_by}
 
 
-def _entities(state: State, project: str, view: View, keys: list[str], caused_by: set[str] | None) -> pl.DataFrame:
-    found = []
-    for path in _tables(state, project, view.name):
-        rows = pl.scan_delta(str(path))
-        rows = rows if caused_by is None else rows.filter(pl.col(BATCH).is_in(list(caused_by)))
-        found.append(rows.select(keys).unique().collect())
-    return pl.concat(found).unique() if found else pl.DataFrame()
+def _entities(path: Path, keys: list[str], caused_by: set[str]) -> pl.DataFrame:
+    rows = pl.scan_delta(str(path)).filter(pl.col(BATCH).is_in(list(caused_by)))
+    return rows.select(keys).unique().collect()
+
+
+def _renew(state: State, project: str, of: _Revision, entities: pl.DataFrame) -> None:
+    """Let the online store say of `entities` what the rows say that are left, under the revisions that readers see or will see."""
+    if not of.view.online or not entities.height:
+        return
+    _forget(state, project, of, entities)
+    with feature_online.opened(state, project) as store:
+        active = store.active(of.view.name) or 0
+        for each in _revisions(state, project):
+            if each.view.name == of.view.name and each.view.online and each.number >= active:
+                for path in _tables(state, project, each.view.name, each.number):
+                    left = _rows_of(path, of.keys, entities)
+                    if left.height:
+                        store.write(each.view.name, each.number, each.keys, left)
+
+
+def _rows_of(path: Path, keys: list[str], entities: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of `entities`; none where the table has other keys."""
+    rows = pl.scan_delta(str(path))
+    types = rows.collect_schema()
+    if any(types.get(key) != entities.schema[key] for key in keys):
+        return pl.DataFrame()
+    return rows.join(entities.lazy(), on=keys, how="semi", nulls_equal=True).collect()

@@ -55,7 +55,8 @@ def _data(done: Erasure) -> list[Place]:
     places = [
         Place(
             what="rolling aggregates", names=done.aggregates, said="old values still count the rows, among those of others",
-            way_out="where one value tells of the subject, change the view's definition and apply it: it is filled anew from what is left",
+            way_out="where one value tells of the subject, change the view's definition and apply it: it is filled anew from what is left. "
+            "Nothing but `?revision=` reads an old revision (`view@N`): an administrator removes its folder revision-N under data/features",
         ),
         Place(
             what="datasets without a column of the subject", names=done.datasets,

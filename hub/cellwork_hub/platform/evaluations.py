@@ -5,6 +5,7 @@ Every question to a holdout is counted before the model is scored, whatever come
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,12 @@ from sqlalchemy import Connection, text
 
 from cellwork import clock, ids
 from cellwork.client import Client
-from cellwork.errors import BadInput, NotFound
+from cellwork.errors import BadInput, CellworkError, NotFound
 from cellwork.evaluation import baseline
 from cellwork.evaluation.metrics import Kind, primary
 from cellwork.models import package, versions
 from cellwork.models.versions import Version
+from cellwork.wire.datasets import Dataset
 from cellwork.wire.evaluations import Difference, Evaluation, EvaluationRequest, Metric
 from cellwork.wire.gate import Rules
 from cellwork_hub import records
@@ -30,9 +32,11 @@ from cellwork_hub.route import Call, Route
 
 __all__ = ["MIGRATION", "evaluate", "routes"]
 
+log = logging.getLogger("cellwork.evaluations")
+
 
 def evaluate(state: State, call: Call, request: EvaluationRequest) -> Evaluation:
-    """Score a registered version on a sealed holdout, beside its baseline and the champion.
+    """Score a registered version on a sealed holdout, beside its baseline and the champion, if that can still be scored.
 
     Raises
     ------
@@ -58,12 +62,13 @@ def evaluate(state: State, call: Call, request: EvaluationRequest) -> Evaluation
         beside = _beside(state, client, version, column, kind)
         if beside is None:
             simple = scoring.of_baseline(state, column, kind, trained, holdout)
+        rival = Champion() if request.also else _champion(state, client, version, trained, (request.holdout, holdout))
         question = _count(state, call, project, request, version)
         if beside is not None:
             _count(state, call, project, request, beside[0])
             simple = scoring.of_model(beside[1], holdout).metrics
         found = scoring.of_model(folder, holdout)
-        champion, theirs = (0, Beside()) if request.also else _champion(state, client, version, request.holdout)
+        champion, theirs = _compared(version, rival)
     record = Evaluation(
         id=ids.new("eval"), version=version.ref, holdout=request.holdout, question_no=question, rows=len(holdout.labels),
         metrics=found.metrics, baseline=simple, champion=theirs.metrics, dataset=trained.id, by=call.principal.name, at=clock.now(),
@@ -132,14 +137,46 @@ class Beside:
         return scoring.difference(metric, (holdout, found), (self.rows, self.scored))
 
 
-def _champion(state: State, client: Client, version: Version, holdout: str) -> tuple[int, Beside]:
-    """Return the champion's version and what it does with `holdout` (0 and nothing if there is none, or it is `version` itself)."""
+@dataclass(frozen=True)
+class Champion:
+    """The champion, ready to be scored: 0 for none, and without rows where it learned another truth."""
+
+    version: int = 0
+    folder: Path = Path()
+    rows: scoring.Sealed | None = None
+
+
+def _champion(
+    state: State, client: Client, version: Version, trained: Dataset, holdout: tuple[str, scoring.Sealed]
+) -> Champion:
+    """Return the champion beside which `version` is scored; none if it is `version` itself, or can't be scored any more."""
     number = versions.aliases(client, version.name).get("champion", 0)
     if number in (0, version.version):
-        return 0, Beside()
-    champion = versions.get(client, version.name, number)
-    rows = scoring.sealed(state, holdout, scoring.trained_on(state, champion))
-    return number, Beside(scoring.of_champion(scoring.copy(state, client, champion), rows), rows)
+        return Champion()
+    try:
+        champion = versions.get(client, version.name, number)
+        theirs = scoring.trained_on(state, champion)
+        rows = scoring.sealed(state, holdout[0], theirs)
+        if theirs.label_name != trained.label_name and not scoring.same_truth(holdout[1], rows):
+            return Champion(number)
+        return Champion(number, scoring.copy(state, client, champion), rows)
+    except CellworkError as error:
+        return _without(version, number, error)
+
+
+def _without(version: Version, champion: int, error: CellworkError) -> Champion:
+    log.warning("%s is not compared with champion version %d: %s", version.subject, champion, error)
+    return Champion()
+
+
+def _compared(version: Version, champion: Champion) -> tuple[int, Beside]:
+    """Return the champion's version and what it does with its rows; 0 and nothing if it can't be scored."""
+    if champion.rows is None:
+        return champion.version, Beside()
+    try:
+        return champion.version, Beside(scoring.of_champion(champion.folder, champion.rows), champion.rows)
+    except CellworkError as error:
+        return _without(version, champion.version, error).version, Beside()
 
 
 def _keep(db: Connection, call: Call, record: Evaluation, version: Version, champion: int) -> None:

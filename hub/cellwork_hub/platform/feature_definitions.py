@@ -114,7 +114,7 @@ def _by_name(wanted: Definitions) -> dict[str, object]:
 
 
 def _keep_views(db: Connection, wanted: Definitions, revision: int) -> None:
-    """Give each view whose content changed the new revision; the others keep theirs."""
+    """Give each view whose content changed the new revision, and drop what its old one had still to do; the others keep theirs."""
     held = {
         row.view: row.sha256
         for row in db.execute(
@@ -126,6 +126,7 @@ def _keep_views(db: Connection, wanted: Definitions, revision: int) -> None:
     for name in held:
         if content.get(name) != held[name]:
             db.execute(end, {"p": wanted.project, "v": name})
+            feature_queue.drop(db, wanted.project, name)
     start = text("INSERT INTO view_revisions VALUES (:p, :v, :r, :s, :d, 1)")
     for view in wanted.views:
         if held.get(view.name) != content[view.name]:

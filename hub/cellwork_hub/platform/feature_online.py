@@ -3,6 +3,9 @@
 Pipelines and pushes write online as they go. `materialize` writes again what the tables say of a time: it writes, reads a
 sample back, compares counts, and moves the watermark last, so that a watermark never stands for values that are not there.
 Killed anywhere before, it is simply made again; since older values never replace newer ones, it may run beside pushes.
+
+A view of which the store has nothing, as after a loss, is written whole before readers see it, by whoever comes first: a start, a run, a push
+or `materialize`, whatever times that was asked for. So a view that is seen lacks nothing that its table has.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ from cellwork.wire.features import (
     View,
 )
 from cellwork_hub import records
-from cellwork_hub.platform import feature_definitions, feature_tables
+from cellwork_hub.platform import feature_definitions, feature_queue, feature_tables
+from cellwork_hub.platform.feature_queue import Claim
 from cellwork_hub.platform.state import State
 from cellwork_hub.route import Call, Route
 
@@ -82,6 +86,8 @@ def _only(value: OnlineValue, fields: list[str]) -> OnlineValue:
 def materialize(state: State, call: Call, request: MaterializeRequest) -> list[Materialized]:
     """Write online what the feature tables say of (start, end]; returns what was written of each view.
 
+    A view of which the store has nothing is written from the beginning until now.
+
     Raises
     ------
     BadInput
@@ -108,9 +114,13 @@ def _materialize(
 ) -> Materialized:
     project, keys = known.project, references.join_keys(known, view)
     revision = feature_definitions.view_revision(state, project, view.name)
-    since = clock.utc(start) if start else watermark(state, project, view.name, revision)
     rows = feature_tables.view_rows(state, project, view, sealed=True)
-    rows = rows.filter(pl.col(EVENT) <= end, pl.lit(True) if since is None else pl.col(EVENT) > since)
+    since: datetime | None = None
+    if _lost(state, project, view.name):
+        end = clock.now()
+    else:
+        since = clock.utc(start) if start else watermark(state, project, view.name, revision)
+        rows = rows.filter(pl.col(EVENT) <= end, pl.lit(True) if since is None else pl.col(EVENT) > since)
     entities, written = _filled(state, project, view, revision, keys, rows)
     with state.engine.begin() as db:
         db.execute(
@@ -124,6 +134,17 @@ def _materialize(
         records.event(db, "features.online", project, f"view:{project}/{view.name}@{revision}", **after)
         records.audit(db, call, "features.materialize", f"{project}/{view.name}", after=after)
     return Materialized(view=view.name, start=since, end=end, rows=rows.height, entities=entities, written=written)
+
+
+def _lost(state: State, project: str, view: str) -> bool:
+    """Whether the store has nothing of `view`; its watermarks, which stand for values that are gone, are removed then."""
+    with opened(state, project) as store:
+        if store.active(view) is not None:
+            return False
+    with state.engine.begin() as db:
+        query = "DELETE FROM online_watermarks WHERE project = :p AND view = :v"
+        db.execute(text(query), {"p": project, "v": view})
+    return True
 
 
 def _filled(
@@ -161,6 +182,24 @@ def _check(store: OnlineStore, view: View, keys: Sequence[str], rows: pl.DataFra
                 f"online value of view {view.name!r}", entity.hex(), "is older than the one that was just written",
                 "look at the store, then materialize again",
             )  # fmt: skip
+
+
+def serve(state: State, store: OnlineStore, run: Claim, view: View, keys: Sequence[str]) -> None:
+    """Let readers see what `run` makes of `view`, if it is still defined so and no other run of that is to be executed.
+
+    A view of which the store has nothing is written whole, and seen at once; the caller holds `feature_worker.working` then,
+    so that no erasure takes rows away that were just read.
+    """
+    active = store.active(view.name)
+    if active == run.revision:
+        return
+    if active is None:
+        rows = feature_tables.read(state, run.project, view, run.revision, sealed=True)
+        if rows.height:
+            store.write(view.name, run.revision, keys, rows)
+    with feature_definitions.applying:
+        if feature_queue.holds(state, run) and (active is None or not feature_queue.pending(state, run)):
+            store.activate(view.name, run.revision)
 
 
 def watermark(state: State, project: str, view: str, revision: int) -> datetime | None:

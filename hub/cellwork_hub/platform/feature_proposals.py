@@ -1,11 +1,13 @@
 """Definitions of somebody who may not apply them wait as proposals; and Feast's own registry, as its clients keep it.
 
 A proposal is open until somebody with `features:apply` accepts or rejects it, once. Accepting applies exactly what was proposed, checked
-again against the data of then. Everything is written in the transaction of its audit.
+again against the data of then; unless other definitions were applied since, which that would take back. Everything is written in the
+transaction of its audit.
 """
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import msgspec
@@ -23,23 +25,23 @@ MIGRATION = (
     "CREATE TABLE feature_proposals (id TEXT PRIMARY KEY, project TEXT NOT NULL, body {json} NOT NULL, record {json} NOT NULL, "
     "state TEXT NOT NULL, at BIGINT NOT NULL)",
 )
+_deciding = threading.Lock()
+"""Held while definitions are applied or a proposal is decided: what a decision looked at holds until it is kept."""
 
 
 def apply_or_propose(state: State, call: Call, wanted: Definitions) -> Applied:
     """Apply `wanted` for somebody who may; for others check it and keep it as a proposal. What is the same changes nothing."""
     if "features:apply" in call.principal.scopes:
-        return feature_definitions.apply(state, call, wanted)
+        with _deciding:
+            return feature_definitions.apply(state, call, wanted)
     feature_definitions.check(state, wanted)
-    try:
-        before, revision = feature_definitions.definitions(state, wanted.project)
-    except NotFound:
-        before, revision = Definitions(project=wanted.project), 0
+    before, revision = _newest(state, wanted.project)
     changed, removed = feature_definitions.difference(before, wanted)
     if not changed and not removed:
         return Applied(project=wanted.project, revision=revision, changed=[])
     made = Proposal(
         id=ids.new("prop"), project=wanted.project, by=call.principal.name, at=clock.now(), state="open",
-        changed=changed, removed=removed,
+        changed=changed, removed=removed, base=revision,
     )  # fmt: skip
     with state.engine.begin() as db:
         values = {
@@ -65,23 +67,42 @@ def decide(state: State, call: Call, project: str, proposal: str, *, accept: boo
     NotFound
         There is no such proposal in `project`.
     Conflict
-        It was decided before.
+        It was decided before; or it would be accepted, and other definitions were applied since it was made.
     """
-    found, body = _get(state, project, proposal)
-    if found.state != "open":
-        raise Conflict("proposal", proposal, f"was {found.state} by {found.decided_by} before", "propose it again")
-    if accept:
-        feature_definitions.apply(state, call, msgspec.json.decode(body, type=Definitions))
+    with _deciding:
+        found, body = _get(state, project, proposal)
+        if found.state != "open":
+            raise Conflict("proposal", proposal, f"was {found.state} by {found.decided_by} before", "propose it again")
+        if accept:
+            wanted = msgspec.json.decode(body, type=Definitions)
+            _check_base(state, found, wanted)
+            feature_definitions.apply(state, call, wanted)
+        return _decided(state, call, found, accept=accept)
+
+
+def _newest(state: State, project: str) -> tuple[Definitions, int]:
+    try:
+        return feature_definitions.definitions(state, project)
+    except NotFound:
+        return Definitions(project=project), 0
+
+
+def _check_base(state: State, found: Proposal, wanted: Definitions) -> None:
+    """Raise Conflict if `wanted` would take back what was applied since it was proposed."""
+    newest, revision = _newest(state, found.project)
+    if revision != found.base and any(feature_definitions.difference(newest, wanted)):
+        verdict = f"was made against revision {found.base}, but revision {revision} was applied since; it would take that back"
+        way_out = f"propose it again on top of that, and reject this one: cellwork feature accept {found.id} --reject"
+        raise Conflict("proposal", found.id, verdict, way_out)
+
+
+def _decided(state: State, call: Call, found: Proposal, *, accept: bool) -> Proposal:
     found = msgspec.structs.replace(found, state="accepted" if accept else "rejected", decided_by=call.principal.name)
     with state.engine.begin() as db:
-        values = {"id": proposal, "s": found.state, "r": msgspec.json.encode(found).decode()}
-        changed = db.execute(
-            text("UPDATE feature_proposals SET state = :s, record = :r WHERE id = :id AND state = 'open'"), values
-        ).rowcount
-        if changed:
-            records.audit(
-                db, call, f"features.{'accept' if accept else 'reject'}", project, after={"proposal": proposal}
-            )
+        values = {"id": found.id, "s": found.state, "r": msgspec.json.encode(found).decode()}
+        db.execute(text("UPDATE feature_proposals SET state = :s, record = :r WHERE id = :id"), values)
+        action = "features.accept" if accept else "features.reject"
+        records.audit(db, call, action, found.project, after={"proposal": found.id})
     return found
 
 

@@ -1,9 +1,9 @@
 """The queue of pipeline runs: which batch is still to become feature rows of which view.
 
 A run belongs to a view at a revision: the one of the definitions with which what its rows depend on last changed. A view that changes
-starts anew under its new revision, from all current batches; what the old revision made stays as it is. There is one run for
-a batch in a revision. Runs are claimed in the order of their batches, one at a time. A project whose store or files do not answer
-rests for a while (`Rests`), with its order kept, and the others go on.
+starts anew under its new revision, from all current batches; what the old revision made stays as it is, its runs that have not begun are
+dropped. There is one run for a batch in a revision. Runs are claimed in the order of their batches, one at a time. A project whose store or
+files do not answer rests for a while (`Rests`), with its order kept, and the others go on.
 
 A run whose view joins a source without a batch is `waiting`; the batch that arrives queues it again in its own transaction. A run whose
 view has a schedule is `scheduled` until the first time of the schedule after the batch came; then `queue_due` queues it. A view's first
@@ -319,6 +319,19 @@ def open_backfill(state: State, project: str, view: str) -> tuple[int, str, str]
         ).all()
     said = {row.state: row.error for row in rows}
     return len(rows), said.get("failed", ""), said.get("waiting", "")
+
+
+def drop(db: Connection, project: str, view: str) -> None:
+    """Forget the runs of a view that have not begun: nobody waits for what a definition that ends would still make."""
+    query = "DELETE FROM pipeline_runs WHERE project = :p AND view = :v AND state IN ('queued', 'scheduled', 'waiting')"
+    db.execute(text(query), {"p": project, "v": view})
+
+
+def holds(state: State, run: Claim) -> bool:
+    """Whether the view is still defined as it was when `run` was queued."""
+    query = "SELECT holds FROM view_revisions WHERE project = :p AND view = :v AND revision = :r"
+    with state.engine.connect() as db:
+        return bool(db.execute(text(query), {"p": run.project, "v": run.view, "r": run.revision}).scalar())
 
 
 def begun(db: Connection, project: str, view: str, revision: int) -> bool:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -27,7 +29,29 @@ from cellwork_hub.platform import batches, feature_queue
 from cellwork_hub.platform.feature_definitions import definitions, view_revision
 from cellwork_hub.platform.state import State
 
-_writing = threading.Lock()
+writing = threading.Lock()
+"""Held while a table of feature rows is changed."""
+keeping = threading.Lock()
+"""Held while what was made of rows is kept: see `outdate`."""
+_outdated: Counter[tuple[Path, str]] = Counter()
+
+
+def outdated(state: State, project: str) -> int:
+    """Return how often what was read of a project before is not to be kept any more."""
+    return _outdated[state.home.root, project]
+
+
+def outdate(state: State, project: str) -> None:
+    """Let nothing be kept from here on that is made of rows read before: they may have an erased subject's."""
+    with keeping:
+        _outdated[state.home.root, project] += 1
+
+
+def drop_prepared(state: State, project: str) -> None:
+    """Remove the prepared rows of a project; who reads raw rows now keeps none of them."""
+    outdate(state, project)
+    for folder in (state.home.prepared(project, "any").parent, state.home.sealed(project) / "prepared"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def prepared_rows(
@@ -67,6 +91,7 @@ class _Prepared:
     def __init__(self, state: State, project: str, prepared: Prepared, others: dict[str, list[Batch]]) -> None:
         self.state, self.project, self.prepared, self.others = state, project, prepared, others
         self._others: dict[str, pl.DataFrame] = {}
+        self._since = outdated(state, project)
 
     def rows(self, batch: Batch, *, sealed: bool) -> pl.DataFrame:
         file = self._file(batch, sealed=sealed)
@@ -74,11 +99,17 @@ class _Prepared:
             return pl.read_parquet(file, hive_partitioning=False)
         except FileNotFoundError:
             made = self.made(batch, sealed=sealed)
-        files.write(file, _parquet(made), mode=0o600)
-        for older in file.parent.glob(f"{batch.id}-*.parquet"):
-            if older != file:
-                older.unlink(missing_ok=True)
+        self._keep(file, batch, _parquet(made))
         return made
+
+    def _keep(self, file: Path, batch: Batch, content: bytes) -> None:
+        with keeping:
+            if outdated(self.state, self.project) != self._since:
+                return
+            files.write(file, content, mode=0o600)
+            for older in file.parent.glob(f"{batch.id}-*.parquet"):
+                if older != file:
+                    older.unlink(missing_ok=True)
 
     def none(self) -> pl.DataFrame:
         """Return no rows, with the columns there would be."""
@@ -210,7 +241,7 @@ def write(state: State, run: feature_queue.Claim, rows: pl.DataFrame, *, sealed:
     """Make `rows` the rows that the batch of `run` causes, in one commit; what an earlier attempt wrote is replaced."""
     path = _table(state, run.project, run.view, run.revision, sealed=sealed)
     target, own = str(path), f"{BATCH} = '{run.batch}'"
-    with _writing:
+    with writing:
         table = DeltaTable(target) if DeltaTable.is_deltatable(target) else None
         repeated = table is not None and {BATCH: run.batch} in table.partitions()
         if table is not None and repeated and not rows.height:

@@ -6,10 +6,10 @@ their runs, and offers what changed to the online store. A crash in between lose
 under the same name is the same batch.
 
 A twin is memory only. It is made from what the pipeline recorded of its batches (`feature_queue.done`), and made anew where
-it can not go on: after a correction, a failed run, an erasure, a change of the view or of a source that its rows are joined with. Where it can
-not be made (a sealed batch, a run that failed or waits, a first filling that is not done), the pipeline alone serves the view, and the answer says
-so. Each twin has one lock; batches of a data set come one at a time. A batch of a joined source that arrives between a push and
-its pipeline run is seen by the run alone.
+it can not go on: after a correction, a failed run, an erasure, a loss of the online store, a change of the view or of a source that its rows
+are joined with. Where it can not be made (a sealed batch, a run that failed or waits, a first filling that is not done), the pipeline alone
+serves the view, and the answer says so. Each twin has one lock; batches of a data set come one at a time. A batch of a joined source that
+arrives between a push and its pipeline run is seen by the run alone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,14 @@ from cellwork.features.realtime import Key, Twin
 from cellwork.features.row import BATCH, CREATED, EVENT, schema
 from cellwork.wire.batches import Batch
 from cellwork.wire.features import Definitions, Rolling, Streamed, View
-from cellwork_hub.platform import batches, feature_definitions, feature_queue, feature_tables
+from cellwork_hub.platform import (
+    batches,
+    feature_definitions,
+    feature_online,
+    feature_queue,
+    feature_tables,
+    feature_worker,
+)
 from cellwork_hub.platform.feature_online import opened
 from cellwork_hub.platform.feature_queue import Claim
 from cellwork_hub.platform.state import State
@@ -78,28 +85,31 @@ def _offer(state: State, project: str, name: str, revision: int, batch: Batch) -
     view = references.view_of(known, name)
     if not view.online:
         return 0
-    if isinstance(view.pipeline, Rolling):
-        rows = _followed(state, known, view, revision)
-    elif batch.sealed or batch.supersedes:
-        raise _Behind("it is a correction, or sealed")
-    else:
-        prepared = feature_tables.prepared_rows(state, known, view.pipeline.rows, batches=[batch])
-        rows = pipeline.select_rows(view, references.join_keys(known, view), prepared)
+    keys = references.join_keys(known, view)
     with opened(state, project) as store:
         active = store.active(name)
         if active not in (None, revision):
             raise _Behind("a changed definition is still being filled")
-        written = store.write(name, revision, references.join_keys(known, view), rows) if rows.height else 0
+        if isinstance(view.pipeline, Rolling):
+            rows = _followed(state, known, view, revision, anew=active is None)
+        elif batch.sealed or batch.supersedes:
+            raise _Behind("it is a correction, or sealed")
+        else:
+            prepared = feature_tables.prepared_rows(state, known, view.pipeline.rows, batches=[batch])
+            rows = pipeline.select_rows(view, keys, prepared)
+        written = store.write(name, revision, keys, rows) if rows.height else 0
         if active is None:
-            store.activate(name, revision)
+            with feature_worker.working:
+                feature_online.serve(state, store, Claim("", project, name, revision, ""), view, keys)
     return written
 
 
-def _followed(state: State, known: Definitions, view: View, revision: int) -> pl.DataFrame:
+def _followed(state: State, known: Definitions, view: View, revision: int, *, anew: bool) -> pl.DataFrame:
+    """Return what the view's twin says after the batches that came; made `anew`, after all that are not in the table yet."""
     key = (str(state.home.root), known.project, view.name)
     with _locks[key]:
         live = _live.pop(key, None)  # whatever fails from here on leaves none, and the next push makes it anew
-        if live is None or live.revision != revision or live.others != live.joined_with():
+        if anew or live is None or live.revision != revision or live.others != live.joined_with():
             live = _Live(state, known, view, revision)
         rows = live.follow()
         _live[key] = live

@@ -32,7 +32,7 @@ from cellwork_hub.platform.state import State
 
 log = logging.getLogger("cellwork.features")
 working = threading.Lock()
-"""Held while a run is executed; an erasure holds it to be alone with the feature rows."""
+"""Held while a run is executed, or a lost view filled for a push; an erasure holds it to be alone with the feature rows."""
 IDLE_SECONDS = 0.2
 DUE_SECONDS = 1.0
 """How often schedules are looked at."""
@@ -224,6 +224,4 @@ def _publish(state: State, run: Claim, made: _Made, rows: pl.DataFrame) -> None:
     if made.view.online:
         with feature_online.opened(state, run.project) as store:
             store.write(run.view, run.revision, made.keys, rows)
-            active = store.active(run.view)
-            if active != run.revision and (active is None or not feature_queue.pending(state, run)):
-                store.activate(run.view, run.revision)
+            feature_online.serve(state, store, run, made.view, made.keys)

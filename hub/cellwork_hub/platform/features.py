@@ -21,7 +21,15 @@ from cellwork.wire.features import (
     View,
 )
 from cellwork_hub import records
-from cellwork_hub.platform import batches, feature_definitions, feature_proposals, feature_queue, feature_tables
+from cellwork_hub.platform import (
+    batches,
+    feature_definitions,
+    feature_online,
+    feature_proposals,
+    feature_queue,
+    feature_tables,
+    feature_worker,
+)
 from cellwork_hub.platform.feature_definitions import definitions
 from cellwork_hub.platform.feature_online import opened
 from cellwork_hub.platform.feature_queue import MIGRATION, Claim, enqueue
@@ -72,11 +80,10 @@ def push(state: State, call: Call, view_name: str, request: PushRequest) -> int:
             store.write(view.name, revision, keys, typed)
             active = store.active(view.name)
             if active is None:
-                store.activate(view.name, revision)
-            elif active < revision:
-                with feature_definitions.applying:
-                    if not feature_queue.pending(state, claim):
-                        store.activate(view.name, revision)
+                with feature_worker.working:
+                    feature_online.serve(state, store, claim, view, keys)
+            elif active != revision:
+                feature_online.serve(state, store, claim, view, keys)
     with state.engine.begin() as db:
         records.edge(db, delivery, "made_by", f"{call.principal.kind}:{call.principal.name}")
         records.event(db, "features.online", request.project, delivery, view=view.name, rows=typed.height)

@@ -41,7 +41,8 @@ def _number(call: Call, name: str) -> int:
 
 def routes(state: State) -> list[Route]:
     def get_gate(call: Call) -> Gate:
-        return promotion.gate(state, f"{call.path['project']}/{call.path['name']}", _number(call, "version"))
+        name, number = f"{call.path['project']}/{call.path['name']}", _number(call, "version")
+        return promotion.gate(state, name, number, call.query.get("for", ""))
 
     def post_gate(call: Call) -> Promoted:
         return promotion.promote(state, call, call.body)

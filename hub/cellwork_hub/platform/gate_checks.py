@@ -45,25 +45,31 @@ class Asked:
 
 def lines(asked: Asked) -> Iterator[Check]:
     """Yield the lines in the order in which one would mend them."""
-    intact = [_origin(asked), _content(asked)]
-    yield from intact
+    yield _origin(asked)
+    content = _content(asked)
+    yield content
     if asked.state.context.settings.trust == "team":
         yield _rules_of_another(asked)
-    folder = _folder(asked)
+    folder, why = _folder(asked)
     yield _card(asked, folder)
     if folder is not None:
         yield from _code(asked, folder)
     evaluation = _evaluation(asked)
     yield from _evaluated(asked, evaluation)
-    if folder is not None and all(check.passed for check in intact):
+    if not content.passed:  # nobody overrides that, so what can't be tried can't pass
+        return
+    if folder is None:
+        yield _line("sanity", _answering(asked), why, False, "register it with cellwork.models.registry.register")
+    else:
         yield from _tried(asked, folder, evaluation.latency if evaluation else None)
 
 
-def _folder(asked: Asked) -> Path | None:
+def _folder(asked: Asked) -> tuple[Path | None, str]:
+    """Return this machine's copy of the version's folder, or why it can't be read."""
     try:
-        return scoring.copy(asked.state, asked.client, asked.version)
-    except (Refused, NotFound, BadInput):
-        return None
+        return scoring.copy(asked.state, asked.client, asked.version), ""
+    except (Refused, NotFound, BadInput) as error:
+        return None, str(error)
 
 
 def _origin(asked: Asked) -> Check:
@@ -236,8 +242,7 @@ def _within(rules: Rules, evaluation: Evaluation) -> Iterator[Check]:
 
 def _tried(asked: Asked, folder: Path, measured: Latency | None) -> Iterator[Check]:
     """It loads in a clean process, answers its example and the project's requests, in time; and is not too large."""
-    requests = asked.rules.sanity
-    wanted = "loads and answers" + (f", {len(requests)} requests of the project within bounds" if requests else "")
+    wanted = _answering(asked)
     try:
         sane = scoring.sanity(folder)
         problem = _wrong(folder, asked.rules) or _company(sane)
@@ -257,6 +262,11 @@ def _tried(asked: Asked, folder: Path, measured: Latency | None) -> Iterator[Che
     )
     wanted = f"at most {asked.rules.size_mb:g} MB"
     yield _line("size", wanted, f"is {size:.3g} MB", size <= asked.rules.size_mb, "make it smaller")
+
+
+def _answering(asked: Asked) -> str:
+    requests = asked.rules.sanity
+    return "loads and answers" + (f", {len(requests)} requests of the project within bounds" if requests else "")
 
 
 def _wrong(folder: Path, rules: Rules) -> str:

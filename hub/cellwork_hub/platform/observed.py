@@ -4,6 +4,7 @@ Every observation comes out exactly once, in the order of its batch. The columns
 inputs, `view__feature` of each feature, `view__event_timestamp` and `view___batch` of each view (the time and the raw batch
 of the value that was found: lineage), the label and when it was known, and `_batch`, the observation's own raw batch. A
 label that is sealed, or was never known, is null; with `sealed=True`, for the evaluator alone, the sealed values are there.
+Of a label by name these are the ones that are sealed for the same holdout, and nothing else: what can be read is no secret.
 """
 
 from __future__ import annotations
@@ -135,13 +136,29 @@ def columns(made: Plan) -> list[str]:
     )
 
 
-def _with_label(state: State, made: Plan, label: Label, found: pl.DataFrame) -> pl.DataFrame:
-    """Return the observations with the readable values of `label`, by their id; of several the one known last."""
-    rows = feature_tables.prepared_rows(state, made.definitions, label.rows)
+def _values(
+    state: State, made: Plan, label: Label, taken: list[Batch] | None = None, *, sealed: bool = False
+) -> pl.DataFrame:
+    """Return `_id`, the label and when it was known (of several values of an id the one known last), of all batches or those taken."""
+    rows = feature_tables.prepared_rows(state, made.definitions, label.rows, batches=taken, sealed=sealed)
     known = f"{label.name}_known"
     columns = (pl.col(label.id).alias("_id"), pl.col(label.value).alias(label.name), pl.col(label.known).alias(known))
-    truth = rows.select(*columns).drop_nulls(["_id", known]).sort(known, maintain_order=True).unique("_id", keep="last")
-    plain = found.drop(label.name, known, strict=False)
+    return rows.select(*columns).drop_nulls(["_id", known]).sort(known, maintain_order=True).unique("_id", keep="last")
+
+
+def _sealed_values(state: State, made: Plan, label: Label) -> pl.DataFrame:
+    """Return what `_values` does, of what is sealed for the holdout of the plan's batches and can't be read."""
+    source = references.prepared_of(made.definitions, label.rows).sources[0]
+    holdouts = {batch.sealed for batch in made.batches}
+    kept = [batch for batch in batches.current(state, made.definitions.project, source) if batch.sealed in holdouts]
+    readable = _values(state, made, label).drop_nulls(label.name)
+    return _values(state, made, label, kept, sealed=True).join(readable, on="_id", how="anti")
+
+
+def _with_label(state: State, made: Plan, label: Label, found: pl.DataFrame, *, sealed: bool) -> pl.DataFrame:
+    """Return the observations with the readable values of `label`, or with its sealed ones, by their id."""
+    truth = _sealed_values(state, made, label) if sealed else _values(state, made, label)
+    plain = found.drop(label.name, f"{label.name}_known", strict=False)
     dtype = found.schema[made.observations.id]
     try:
         return plain.join(
@@ -175,7 +192,7 @@ def rows(
         state, made.definitions, about.rows, batches=made.batches, sealed=sealed, only=inside
     )
     if made.label:
-        found = _with_label(state, made, made.label, found)
+        found = _with_label(state, made, made.label, found, sealed=sealed)
     for column in (about.id, about.at, *about.keys.values(), *about.inputs, about.label, about.label_known):
         if column and column not in found.columns:
             raise BadInput(

@@ -108,20 +108,47 @@ def unchanged(client: Client, version: Version) -> None:
 
 
 def sealed(state: State, holdout: str, trained: Dataset) -> Sealed:
-    """Return the labelled rows of the holdout with the features of dataset `trained`."""
+    """Return the labelled rows of the holdout with the features of dataset `trained`.
+
+    Raises
+    ------
+    NotFound
+        There is no such holdout, or no row of it has the label (by name: one that is sealed for it).
+    Refused
+        The dataset has no label, or a column that its observations do not have any more.
+    """
     if not trained.label:
         raise Refused(
             "dataset", trained.id, "has no label to evaluate with", "train on a dataset built with labels=True"
         )
-    frame = datasets.holdout_frame(state, trained.project, holdout, trained.observations, references(trained))
+    frame = datasets.holdout_frame(
+        state, trained.project, holdout, trained.observations, references(trained), label=trained.label_name
+    )
+    columns = [*trained.inputs, *trained.features]
+    _refuse_gone(frame, trained, [trained.id_column, trained.label, *columns])
     frame = frame.filter(pl.col(trained.label).is_not_null())
     if not frame.height:
-        raise NotFound("holdout", holdout, "has no row with a label", "look at: cellwork batch list")
+        raise _unlabelled(holdout, trained.label_name)
     labels = frame.get_column(trained.label).cast(pl.Float64)
     rounding = Rounding(_secret(state), f"{trained.project}/{holdout}", frame.height, float(np.std(labels.to_numpy())))
-    return Sealed(
-        frame.select([*trained.inputs, *trained.features]), labels, rounding, frame.get_column(trained.id_column)
-    )
+    return Sealed(frame.select(columns), labels, rounding, frame.get_column(trained.id_column))
+
+
+def _refuse_gone(frame: pl.DataFrame, trained: Dataset, columns: list[str]) -> None:
+    if gone := [name for name in columns if name not in frame.columns]:
+        raise Refused(
+            f"column of observations {trained.observations!r}",
+            gone[0],
+            f"is not there any more, and dataset {trained.id} has it",
+            "define it again, or train on a dataset built now",
+        )
+
+
+def _unlabelled(holdout: str, label: str) -> NotFound:
+    if not label:
+        return NotFound("holdout", holdout, "has no row with a label", "look at: cellwork batch list")
+    verdict = f"has no row whose label {label!r} is sealed for it: what can be read by everybody is no holdout"
+    return NotFound("holdout", holdout, verdict, "seal the label's column in the batches of its rows before they come")
 
 
 def _secret(state: State) -> bytes:
@@ -135,7 +162,7 @@ def _secret(state: State) -> bytes:
 def together(state: State, holdout: Sealed, dataset: str, trained: Dataset) -> Sealed:
     """Return the holdout's rows and the labelled ones of `dataset`, which must have the columns of `trained`."""
     also, columns = datasets.get(state, dataset), [*trained.inputs, *trained.features]
-    if (also.project, also.observations, also.label) != (trained.project, trained.observations, trained.label):
+    if _truth(also) != _truth(trained):
         raise BadInput(
             "dataset",
             dataset,
@@ -154,6 +181,10 @@ def together(state: State, holdout: Sealed, dataset: str, trained: Dataset) -> S
     labels = pl.concat([holdout.labels, rows.get_column(also.label).cast(pl.Float64)])
     # A row of the holdout weighs no less in the answer than it does alone: the step is that of the holdout's rows.
     return Sealed(pl.concat([holdout.features, rows.select(columns)], how="vertical_relaxed"), labels, holdout.rounding)
+
+
+def _truth(dataset: Dataset) -> tuple[str, str, str, str]:
+    return dataset.project, dataset.observations, dataset.label, dataset.label_name
 
 
 def references(trained: Dataset) -> list[str]:
@@ -206,14 +237,22 @@ def difference(metric: str, one: tuple[Sealed, Scored], other: tuple[Sealed, Sco
         if rows.ids is None or metric not in scored.metrics:
             return None
         sides.append(pl.DataFrame({"id": rows.ids, "label": rows.labels, "score": scored.scores}).sort("id"))
-    mine, theirs = sides
-    if mine["id"].dtype != theirs["id"].dtype or not mine.select("id", "label").equals(theirs.select("id", "label")):
+    if not same_truth(one[0], other[0]):
         return None
+    mine, theirs = sides
     found = paired.difference(mine["label"], mine["score"], theirs["score"], metric=metric)
     told = one[1].metrics[metric]
     asked = coarse.question(mine["score"]), coarse.question(theirs["score"])
     rounding = one[0].rounding
     return rounding.difference(found, coarse.step(metric, told, mine.height, rounding.spread), *asked)
+
+
+def same_truth(one: Sealed, other: Sealed) -> bool:
+    """Return whether both are the same rows with the same labels."""
+    if one.ids is None or other.ids is None or one.ids.dtype != other.ids.dtype:
+        return False
+    mine, theirs = (pl.DataFrame({"id": each.ids, "label": each.labels}).sort("id") for each in (one, other))
+    return mine.equals(theirs)
 
 
 def example_rows(manifest: package.Manifest, like: pl.DataFrame | None = None) -> pl.DataFrame:

@@ -237,7 +237,8 @@ def store(writes: bool, json: bool) -> None:
 def materialize(views: tuple[str, ...], start: str, end: str, project: str, json: bool) -> None:
     """Write the newest values of VIEWS (default: all that are online) from the feature tables online again.
 
-    Pipelines and pushes write online as they go; this is for a store that was lost or emptied.
+    Pipelines and pushes write online as they go; this is for a store that was lost or emptied. A view of which the store has nothing
+    is written whole, from the beginning until now.
 
     Example: cellwork feature materialize weather --start 2013-01-01T00:00:00Z
     """

@@ -184,10 +184,10 @@ class Connection:
         except httpx.TransportError:
             return
 
-    def listing(self, service: str, path: str, row: type[T], *, pages: int = 1000, **query: Any) -> Iterator[T]:
-        """Yield the rows of a paged list: each answer is a JSON array, the next cursor a header."""
+    def listing(self, service: str, path: str, row: type[T], **query: Any) -> Iterator[T]:
+        """Yield the rows of a paged list, to its end: each answer is a JSON array, the next cursor a header."""
         cursor = ""
-        for _ in range(pages):
+        while True:
             response = self.raw(service, "GET", path, cursor=cursor, **query)
             yield from msgspec.json.decode(response.content, type=list[row])  # type: ignore[valid-type]
             cursor = response.headers.get("x-next-cursor", "")

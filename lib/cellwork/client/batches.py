@@ -41,10 +41,18 @@ class Batches:
         )
         return msgspec.json.decode(answer.content, type=Ingested)
 
-    def list(self, project: str, dataset: str = "", *, current: bool = True) -> Iterator[Batch]:
-        return self._to.listing(
-            "cellwork", "/api/v1/batches", Batch, project=project, dataset=dataset, current=str(current).lower()
-        )
+    def list(
+        self, project: str, dataset: str = "", *, current: bool = True, prefix: str = "", page: int = 1000
+    ) -> Iterator[Batch]:
+        """Batches, oldest first.
+
+        Parameters
+        ----------
+        prefix : only those whose partition key begins so.
+        page : how many are asked for at once.
+        """
+        asked = {"project": project, "dataset": dataset, "current": str(current).lower(), "prefix": prefix}
+        return self._to.listing("cellwork", "/api/v1/batches", Batch, **asked, limit=page)
 
     def get(self, batch: str) -> Batch:
         return self._to.call("cellwork", "GET", f"/api/v1/batches/{batch}", Batch)

@@ -40,7 +40,7 @@ class Datasets:
         return self._to.call("cellwork", "DELETE", f"/api/v1/dataset-builds/{build}", BuildStatus)
 
     def list(self, project: str) -> Iterator[Dataset]:
-        return self._to.listing("cellwork", "/api/v1/datasets", Dataset, project=project)
+        return self._to.listing("cellwork", "/api/v1/datasets", Dataset, project=project, limit=1000)
 
     def get(self, dataset: str) -> Dataset:
         return self._to.call("cellwork", "GET", f"/api/v1/datasets/{dataset}", Dataset)
@@ -59,7 +59,7 @@ class Datasets:
         return self._to.call("cellwork", "POST", f"/api/v1/datasets/{dataset}/splits", KeptSplit, request)
 
     def splits(self, dataset: str) -> Iterator[KeptSplit]:
-        return self._to.listing("cellwork", f"/api/v1/datasets/{dataset}/splits", KeptSplit)
+        return self._to.listing("cellwork", f"/api/v1/datasets/{dataset}/splits", KeptSplit, limit=1000)
 
     def split(self, dataset: str, digest: str) -> KeptSplit:
         return self._to.call("cellwork", "GET", f"/api/v1/datasets/{dataset}/splits/{digest}", KeptSplit)

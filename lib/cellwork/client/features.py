@@ -61,7 +61,7 @@ class Features:
 
     def runs(self, project: str, *, view: str = "", batch: str = "", state: str = "") -> Iterator[PipelineRun]:
         return self._to.listing(
-            "cellwork", f"/api/v1/features/{project}/runs", PipelineRun, view=view, batch=batch, state=state
+            "cellwork", f"/api/v1/features/{project}/runs", PipelineRun, view=view, batch=batch, state=state, limit=1000
         )
 
     def run(self, project: str, view: str) -> int:

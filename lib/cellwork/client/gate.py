@@ -24,9 +24,9 @@ class Gates:
     def __init__(self, connection: Connection) -> None:
         self._to = connection
 
-    def check(self, name: str, version: int) -> Gate:
-        """What the gate says about a version of the model `project/name`, line by line."""
-        return self._to.call("cellwork", "GET", f"/api/v1/gate/{name}/{version}", Gate)
+    def check(self, name: str, version: int, promoter: str = "") -> Gate:
+        """What the gate says about a version of the model `project/name`, line by line; where `promoter` brings it to traffic, if named."""
+        return self._to.call("cellwork", "GET", f"/api/v1/gate/{name}/{version}", Gate, **{"for": promoter})
 
     def promote(self, name: str, version: int, reason: str = "") -> Promoted:
         """Move `champion` to `version` if the gate passes; the old champion becomes `previous`."""

@@ -38,7 +38,7 @@ class Jobs:
         return self._to.call("jobs", "PUT", f"/api/v1/jobs/{job.project}/{job.name}", Job, job)
 
     def list(self, project: str = "") -> Iterator[Job]:
-        return self._to.listing("jobs", "/api/v1/jobs", Job, project=project)
+        return self._to.listing("jobs", "/api/v1/jobs", Job, project=project, limit=1000)
 
     def get(self, job: str) -> Job:
         return self._to.call("jobs", "GET", f"/api/v1/jobs/{job}", Job)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from cellwork import files
 from cellwork.data.location import Location, at
-from cellwork.errors import BadInput
 
 if TYPE_CHECKING:
     import polars as pl
@@ -19,22 +18,18 @@ if TYPE_CHECKING:
 KEEP_NO_LOG = {"delta.logRetentionDuration": "interval 0 seconds"}
 
 
-def typed(value: str, type_: str, column: str) -> str | int:
-    """Return the subject `value` as a value of a column of the Arrow type `type_`.
+def typed(value: str, type_: str) -> str | int | None:
+    """Return the subject `value` as a value of a column of the Arrow type `type_`; None if it is none of that type, and so not there."""
+    return value if type_ in ("string", "null") else number(value)
 
-    Raises
-    ------
-    BadInput
-        It is not one of that type.
-    """
-    if type_ in ("string", "null"):
-        return value
+
+def number(value: str) -> int | None:
+    """Return the whole number of 64 bits that is written as `value`; None if none is."""
     try:
-        return int(value)
+        found = int(value)
     except ValueError:
-        raise BadInput(
-            f"subject in column {column!r}", value, f"is no {type_}", "give the value as it stands there"
-        ) from None
+        return None
+    return found if str(found) == value and -(2**63) <= found < 2**63 else None
 
 
 def rows_of(place: Path | Location, column: str, value: str | int) -> pl.DataFrame:

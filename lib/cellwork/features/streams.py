@@ -10,7 +10,8 @@ message is known by its place within a batch, wherever other batches end.
 One consumer a partition of a topic, as Kafka arranges it in a group. Of a stream of Redis, which arranges nothing, a second consumer
 takes over what the first one has in hand: no message is lost, but one that both deliver in the same moment may be in a raw data set twice.
 
-A message is a JSON object, one row. One that is not is set aside: counted, reported, and acknowledged. So are messages that
+A message is a JSON object, one row; what it leaves out of the fields of the view, or of the columns that the data set has since its first
+batch, is null. One that is no row, or has none of them, is set aside: counted, reported, and acknowledged. So are messages that
 a declared check holds back: the platform has them until somebody releases or discards them.
 """
 
@@ -26,7 +27,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from cellwork import clock, ids
-from cellwork.errors import BadInput, Conflict, Refused
+from cellwork.errors import BadInput, Conflict, Refused, near_miss
+from cellwork.features import references
 from cellwork.features.row import CREATED
 from cellwork.wire.features import PushRequest
 
@@ -157,7 +159,9 @@ def to_view(client: Client, project: str, view: str) -> Callable[[Sequence[Messa
     ids.name(project, "project")
 
     def deliver(messages: Sequence[Message]) -> int:
-        rows = [{CREATED: message.arrived.isoformat(), **row(message)} for message in messages]
+        known = references.view_of(client.features.definitions(project), view)
+        fields = [each.name for each in known.fields]
+        rows = [{CREATED: message.arrived.isoformat(), **_filled(message, fields)} for message in messages]
         try:
             return client.features.push(view, PushRequest(project=project, rows=rows, distinct=True))
         except (OverflowError, RecursionError) as error:
@@ -196,6 +200,7 @@ def to_dataset(client: Client, project: str, dataset: str) -> Callable[[Sequence
     ids.name(project, "project")
     ids.name(dataset, "data set")
     known: dict[str, tuple[int, list[_Taken]]] = {}
+    columns: list[str] = []
 
     def deliver(messages: Sequence[Message]) -> int:
         import polars as pl
@@ -209,8 +214,9 @@ def to_dataset(client: Client, project: str, dataset: str) -> Callable[[Sequence
         if not fresh:
             return 0
         partition = f"{first.stream}.{_base36(fresh[0].place)}.{_base36(fresh[-1].place)}"
+        columns[:] = columns or _columns(client, project, dataset)
         try:
-            frame = _frame(fresh)
+            frame = _frame(fresh, columns)
             batch = client.features.stream(project, dataset, frame, delivery=partition).batch
         except (pl.exceptions.PolarsError, RecursionError) as error:  # a frame that can't be sent
             raise _no_rows(fresh, error) from None
@@ -226,12 +232,21 @@ def to_dataset(client: Client, project: str, dataset: str) -> Callable[[Sequence
     return deliver
 
 
+def _columns(client: Client, project: str, dataset: str) -> list[str]:
+    """Return the columns that every batch of the data set has; none before the first."""
+    batch = next(client.batches.list(project, dataset, page=1), None)
+    return [column.name for column in batch.columns] if batch else []
+
+
 def _taken(client: Client, project: str, dataset: str, message: Message) -> list[_Taken]:
     """Return which places of the stream of `message` are in batches of the data set, or held back from it."""
-    new = re.compile(re.escape(message.stream) + r"\.([0-9a-z]+)\.([0-9a-z]+)")
-    old = re.compile(re.escape(message.former or message.stream) + r"-(\d+)-(\d+)")
+    stream, former = message.stream, message.former or message.stream
+    new = re.compile(re.escape(stream) + r"\.([0-9a-z]+)\.([0-9a-z]+)")
+    old = re.compile(re.escape(former) + r"-(\d+)-(\d+)")
     there = [(each.partition, each.at) for each in client.batches.held(project, dataset)]
-    there += [(each.partition, each.at) for each in client.batches.list(project, dataset, current=False)]
+    for prefix in (f"{stream}.", f"{former}-"):
+        batches = client.batches.list(project, dataset, current=False, prefix=prefix)
+        there += [(each.partition, each.at) for each in batches]
     found = list[_Taken]()
     for partition, at in there:
         if named := new.fullmatch(partition):
@@ -241,11 +256,11 @@ def _taken(client: Client, project: str, dataset: str, message: Message) -> list
     return found
 
 
-def _frame(messages: Sequence[Message]) -> pl.DataFrame:
+def _frame(messages: Sequence[Message], columns: Sequence[str]) -> pl.DataFrame:
     import polars as pl
 
     try:
-        return pl.DataFrame([row(message) for message in messages], infer_schema_length=None)
+        return pl.DataFrame([_filled(message, columns) for message in messages], infer_schema_length=None)
     except (TypeError, ValueError, OverflowError, RecursionError, pl.exceptions.PolarsError) as error:
         raise _no_rows(messages, error) from None
 
@@ -257,6 +272,15 @@ def _no_rows(messages: Sequence[Message], error: Exception) -> BadInput:
         f"do not make a frame: {error}",
         "give each field one type",
     )
+
+
+def _filled(message: Message, names: Sequence[str]) -> dict[str, Any]:
+    """Return what a message says, and None for those of `names` that it leaves out. Raises BadInput if it has none of them."""
+    said = row(message)
+    if names and said.keys().isdisjoint(names):
+        way_out = f"send one at least {near_miss('', names)}"
+        raise BadInput(f"message of {message.stream!r}", message.place, "has none of the fields", way_out)
+    return {**dict.fromkeys(names), **said}
 
 
 def row(message: Message) -> dict[str, Any]:

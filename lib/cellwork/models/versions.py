@@ -7,7 +7,7 @@ checked by that door, and never changed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -93,11 +93,7 @@ def get(client: Client, name: str, version: int) -> Version:
 
 def of_project(client: Client, project: str) -> list[Version]:
     """Return every version of every model of `project`, newest first."""
-    pattern = f"name LIKE '{ids.name(project, 'project')}.%'"
-    found = [
-        _version(row)
-        for row in tracking.pages(client, "/model-versions/search", "model_versions", filter=pattern, max_results=1000)
-    ]
+    found = [_version(row) for row in _search(client, "/model-versions/search", "model_versions", project)]
     named = aliases_of_project(client, project)
     for version in found:
         version.aliases = sorted(
@@ -108,9 +104,15 @@ def of_project(client: Client, project: str) -> list[Version]:
 
 def aliases_of_project(client: Client, project: str) -> dict[str, dict[str, int]]:
     """Return full name -> alias -> version, for the models of `project`."""
-    pattern = f"name LIKE '{ids.name(project, 'project')}.%'"
-    rows = tracking.pages(client, "/registered-models/search", "registered_models", filter=pattern, max_results=1000)
+    rows = _search(client, "/registered-models/search", "registered_models", project)
     return {row["name"].replace(".", "/", 1): _aliases(row) for row in rows}
+
+
+def _search(client: Client, path: str, key: str, project: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of `project`. MLflow's LIKE can't escape the '_' of a project's name, which is any character there."""
+    start = f"{ids.name(project, 'project')}."
+    rows = tracking.pages(client, path, key, filter=f"name LIKE '{start}%'", max_results=1000)
+    return (row for row in rows if row["name"].startswith(start))
 
 
 def aliases(client: Client, name: str) -> dict[str, int]:

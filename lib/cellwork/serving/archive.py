@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 from cellwork import ids
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
     from sqlalchemy import Connection
 
@@ -109,23 +108,28 @@ class Archive:
         seqs = db.execute(query, {"endpoint": endpoint, "wanted": list(observations)}).scalars()
         return self._at(db, list(seqs))
 
-    def seen(self, db: Connection, deployment: str, route: str, since: int) -> tuple[np.ndarray, int]:
-        """Return of what was logged at or after `since` (microseconds): latencies and scores of what a deployment answered by
-        `route`, newest first, and how many others answered in its place.
+    def seen(
+        self, db: Connection, deployment: str, route: str, since: int, most: int
+    ) -> tuple[int, int, list[tuple[Any, ...]]]:
+        """Return of what was logged at or after `since` (microseconds): how many a deployment answered by `route`, how many others
+        in its place, and of the newest `most` of its answers latency, score, unit, entities and id, newest first.
         """
-        import numpy as np
         import pyarrow as pa
         import pyarrow.compute as pc
 
         parts = [part.path for part in self.parts(db, "last_at >= :since", since=since)]
         if not parts:
-            return np.zeros((0, 2)), 0
+            return 0, 0, []
         lately = pc.field("logged_at") >= pa.scalar(since, pa.timestamp("us", "UTC"))
         own = [lately, pc.field("deployment") == deployment, pc.field("route") == route]
-        answered = _read(parts, own, ("seq", "latency_us", "score")).sort_by([("seq", "descending")])
+        answered = _read(parts, own, ("seq",)).column("seq").sort("descending")
         failed = _read(parts, [lately, pc.field("tried") == deployment], ("seq",)).num_rows
-        columns = [answered.column(name).to_numpy().astype(float) for name in ("latency_us", "score")]
-        return np.column_stack(columns), failed
+        if not len(answered) or most <= 0:
+            return len(answered), failed, []
+        of_newest = [*own, pc.field("seq") >= answered[min(most, len(answered)) - 1]]
+        looked = ("seq", "latency_us", "score", "unit", "entities", "id")
+        rows = _read(parts, of_newest, looked).sort_by([("seq", "descending")]).drop_columns(["seq"])
+        return len(answered), failed, list(zip(*(column.to_pylist() for column in rows.columns), strict=True))
 
     def _at(self, db: Connection, seqs: Iterable[int]) -> list[dict[str, Any]]:
         import pyarrow.compute as pc

@@ -197,7 +197,7 @@ class PredictionLog:
         return _prediction(dict(row))
 
     def seen(self, deployment: str, route: str, since: datetime) -> Seen:
-        """Return what a deployment answered by `route` since then: all counted, the newest `SEEN_ROWS` looked at."""
+        """Return what a deployment answered by `route` since then: all counted, the newest `SEEN_ROWS` looked at, of each unit one score."""
         import numpy as np
         from sqlalchemy import text
 
@@ -206,18 +206,18 @@ class PredictionLog:
         where = "FROM predictions WHERE deployment = :of AND route = :route AND logged_at >= :since AND seq > :mark"
         failing = "SELECT count(*) FROM predictions WHERE tried = :of AND logged_at >= :since AND seq > :mark"
         score = "CASE WHEN erased = '' THEN score END"
-        newest = text(f"SELECT latency_us, {score} {where} ORDER BY seq DESC LIMIT :most")
+        newest = text(f"SELECT latency_us, {score}, unit, entities, id {where} ORDER BY seq DESC LIMIT :most")
         with self.engine.connect() as db:
             mark = self._mark(db)
             values = {"of": deployment, "route": route, "since": start, "mark": mark, "most": SEEN_ROWS}
             answered = int(db.execute(text(f"SELECT count(*) {where}"), values).scalar_one())
             failed = int(db.execute(text(failing), values).scalar_one())
-            rows = np.array(db.execute(newest, values).all(), dtype=float).reshape(-1, 2)
+            rows = [tuple(row) for row in db.execute(newest, values)]
             if self.archive and mark:
-                old, by_others = self.archive.seen(db, deployment, route, start)
-                answered, failed = answered + len(old), failed + by_others
-                rows = np.concatenate([rows, old])[:SEEN_ROWS]
-        return Seen(answered, failed, rows[:, 0] / 1000, rows[~np.isnan(rows[:, 1]), 1])
+                old, by_others, before = self.archive.seen(db, deployment, route, start, SEEN_ROWS - len(rows))
+                answered, failed, rows = answered + old, failed + by_others, rows + before
+        scores = {_whose(*of): score for _, score, *of in reversed(rows) if score is not None}
+        return Seen(answered, failed, np.array([row[0] for row in rows]) / 1000, np.array(list(scores.values())))
 
     def _mark(self, db: Connection) -> int:
         return self.archive.mark(db) if self.archive else 0
@@ -292,6 +292,11 @@ def _rows_of(turn: Turn) -> list[tuple[Any, ...]]:
              "", "", "", unit, "", "")
         )  # fmt: skip
     return rows
+
+
+def _whose(unit: str, entities: str, prediction: str) -> tuple[str, str]:
+    """Return what tells a unit from others; a prediction of none is one of its own."""
+    return ("unit", unit) if unit else ("entities", entities) if entities != "{}" else ("prediction", prediction)
 
 
 _encode = msgspec.json.Encoder().encode

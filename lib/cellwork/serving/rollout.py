@@ -38,6 +38,7 @@ class Seen:
     """Requests that it should have answered and another one did."""
     milliseconds: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     scores: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    """The newest of each unit: one that asks again and again says no more than one that asks once."""
 
 
 @dataclass(frozen=True)

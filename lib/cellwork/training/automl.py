@@ -3,7 +3,8 @@
 First every model of the catalogue with its defaults, the quick ones first; then, until the time is up, the models that did best
 get new parameters from an estimator of their own (`strategies.Bayes`), which begins with settings that do well on many tables; the better a
 model the more of the time: what is slow gets fewer of them, and cannot take the time of what is better. Shortly before the end the finalists are fitted on all rows (`ending`), and the answer is one of them or a
-blend of them (`blend`). What is not clearly better than the best default, fold by fold, is luck: the default is taken.
+blend of them (`blend`). What is not clearly better than the best default, fold by fold, is luck: the default is taken. Where there is one
+measurement, such as of rows of validation, blocks of its rows take the place of the folds.
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ SHARES = (8, 4, 2, 1)
 """Of the time for new settings, the best model's part first."""
 CLEARLY = 1.0
 """Standard errors by which a setting has to beat the best default over the folds."""
+BLOCKS = 20
+"""Of the rows of one measurement; fewer where a class has fewer rows."""
+SURE = 0.975
+"""Of Student's distribution: the standard errors by which a setting has to beat the best default over the blocks, for there is no other
+measurement than the one it was chosen by."""
 FINALISTS = 5
 """Candidates that may be part of the answer; of one model at most `OF_ONE`, for twins have nothing to add to each other."""
 OF_ONE = 2
@@ -153,33 +159,94 @@ class Automl:
         data : the rows of the folds.
         seconds : to choose in.
         """
-        import numpy as np
-
-        single = self._single(ready or complete)
+        single = self._single(ready or complete, data)
         if single is None or not ready or data is None:
             return single
         truths = [data.measuring(fold, 1.0)[1] for fold in range(data.folds)]
-        classes = np.unique(data.y) if self._kind == "classifier" else np.empty(0)
-        found = blend.greedy(self.finalists(ready), truths, self._metric, classes=classes, seconds=seconds)
-        return found if found is not None and clearly_better(found, single, self._metric) else single
+        found = blend.greedy(
+            self.finalists(ready), truths, self._metric, classes=_classes(data, self._kind), seconds=seconds
+        )
+        return found if found is not None and self._clearly_better(found, single, data) else single
 
-    def _single(self, complete: Sequence[Candidate]) -> Candidate | None:
+    def _single(self, complete: Sequence[Candidate], data: Data | None = None) -> Candidate | None:
         best = best_of(complete, self._metric)
         default = best_of([c for c in complete if not c.parameters], self._metric)
         if best is None or default is None or not best.parameters:
             return best
-        return best if clearly_better(best, default, self._metric) else default
+        return best if self._clearly_better(best, default, data) else default
+
+    def _clearly_better(self, one: Candidate, other: Candidate, data: Data | None) -> bool:
+        """Return whether `one` beats `other` by more than luck; of one measurement without answers, whether it beats it at all."""
+        if data is None or data.folds > 1 or not comparable(one, other):
+            return clearly_better(one, other, self._metric)
+        return holds(one, other, self._metric, data.measuring(0, 1.0)[1], _classes(data, self._kind))
 
 
 def clearly_better(one: Candidate, other: Candidate, metric: str) -> bool:
-    """Return whether `one` beats `other` by more than a standard error of the difference over the folds."""
+    """Return whether `one` beats `other` by more than a standard error of the difference over the folds; on one alone, by anything."""
     sign = 1 if metric in measure.GREATER_IS_BETTER else -1
     differences = [sign * (one.scores[fold] - other.scores[fold]) for fold in one.scores]
-    mean = sum(differences) / len(differences)
     if len(differences) == 1:
-        return mean > 0
-    spread = math.sqrt(sum((d - mean) ** 2 for d in differences) / (len(differences) - 1))
-    return mean > CLEARLY * spread / math.sqrt(len(differences))
+        return differences[0] > 0
+    mean, error = _mean_and_error(differences)
+    return mean > CLEARLY * error
+
+
+def holds(one: Candidate, other: Candidate, metric: str, truth: Any, classes: Any) -> bool:
+    """Return whether `one` surely beats `other` over blocks of the rows that both answered; False where they are too few to tell.
+
+    Parameters
+    ----------
+    truth : the labels of those rows, shape (n,).
+    classes : all classes in order, of a classifier.
+    """
+    from scipy import stats
+
+    sign = 1 if metric in measure.GREATER_IS_BETTER else -1
+    said = [(_answers(each), sign * weight) for each, weight in ((one, 1), (other, -1))]
+    try:
+        differences = [
+            sum(weight * measure.of_answers(metric, answers[rows], truth[rows], classes) for answers, weight in said)
+            for rows in _blocks(truth, metric, classes)
+        ]
+    except BadInput:  # the metric is not defined in a block
+        return False
+    if len(differences) < 2:
+        return False
+    mean, error = _mean_and_error(differences)
+    return mean > float(stats.t.ppf(SURE, len(differences) - 1)) * error
+
+
+def comparable(one: Candidate, other: Candidate) -> bool:
+    """Return whether it is known what both answered; results of an earlier search (`resume`) are scores alone."""
+    return all(0 in each.answers for found in (one, other) for each, _ in found.members or [(found, 1.0)])
+
+
+def _answers(candidate: Candidate) -> Any:
+    return sum(weight * each.answers[0] for each, weight in candidate.members or [(candidate, 1.0)])
+
+
+def _blocks(truth: Any, metric: str, classes: Any) -> list[Any]:
+    """Return the rows of each block, which are neighbours; each class is in each block where the metric is not defined without."""
+    import numpy as np
+
+    each_class = metric == "roc_auc" or (len(classes) == 2 and metric != "accuracy")
+    groups = truth if each_class else np.zeros(len(truth))
+    places = [np.flatnonzero(groups == value) for value in np.unique(groups)]
+    blocks = min(BLOCKS, *map(len, places)) if each_class else min(BLOCKS, len(truth) // 2)
+    parts = [np.array_split(rows, blocks) for rows in places] if blocks else []
+    return [np.sort(np.concatenate(rows)) for rows in zip(*parts, strict=True)]
+
+
+def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    mean = sum(values) / len(values)
+    return mean, math.sqrt(sum((each - mean) ** 2 for each in values) / (len(values) - 1) / len(values))
+
+
+def _classes(data: Data, kind: catalogue.Kind) -> Any:
+    import numpy as np
+
+    return np.unique(data.y) if kind == "classifier" else np.empty(0)
 
 
 def best(
@@ -264,18 +331,15 @@ def account(found: Search, data: Data, metric: str, budget: float) -> str:
     ]
     winner = next(c for c in tried if c.parameters == found.parameters and c.score == found.score)
     lines.append(f"The best is {winner}: {metric} {found.score:.4f}.")
-    default = best_of([c for c in tried if not c.parameters], metric)
+    over = "the folds" if data.folds > 1 else "blocks of the rows they were measured on"
+    default, top = best_of([c for c in tried if not c.parameters], metric), best_of(tried, metric)
     if default is not None and winner is not default:
-        lines.append(
-            f"The best of the defaults is {default.model}: {metric} {default.score:.4f}; the difference holds over the folds."
-        )
-    elif best_of(tried, metric) is not winner:
-        top = best_of(tried, metric)
-        lines.append(
-            f"{top} scored {top.score:.4f}, which is not clearly better over the folds, so the default is taken."
-            if top
-            else ""
-        )
+        held = f"the difference holds over {over}"
+        if data.folds == 1 and not comparable(winner, default):
+            held = "whether that is luck is not known, for results of an earlier search are scores alone"
+        lines.append(f"The best of the defaults is {default.model}: {metric} {default.score:.4f}; {held}.")
+    elif top is not None and top is not winner:
+        lines.append(f"{top} scored {top.score:.4f}, which is not clearly better over {over}, so the default is taken.")
     for name in dict.fromkeys(c.model for c in rank(tried, metric)):
         mine = [c for c in tried if c.model == name]
         top = best_of(mine, metric)

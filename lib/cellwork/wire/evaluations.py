@@ -70,7 +70,7 @@ class Evaluation(Struct):
     metrics: dict[str, Metric]
     baseline: dict[str, Metric]
     champion: dict[str, Metric]
-    """The champion's metrics on the same holdout; empty if there is none."""
+    """The champion's metrics on the same holdout; empty if there is none, it can't be scored, or it learned another truth."""
     dataset: str
     """The training dataset of the version."""
     by: str

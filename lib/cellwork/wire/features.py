@@ -171,6 +171,8 @@ class Proposal(Struct):
     """Against what was applied when it was made."""
     removed: list[str] = []
     decided_by: str = ""
+    base: int = 0
+    """The revision it was made against; 0: there was none, or the platform did not keep it yet."""
 
 
 class PipelineRun(Struct):
@@ -212,7 +214,7 @@ class OnlineAnswer(Struct):
 
 
 class MaterializeRequest(Struct):
-    """Write online what feature rows with start < event <= end say."""
+    """Write online what feature rows with start < event <= end say; a view of which the store has nothing is written whole."""
 
     project: str
     views: list[str] = []
