@@ -241,6 +241,19 @@ def test_a_dataset_that_was_read_before_an_erasure_is_not_stored_after_it(client
     )
 
 
+def test_an_erasure_that_took_nothing_lets_what_is_being_built_be_stored(client: Client, state: State) -> None:
+    filled(state, client)
+    work(state)
+    request = DatasetRequest(
+        project="shop", name="training", observations="visits", features=["of_user"], start=DAY, end=DAY + timedelta(days=2),
+        labels=False,
+    )  # fmt: skip
+    asked = datasets.planned(state, request)
+    rows = datasets.observations(state, asked)
+    assert client.batches.erase("shop", "nobody-here", "asked for it").rows == {}
+    assert datasets.make(state, call(), asked, rows).rows == rows.height
+
+
 def test_online_values_of_the_subject_are_forgotten_and_others_stay(client: Client, state: State) -> None:
     from cellwork.wire.features import OnlineRequest
 

@@ -427,3 +427,34 @@ def test_a_version_is_not_compared_with_a_champion_that_learned_another_truth(ma
             assert bool(mail.evaluate("apart", version).champion) == compared
             line = champion_line(mail, "apart", version)
             assert ("was not compared" in line.text, line.passed) == (not compared, compared)
+
+
+def test_a_champion_of_another_truth_that_is_gone_is_not_compared_by_intervals_either(mail: World) -> None:
+    with defined(mail, widely()):
+        dataset, frame = mail.build(name="wide-apart", features=["lately", "widely"])
+        old = mail.register("parted", [*GOOD, "widely__delay"], frame, dataset=dataset)
+        mail.evaluate("parted", old)
+        mail.promote("parted", old)
+    with defined(mail, labelled("complained")):
+        dataset, frame = mail.build(name="by-parted", label="complained")
+        version = mail.register("parted", GOOD, frame, dataset=dataset)
+        assert mail.evaluate("parted", version).champion == {}
+        assert "was not compared" in champion_line(mail, "parted", version).text
+
+
+def test_an_error_in_a_labels_sql_tells_nothing_of_sealed_rows(mail: World) -> None:
+    wanted = labelled("complained")
+    of_sealed = (
+        f"complained IS NOT NULL AND written > '{DAY + timedelta(days=7)}' AND written < '{DAY + timedelta(days=15)}'"
+    )
+    told = f"CASE WHEN {of_sealed} THEN CAST('told=' || complained AS BIGINT) ELSE complained END"
+    wanted.prepared[-1] = Prepared(
+        name="complaints", sources=["letters"], sql=f"SELECT flight, written, {told} AS complained FROM letters"
+    )
+    with defined(mail, wanted):
+        dataset, frame = mail.build(name="telling", label="complained")
+        version, before = mail.register("telling", ["crowd"], frame, dataset=dataset), questions(mail)
+        with pytest.raises(Refused, match="can't be made of the sealed rows") as refused:
+            mail.evaluate("telling", version)
+    assert "told=" not in str(refused.value)
+    assert questions(mail) == before

@@ -21,7 +21,7 @@ from cellwork.settings import Settings
 from cellwork.wire.batches import RawDataset
 from cellwork.wire.features import MaterializeRequest, PushRequest
 from cellwork_hub.context import Context
-from cellwork_hub.platform import feature_online
+from cellwork_hub.platform import feature_online, feature_worker
 from cellwork_hub.platform.state import State
 
 HOUR = timedelta(hours=1)
@@ -132,6 +132,16 @@ def test_a_push_after_a_loss_hides_nothing(client, state, project):
     row = {"origin": "XXX", "flights": 7, "delay": 1.0, "event_timestamp": "2020-01-01T00:00:00Z"}
     client.features.push("late", PushRequest(project=project, rows=[row]))
     assert [count for count, _ in online(client, project)] == [before[0][0], before[1][0], 7]
+
+
+def test_a_push_after_a_loss_waits_for_no_run(client, state, project):
+    """A run or an erasure of any project may take minutes, and a push waits in one of a few threads."""
+    fill(client, state, project)
+    forget(state, project)
+    row = {"id": 1, "delay": 1.0, "event_timestamp": "2020-01-01T00:00:00Z"}
+    with feature_worker.working:
+        client.features.push("plan", PushRequest(project=project, rows=[row]))
+        assert planned(client, project) == 48
 
 
 def test_events_pushed_after_a_loss_hide_nothing(client, state, project):

@@ -61,21 +61,27 @@ def test_whoever_reads_the_log_sees_no_difference_when_old_days_become_parquet(
     assert answers(log, known, random.Random(SEED), rounds) == before
 
 
-def test_a_rollout_looks_at_one_score_of_each_unit_in_the_table_and_in_old_days(tmp_path: Path) -> None:
-    """Requests of one unit are no evidence of their own: one that asks a thousand times took a good version back."""
+def test_a_rollout_looks_at_each_score_of_a_unit_once_in_the_table_and_in_old_days(tmp_path: Path) -> None:
+    """What one unit is told again and again is one piece of evidence: units that asked often took good versions back."""
     log, dice = opened(tmp_path), random.Random(SEED)
     whose: list[dict[str, object]] = [
         {"unit": "busy", "entities": {"id": 1}}, {"unit": "", "entities": {"id": 2}}, {"unit": "", "entities": {}}
     ]  # fmt: skip
+    scores = {0: 0.5, 1: 0.5}
     for number in range(60):
         made = prediction_log.prediction(dice, START + timedelta(hours=2 * number), number)
-        changes = {**whose[number % 3], "deployment": "dep_0", "score": float(number), "tried": ""}
+        changes = {
+            **whose[number % 3],
+            "deployment": "dep_0",
+            "score": scores.get(number % 3, number // 6 / 10),
+            "tried": "",
+        }
         log.write([msgspec.structs.replace(made, **changes)])
-    alone = [float(number) for number in range(2, 60, 3)]
+    alone = [number // 6 / 10 for number in range(2, 60, 3)]
     for _ in range(2):
         seen = log.seen("dep_0", "live", START)
         assert (seen.answered, len(seen.milliseconds)) == (60, 60)
-        assert sorted(seen.scores.tolist()) == sorted([57.0, 58.0, *alone])
+        assert sorted(seen.scores.tolist()) == sorted([0.5, 0.5, *alone])
         assert compacted(log) > 0 or len(in_table(log)) < 60
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -58,7 +59,11 @@ def test_failures_that_the_live_version_has_too_do_not_count_against_it() -> Non
 
 def test_a_few_requests_decide_nothing() -> None:
     assert action(seen(10, failed=2), seen()) == "wait"
-    assert action(seen(60, shift=3.0, slow=50), seen(90)) == "on"
+    assert action(seen(60, slow=50), seen(90)) == "on"
+    assert action(seen(60, shift=3.0), seen(90)) == "back"
+    once = replace(seen(60), scores=np.full(1, 9.0))
+    verdict = judge(rollout(), once, seen(90), once, BEGAN + timedelta(seconds=120))
+    assert (verdict.action, "1 scores are too few to compare" in verdict.text) == ("on", True)
 
 
 @settings(max_examples=60, deadline=None)

@@ -205,14 +205,17 @@ def _from_data(state: State, pending: Pending) -> Erasure:
         for each in declared:
             if each.subject:
                 _from_raw(state, pending, each)
-        feature_tables.drop_prepared(state, project)
+        if any(pending.found.values()):
+            feature_tables.drop_prepared(state, project)
+            feature_twins.drop(state, project)
         columns = {each.subject for each in declared if each.subject}
         aggregates = erasure_features.from_views(
             state, project, pending.value, pending.found, columns,
             pending.keyed, pending.touched, lambda: _keep(state, pending),
         )  # fmt: skip
         feature_twins.drop(state, project)
-        feature_tables.outdate(state, project)
+        if any(pending.found.values()) or pending.touched:
+            feature_tables.outdate(state, project)
         erasure_datasets.empty(state, project, pending.value, columns, pending.emptied, lambda: _keep(state, pending))
     views = sorted(pending.touched)
     pending.online = erasure_features.online(state, project, views)

@@ -153,6 +153,7 @@ def _champion(
     number = versions.aliases(client, version.name).get("champion", 0)
     if number in (0, version.version):
         return Champion()
+    theirs = trained
     try:
         champion = versions.get(client, version.name, number)
         theirs = scoring.trained_on(state, champion)
@@ -161,7 +162,8 @@ def _champion(
             return Champion(number)
         return Champion(number, scoring.copy(state, client, champion), rows)
     except CellworkError as error:
-        return _without(version, number, error)
+        without = _without(version, number, error)
+        return without if theirs.label_name == trained.label_name else Champion(number)
 
 
 def _without(version: Version, champion: int, error: CellworkError) -> Champion:

@@ -187,8 +187,8 @@ def _check(store: OnlineStore, view: View, keys: Sequence[str], rows: pl.DataFra
 def serve(state: State, store: OnlineStore, run: Claim, view: View, keys: Sequence[str]) -> None:
     """Let readers see what `run` makes of `view`, if it is still defined so and no other run of that is to be executed.
 
-    A view of which the store has nothing is written whole, and seen at once; the caller holds `feature_worker.working` then,
-    so that no erasure takes rows away that were just read.
+    A view of which the store has nothing is written whole, and seen at once; the caller holds `feature_worker.working` or
+    `feature_tables.writing` then, so that no erasure takes rows away that were just read.
     """
     active = store.active(view.name)
     if active == run.revision:

@@ -8,6 +8,7 @@ transaction of its audit.
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from typing import Any
 
 import msgspec
@@ -25,14 +26,14 @@ MIGRATION = (
     "CREATE TABLE feature_proposals (id TEXT PRIMARY KEY, project TEXT NOT NULL, body {json} NOT NULL, record {json} NOT NULL, "
     "state TEXT NOT NULL, at BIGINT NOT NULL)",
 )
-_deciding = threading.Lock()
-"""Held while definitions are applied or a proposal is decided: what a decision looked at holds until it is kept."""
+_deciding: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+"""By project, held while definitions are applied or a proposal is decided: what a decision looked at holds until it is kept."""
 
 
 def apply_or_propose(state: State, call: Call, wanted: Definitions) -> Applied:
     """Apply `wanted` for somebody who may; for others check it and keep it as a proposal. What is the same changes nothing."""
     if "features:apply" in call.principal.scopes:
-        with _deciding:
+        with _deciding[wanted.project]:
             return feature_definitions.apply(state, call, wanted)
     feature_definitions.check(state, wanted)
     before, revision = _newest(state, wanted.project)
@@ -69,7 +70,7 @@ def decide(state: State, call: Call, project: str, proposal: str, *, accept: boo
     Conflict
         It was decided before; or it would be accepted, and other definitions were applied since it was made.
     """
-    with _deciding:
+    with _deciding[project]:
         found, body = _get(state, project, proposal)
         if found.state != "open":
             raise Conflict("proposal", proposal, f"was {found.state} by {found.decided_by} before", "propose it again")
@@ -100,7 +101,9 @@ def _decided(state: State, call: Call, found: Proposal, *, accept: bool) -> Prop
     found = msgspec.structs.replace(found, state="accepted" if accept else "rejected", decided_by=call.principal.name)
     with state.engine.begin() as db:
         values = {"id": found.id, "s": found.state, "r": msgspec.json.encode(found).decode()}
-        db.execute(text("UPDATE feature_proposals SET state = :s, record = :r WHERE id = :id"), values)
+        query = "UPDATE feature_proposals SET state = :s, record = :r WHERE id = :id AND state = 'open'"
+        if not db.execute(text(query), values).rowcount:
+            raise Conflict("proposal", found.id, "was decided meanwhile", "look at: cellwork feature proposals")
         action = "features.accept" if accept else "features.reject"
         records.audit(db, call, action, found.project, after={"proposal": found.id})
     return found

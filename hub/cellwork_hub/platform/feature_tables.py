@@ -30,7 +30,7 @@ from cellwork_hub.platform.feature_definitions import definitions, view_revision
 from cellwork_hub.platform.state import State
 
 writing = threading.Lock()
-"""Held while a table of feature rows is changed."""
+"""Held while a table of feature rows is changed, or read whole for a push to a store that lost the view."""
 keeping = threading.Lock()
 """Held while what was made of rows is kept: see `outdate`."""
 _outdated: Counter[tuple[Path, str]] = Counter()

@@ -37,7 +37,6 @@ from cellwork_hub.platform import (
     feature_online,
     feature_queue,
     feature_tables,
-    feature_worker,
 )
 from cellwork_hub.platform.feature_online import opened
 from cellwork_hub.platform.feature_queue import Claim
@@ -99,7 +98,7 @@ def _offer(state: State, project: str, name: str, revision: int, batch: Batch) -
             rows = pipeline.select_rows(view, keys, prepared)
         written = store.write(name, revision, keys, rows) if rows.height else 0
         if active is None:
-            with feature_worker.working:
+            with feature_tables.writing:
                 feature_online.serve(state, store, Claim("", project, name, revision, ""), view, keys)
     return written
 

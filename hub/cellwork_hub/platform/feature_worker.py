@@ -32,7 +32,7 @@ from cellwork_hub.platform.state import State
 
 log = logging.getLogger("cellwork.features")
 working = threading.Lock()
-"""Held while a run is executed, or a lost view filled for a push; an erasure holds it to be alone with the feature rows."""
+"""Held while a run is executed; an erasure holds it to be alone with the feature rows."""
 IDLE_SECONDS = 0.2
 DUE_SECONDS = 1.0
 """How often schedules are looked at."""

@@ -28,7 +28,6 @@ from cellwork_hub.platform import (
     feature_proposals,
     feature_queue,
     feature_tables,
-    feature_worker,
 )
 from cellwork_hub.platform.feature_definitions import definitions
 from cellwork_hub.platform.feature_online import opened
@@ -80,7 +79,7 @@ def push(state: State, call: Call, view_name: str, request: PushRequest) -> int:
             store.write(view.name, revision, keys, typed)
             active = store.active(view.name)
             if active is None:
-                with feature_worker.working:
+                with feature_tables.writing:
                     feature_online.serve(state, store, claim, view, keys)
             elif active != revision:
                 feature_online.serve(state, store, claim, view, keys)

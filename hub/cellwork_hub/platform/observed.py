@@ -16,7 +16,7 @@ from datetime import datetime
 import msgspec
 import polars as pl
 
-from cellwork.errors import BadInput, near_miss
+from cellwork.errors import BadInput, Refused, near_miss
 from cellwork.features import history, references
 from cellwork.wire.batches import Batch
 from cellwork.wire.datasets import Coverage
@@ -152,7 +152,12 @@ def _sealed_values(state: State, made: Plan, label: Label) -> pl.DataFrame:
     holdouts = {batch.sealed for batch in made.batches}
     kept = [batch for batch in batches.current(state, made.definitions.project, source) if batch.sealed in holdouts]
     readable = _values(state, made, label).drop_nulls(label.name)
-    return _values(state, made, label, kept, sealed=True).join(readable, on="_id", how="anti")
+    try:
+        hidden = _values(state, made, label, kept, sealed=True)
+    except BadInput:  # DuckDB quotes what it can't read
+        verdict = "can't be made of the sealed rows; what is wrong there is told to nobody"
+        raise Refused("label", label.name, verdict, "write its SQL so that it takes any row") from None
+    return hidden.join(readable, on="_id", how="anti")
 
 
 def _with_label(state: State, made: Plan, label: Label, found: pl.DataFrame, *, sealed: bool) -> pl.DataFrame:

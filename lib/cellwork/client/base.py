@@ -190,8 +190,8 @@ class Connection:
         while True:
             response = self.raw(service, "GET", path, cursor=cursor, **query)
             yield from msgspec.json.decode(response.content, type=list[row])  # type: ignore[valid-type]
-            cursor = response.headers.get("x-next-cursor", "")
-            if not cursor:
+            before, cursor = cursor, response.headers.get("x-next-cursor", "")
+            if cursor in ("", before):
                 return
 
 

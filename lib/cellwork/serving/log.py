@@ -197,7 +197,7 @@ class PredictionLog:
         return _prediction(dict(row))
 
     def seen(self, deployment: str, route: str, since: datetime) -> Seen:
-        """Return what a deployment answered by `route` since then: all counted, the newest `SEEN_ROWS` looked at, of each unit one score."""
+        """Return what a deployment answered by `route` since then: all counted, the newest `SEEN_ROWS` looked at, of each unit every score once."""
         import numpy as np
         from sqlalchemy import text
 
@@ -216,8 +216,10 @@ class PredictionLog:
             if self.archive and mark:
                 old, by_others, before = self.archive.seen(db, deployment, route, start, SEEN_ROWS - len(rows))
                 answered, failed, rows = answered + old, failed + by_others, rows + before
-        scores = {_whose(*of): score for _, score, *of in reversed(rows) if score is not None}
-        return Seen(answered, failed, np.array([row[0] for row in rows]) / 1000, np.array(list(scores.values())))
+        scores = dict.fromkeys((score, _whose(*of)) for _, score, *of in rows if score is not None)
+        return Seen(
+            answered, failed, np.array([row[0] for row in rows]) / 1000, np.array([score for score, _ in scores])
+        )
 
     def _mark(self, db: Connection) -> int:
         return self.archive.mark(db) if self.archive else 0

@@ -25,7 +25,9 @@ SLOW_MS = 10.0
 """A version that is slower by less than this is not slow, however quick the other one is."""
 SURE = 1e-4
 """The chance of a wrong verdict by one look at scores of versions that do not differ."""
-LEAST_SCORES = 100
+LEAST_TIMES = 100
+LEAST_SCORES = 20
+"""Different answers of both versions; fewer say hardly anything, however far apart."""
 QUANTILE = 0.95
 
 
@@ -38,7 +40,7 @@ class Seen:
     """Requests that it should have answered and another one did."""
     milliseconds: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     scores: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    """The newest of each unit: one that asks again and again says no more than one that asks once."""
+    """Of each unit every score once: one that asks the same again and again says no more than one that asks once."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,9 @@ def judge(rollout: Rollout, canary: Seen, live: Seen, stage: Seen, now: datetime
         return Verdict("wait", f"{left:.0f} s are left of this stage, {stage.answered} requests answered")
     if missing > 0:
         return Verdict("wait", f"waits for {missing} more requests of {rollout.least}")
-    return Verdict(
-        "on", f"{stage.answered} requests answered, {stage.failed} failed, scores and times as the live version's"
-    )
+    few = min(len(canary.scores), len(live.scores))
+    scores = "scores and times" if few >= LEAST_SCORES else f"{few} scores are too few to compare, times"
+    return Verdict("on", f"{stage.answered} requests answered, {stage.failed} failed, {scores} as the live version's")
 
 
 def _fails(rollout: Rollout, canary: Seen, live: Seen) -> str:
@@ -74,7 +76,7 @@ def _fails(rollout: Rollout, canary: Seen, live: Seen) -> str:
 
 
 def _slow(rollout: Rollout, canary: Seen, live: Seen) -> str:
-    if min(len(canary.milliseconds), len(live.milliseconds)) < LEAST_SCORES:
+    if min(len(canary.milliseconds), len(live.milliseconds)) < LEAST_TIMES:
         return ""
     ours, theirs = (float(np.quantile(seen.milliseconds, QUANTILE)) for seen in (canary, live))
     most = max(rollout.slower * theirs, theirs + SLOW_MS)
