@@ -221,14 +221,15 @@ def test_rows_of_the_subject_in_a_dataset_are_empty_in_their_place_and_all_other
     assert [p.what for p in client.batches.erasures("shop")[1].rewritten] == ["prepared rows and snapshots"]
 
 
+TRAINING = DatasetRequest(
+    project="shop", name="training", observations="visits", features=["of_user"], start=DAY, end=DAY + timedelta(days=2), labels=False
+)  # fmt: skip
+
+
 def test_a_dataset_that_was_read_before_an_erasure_is_not_stored_after_it(client: Client, state: State) -> None:
     filled(state, client)
     work(state)
-    request = DatasetRequest(
-        project="shop", name="training", observations="visits", features=["of_user"], start=DAY, end=DAY + timedelta(days=2),
-        labels=False,
-    )  # fmt: skip
-    asked = datasets.planned(state, request)
+    asked = datasets.planned(state, TRAINING)
     rows = datasets.observations(state, asked)
     assert WHO in rows["user"]
     client.batches.erase("shop", WHO, "asked for it")
@@ -237,18 +238,14 @@ def test_a_dataset_that_was_read_before_an_erasure_is_not_stored_after_it(client
     assert traces(state) == []
     assert (
         WHO
-        not in pl.read_parquet(state.home.dataset(datasets.build(state, call(), request).id) / "data.parquet")["user"]
+        not in pl.read_parquet(state.home.dataset(datasets.build(state, call(), TRAINING).id) / "data.parquet")["user"]
     )
 
 
 def test_an_erasure_that_took_nothing_lets_what_is_being_built_be_stored(client: Client, state: State) -> None:
     filled(state, client)
     work(state)
-    request = DatasetRequest(
-        project="shop", name="training", observations="visits", features=["of_user"], start=DAY, end=DAY + timedelta(days=2),
-        labels=False,
-    )  # fmt: skip
-    asked = datasets.planned(state, request)
+    asked = datasets.planned(state, TRAINING)
     rows = datasets.observations(state, asked)
     assert client.batches.erase("shop", "nobody-here", "asked for it").rows == {}
     assert datasets.make(state, call(), asked, rows).rows == rows.height

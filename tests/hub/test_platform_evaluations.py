@@ -283,12 +283,16 @@ def widely() -> Definitions:
     return wanted
 
 
-def test_a_champion_of_a_view_that_is_gone_or_not_made_yet_does_not_stop_its_successor(world: World) -> None:
+def champion_of_a_view_that_goes(world: World, name: str) -> None:
     with defined(world, widely()):
-        dataset, frame = world.build(name="wide", features=["lately", "widely"])
-        old = world.register("outlived", [*GOOD, "widely__delay"], frame, dataset=dataset)
-        world.evaluate("outlived", old)
-        world.promote("outlived", old)
+        dataset, frame = world.build(name=f"wide-{name}", features=["lately", "widely"])
+        version = world.register(name, [*GOOD, "widely__delay"], frame, dataset=dataset)
+        world.evaluate(name, version)
+        world.promote(name, version)
+
+
+def test_a_champion_of_a_view_that_is_gone_or_not_made_yet_does_not_stop_its_successor(world: World) -> None:
+    champion_of_a_view_that_goes(world, "outlived")
     new = world.register("outlived", GOOD)
     before = questions(world)
     found = world.evaluate("outlived", new)
@@ -430,11 +434,7 @@ def test_a_version_is_not_compared_with_a_champion_that_learned_another_truth(ma
 
 
 def test_a_champion_of_another_truth_that_is_gone_is_not_compared_by_intervals_either(mail: World) -> None:
-    with defined(mail, widely()):
-        dataset, frame = mail.build(name="wide-apart", features=["lately", "widely"])
-        old = mail.register("parted", [*GOOD, "widely__delay"], frame, dataset=dataset)
-        mail.evaluate("parted", old)
-        mail.promote("parted", old)
+    champion_of_a_view_that_goes(mail, "parted")
     with defined(mail, labelled("complained")):
         dataset, frame = mail.build(name="by-parted", label="complained")
         version = mail.register("parted", GOOD, frame, dataset=dataset)
